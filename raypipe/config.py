@@ -1,0 +1,502 @@
+"""What an experiment is: frozen dataclasses, read from YAML, checked in one place.
+
+Every field says what it means in its metadata, which is where ``--help`` takes it from. Unknown keys,
+values of a wrong type and values out of range raise ``ConfigError`` with the field's dotted name.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import yaml
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+Component = Literal["flow", "denoiser", "diffusion"]
+COMPONENTS: tuple[Component, ...] = ("flow", "denoiser", "diffusion")
+
+
+class ConfigError(ValueError):
+    """Bad input to an experiment: one line that names the field, the rule and the value."""
+
+
+def option(default: Any, text: str) -> Any:
+    """A field with its one-line meaning; a list or dict default becomes a fresh copy per instance."""
+    if isinstance(default, list | dict):
+        return field(default_factory=lambda: type(default)(default), metadata={"help": text})
+    return field(default=default, metadata={"help": text})
+
+
+def section(cls: type) -> Any:
+    return field(default_factory=cls)
+
+
+def require(ok: bool, name: str, rule: str, value: object) -> None:
+    if not ok:
+        raise ConfigError(f"{name}: must be {rule}, not {value!r}")
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Which videos, and how clips are cut out of them."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    name: str = option("demo", "the dataset's name; `demo` is simulated on first use")
+    root: str | None = option(None, "folder of shards with train/ val/ test/ below; none: <storage>/datasets/<name>")
+    image_size: int = option(64, "frames are squares of this many pixels")
+    frame_stride: int = option(1, "take every k-th frame; one frame interval is then k video frames")
+    num_frames: int = option(12, "frames of a clip that is forecast: the given ones and the predicted ones")
+    horizontal_flip: bool = option(False, "flip half of the training clips; needs latents.mode: off")
+    color_jitter: bool = option(False, "jitter the colours of training clips; needs latents.mode: off")
+
+    def __post_init__(self) -> None:
+        require(bool(re.fullmatch(r"[\w.-]+", self.name)), "dataset.name", "letters, digits, '.', '_', '-'", self.name)
+        require(
+            self.image_size >= 16 and self.image_size % 8 == 0,
+            "dataset.image_size",
+            "a multiple of 8 from 16 on",
+            self.image_size,
+        )
+        require(self.frame_stride >= 1, "dataset.frame_stride", "at least 1", self.frame_stride)
+
+
+@dataclass(frozen=True)
+class Demo:
+    """The simulated dataset: how many clips, and how hard they are to foresee."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    train_clips: int = option(400, "clips of the training split")
+    val_clips: int = option(64, "clips of the validation split")
+    test_clips: int = option(128, "clips of the test split")
+    clip_frames: int = option(24, "frames a clip")
+    kick_probability: float = option(0.03, "chance that a body is kicked in a frame")
+    seed: int = option(0, "seed of the simulation")
+
+    def __post_init__(self) -> None:
+        for name in ("train_clips", "val_clips", "test_clips", "clip_frames"):
+            require(getattr(self, name) >= 1, f"demo.{name}", "at least 1", getattr(self, name))
+        require(0 <= self.kick_probability <= 1, "demo.kick_probability", "from 0 to 1", self.kick_probability)
+
+
+@dataclass(frozen=True)
+class Autoencoder:
+    """The network between frames and latents, and its training."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    type: Literal["conv", "vqvae"] = option("conv", "`conv`: small, for the demo; `vqvae`: the published one")
+    path: str | None = option(None, "folder of a trained autoencoder; none: train one")
+    channels: int = option(4, "channels of a latent frame")
+    width: int = option(32, "channels of the first layer (conv)")
+    num_embeddings: int = option(8192, "codes of the quantizer (vqvae)")
+    steps: int = option(2000, "training steps")
+    batch_size: int = option(8, "frames a step, over all workers")
+    learning_rate: float = option(2e-3, "peak learning rate")
+    weight_decay: float = option(0.0, "AdamW's weight decay")
+    foreground_weight: float = option(3.0, "weight of pixels that differ from the clip's median frame; 1: all alike")
+    symmetries: bool = option(True, "train on flips and transposes too")
+
+    def __post_init__(self) -> None:
+        for name in ("channels", "width", "num_embeddings", "steps", "batch_size"):
+            require(getattr(self, name) >= 1, f"autoencoder.{name}", "at least 1", getattr(self, name))
+        require(self.learning_rate > 0, "autoencoder.learning_rate", "above 0", self.learning_rate)
+        require(self.foreground_weight >= 1, "autoencoder.foreground_weight", "at least 1", self.foreground_weight)
+
+
+@dataclass(frozen=True)
+class Latents:
+    """Whether the components train on frames encoded once, or encoded anew every step."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    mode: Literal["cache", "off"] = option("cache", "`cache`: encode every frame once; `off`: encode on the fly")
+
+    @classmethod
+    def from_yaml(cls, value: object) -> object:
+        """`latents: off` (which YAML reads as false) and `latents: cache` are short for the mode."""
+        return {"mode": "off"} if value is False else {"mode": value} if isinstance(value, str) else value
+
+
+@dataclass(frozen=True)
+class Model:
+    """The network that flow, denoiser and diffusion share."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    num_input_frames: int = option(4, "K: latent frames in the state")
+    inner_dim: int = option(64, "width of a token")
+    depth: int = option(1, "blocks before the middle, and after it")
+    mid_depth: int = option(1, "blocks in the middle")
+    num_heads: int = option(2, "attention heads")
+    out_norm: Literal["ln", "bn"] = option("ln", "norm of the head: LayerNorm or BatchNorm")
+    dropout: float = option(0.0, "dropout in the blocks")
+    time_input: bool = option(True, "flow and diffusion see the position u inside the frame interval")
+    logit_range: tuple[float, float] = option((-9.0, 1.0), "range of log g")
+
+    def __post_init__(self) -> None:
+        for name in ("num_input_frames", "inner_dim", "depth", "mid_depth", "num_heads"):
+            require(getattr(self, name) >= 1, f"model.{name}", "at least 1", getattr(self, name))
+        heads_rule = f"even and a multiple of model.num_heads ({self.num_heads})"
+        require(
+            self.inner_dim % 2 == 0 and self.inner_dim % self.num_heads == 0,
+            "model.inner_dim",
+            heads_rule,
+            self.inner_dim,
+        )
+        require(0 <= self.dropout < 1, "model.dropout", "from 0 to below 1", self.dropout)
+        require(self.logit_range[0] < self.logit_range[1], "model.logit_range", "[low, high]", self.logit_range)
+
+
+@dataclass(frozen=True)
+class Sde:
+    """The path between two frames, and what is learnt along it."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    sigma: float = option(1e-7, "width of the path at its end")
+    delta: float = option(1e-3, "floor of the flow's `nll` loss")
+    zero_share: float = option(0.3, "share of draws at u = 0, where the model sees u")
+
+    def __post_init__(self) -> None:
+        require(0 <= self.sigma < 1, "sde.sigma", "from 0 to below 1", self.sigma)
+        require(self.delta > 0, "sde.delta", "above 0", self.delta)
+        require(0 <= self.zero_share <= 1, "sde.zero_share", "from 0 to 1", self.zero_share)
+
+
+@dataclass(frozen=True)
+class Train:
+    """One component's training."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    component: Component = option("flow", "flow, denoiser or diffusion")
+    noise_std: float = option(0.1, "noise level s, in units of a latent channel's standard deviation")
+    loss: Literal["nll", "mse", "regression"] | None = option(
+        None, "flow: nll or mse; diffusion: nll or regression; none: the published one"
+    )
+    steps: int = option(1500, "training steps")
+    batch_size: int = option(16, "windows a step, over all workers")
+    learning_rate: float = option(3e-3, "peak learning rate")
+    weight_decay: float = option(5e-6, "AdamW's weight decay")
+    schedule: Literal["cosine", "sqrt"] = option("cosine", "decay after the warm-up: cosine to 0, or 1/sqrt(step)")
+    warmup_steps: int = option(75, "steps of linear warm-up")
+    clip_norm: float = option(1.0, "gradients are clipped to this norm")
+    checkpoint_every: int = option(250, "steps between checkpoints")
+    random_seed: int = option(0, "seed of weights, windows and noise")
+    num_workers: int = option(1, "Ray Train workers")
+    max_failures: int = option(3, "worker failures a run survives")
+    compile: bool = option(False, "torch.compile the network")
+    flow: str | None = option(None, "run or trial name of the flow that a diffusion is trained on")
+
+    def __post_init__(self) -> None:
+        require(self.noise_std >= 0, "train.noise_std", "at least 0", self.noise_std)
+        for name in ("steps", "batch_size", "checkpoint_every", "num_workers"):
+            require(getattr(self, name) >= 1, f"train.{name}", "at least 1", getattr(self, name))
+        for name in ("warmup_steps", "max_failures", "random_seed"):
+            require(getattr(self, name) >= 0, f"train.{name}", "at least 0", getattr(self, name))
+        require(self.learning_rate > 0, "train.learning_rate", "above 0", self.learning_rate)
+        require(self.clip_norm > 0, "train.clip_norm", "above 0", self.clip_norm)
+        require(
+            self.batch_size % self.num_workers == 0,
+            "train.batch_size",
+            f"a multiple of train.num_workers ({self.num_workers})",
+            self.batch_size,
+        )
+        choices = LOSSES[self.component]
+        require(
+            self.loss is None or self.loss in choices,
+            "train.loss",
+            f"{' or '.join(choices)} for a {self.component}" if choices else f"left out for a {self.component}",
+            self.loss,
+        )
+
+
+LOSSES: Mapping[Component, tuple[str, ...]] = {
+    "flow": ("nll", "mse"),
+    "denoiser": (),
+    "diffusion": ("regression", "nll"),
+}
+"""The loss choices of each component, the published one first; a denoiser has just one loss."""
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One searched axis: a list of choices, or a range."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    choices: list[Any] | None = option(None, "the values to choose from")
+    low: float | None = option(None, "lower end of a range")
+    high: float | None = option(None, "upper end of a range")
+    log: bool = option(False, "draw from the range on a log scale")
+    zero: bool = option(False, "0 belongs to the range too, below its lower end")
+
+    def __post_init__(self) -> None:
+        is_range = self.low is not None and self.high is not None
+        require(bool(self.choices) != is_range, "search axis", "either `choices` or `low` and `high`", self.choices)
+        if self.low is not None and self.high is not None:
+            require(self.low < self.high, "search axis: low", f"below high ({self.high})", self.low)
+            require(not self.log or self.low > 0, "search axis: low", "above 0 on a log scale", self.low)
+
+
+def _noise_axis() -> Axis:
+    return Axis(low=0.01, high=0.4, log=True, zero=True)
+
+
+@dataclass(frozen=True)
+class Search:
+    """The hyperparameter search of one stage after the other."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    flow_trials: int = option(8, "trials of the flow stage")
+    denoiser_trials: int = option(4, "trials of the denoiser stage")
+    diffusion_trials: int = option(6, "trials of the diffusion stage")
+    flow_steps: int = option(900, "training steps of a flow trial that is not stopped")
+    denoiser_steps: int = option(400, "training steps of a denoiser trial that is not stopped")
+    diffusion_steps: int = option(400, "training steps of a diffusion trial that is not stopped")
+    rungs: int = option(2, "rungs of ASHA; 1: no trial is stopped early")
+    reduction_factor: int = option(3, "ASHA keeps the best 1/k of a rung")
+    top_k: int = option(2, "trials that a stage hands on, besides the best of each loss")
+    finalist_seeds: int = option(3, "seeds with which a stage's finalists are trained again")
+    cpus_per_trial: int = option(1, "CPUs, and torch threads, of a trial")
+    gpus_per_trial: float = option(0.0, "GPUs of a trial; a fraction shares one")
+    workers_per_trial: int = option(1, "Train workers of a trial; from 2 on a trial is a TorchTrainer")
+    max_concurrent: int | None = option(None, "trials at once; none: as many as the cluster's resources allow")
+    seed: int = option(0, "seed of the sampler")
+    flow: dict[str, Axis] = field(
+        default_factory=lambda: {
+            "train.noise_std": _noise_axis(),
+            "train.loss": Axis(choices=["nll", "mse"]),
+            "model.time_input": Axis(choices=[False, True]),
+            "train.learning_rate": Axis(low=1e-3, high=5e-3, log=True),
+        },
+        metadata={"help": "the flow's axes, by dotted field name"},
+    )
+    denoiser: dict[str, Axis] = field(
+        default_factory=lambda: {
+            "train.noise_std": Axis(low=0.03, high=0.4, log=True),
+            "train.learning_rate": Axis(low=1e-3, high=4e-3, log=True),
+        },
+        metadata={"help": "the denoiser's axes"},
+    )
+    diffusion: dict[str, Axis] = field(
+        default_factory=lambda: {
+            "train.noise_std": _noise_axis(),
+            "train.loss": Axis(choices=["regression", "nll"]),
+            "model.time_input": Axis(choices=[False, True]),
+            "train.learning_rate": Axis(low=1e-3, high=4e-3, log=True),
+        },
+        metadata={"help": "the diffusion's axes"},
+    )
+
+    def __post_init__(self) -> None:
+        for f in dataclasses.fields(self):
+            value = getattr(self, f.name)
+            if isinstance(value, int) and not isinstance(value, bool) and f.name != "seed":
+                least = 2 if f.name == "reduction_factor" else 1
+                require(value >= least, f"search.{f.name}", f"at least {least}", value)
+        require(self.gpus_per_trial >= 0, "search.gpus_per_trial", "at least 0", self.gpus_per_trial)
+
+    def trials(self, component: Component) -> int:
+        return cast(int, getattr(self, f"{component}_trials"))
+
+    def steps(self, component: Component) -> int:
+        return cast(int, getattr(self, f"{component}_steps"))
+
+    def axes(self, component: Component) -> dict[str, Axis]:
+        return cast("dict[str, Axis]", getattr(self, component))
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The forecasts that trials and combinations are scored on."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    windows: int = option(64, "held-out windows a trial is scored on")
+    fit_windows: int = option(32, "training windows that multipliers and beta are fitted on")
+    horizon: int = option(8, "frames predicted")
+    members: int = option(8, "ensemble members")
+    steps: list[int] = option([1, 2], "integration steps a frame to choose from; the first scores the trials")
+    alphas: list[float] = option([1.0], "denoising magnitudes to choose from")
+    betas: list[float] = option([0.5, 0.75, 1.0, 1.5, 2.0], "diffusion magnitudes to choose from")
+    climatology_members: int = option(16, "training frames in the climatology's ensemble")
+    finalists: int = option(4, "combinations that are decoded and scored in pixels on validation")
+    batch_size: int = option(512, "rollouts (windows x members) integrated at once")
+    seed: int = option(0, "seed of windows and noise; the same for every trial")
+
+    def __post_init__(self) -> None:
+        for name in ("windows", "fit_windows", "horizon", "finalists", "batch_size"):
+            require(getattr(self, name) >= 1, f"evaluation.{name}", "at least 1", getattr(self, name))
+        for name in ("members", "climatology_members"):
+            require(getattr(self, name) >= 2, f"evaluation.{name}", "at least 2", getattr(self, name))
+        require(bool(self.steps) and min(self.steps) >= 1, "evaluation.steps", "one or more counts of 1 on", self.steps)
+        require(bool(self.alphas) and min(self.alphas) >= 0, "evaluation.alphas", "one or more from 0 on", self.alphas)
+        require(bool(self.betas) and min(self.betas) > 0, "evaluation.betas", "one or more above 0", self.betas)
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """All of the above. ``name`` is the folder of its files under the storage root."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    name: str = option("demo", "folder of the experiment under the storage root")
+    dataset: Dataset = section(Dataset)
+    demo: Demo = section(Demo)
+    autoencoder: Autoencoder = section(Autoencoder)
+    latents: Latents = section(Latents)
+    model: Model = section(Model)
+    sde: Sde = section(Sde)
+    train: Train = section(Train)
+    search: Search = section(Search)
+    evaluation: Evaluation = section(Evaluation)
+
+    def __post_init__(self) -> None:
+        require(bool(re.fullmatch(r"[\w.-]+", self.name)), "name", "letters, digits, '.', '_', '-'", self.name)
+        augmented = self.dataset.horizontal_flip or self.dataset.color_jitter
+        require(not augmented or self.latents.mode == "off", "latents.mode", "off with augmentation", self.latents.mode)
+        require(
+            self.dataset.num_frames > self.model.num_input_frames,
+            "dataset.num_frames",
+            f"above model.num_input_frames ({self.model.num_input_frames})",
+            self.dataset.num_frames,
+        )
+        require(
+            self.evaluation.horizon <= self.dataset.num_frames - self.model.num_input_frames,
+            "evaluation.horizon",
+            f"at most dataset.num_frames - model.num_input_frames "
+            f"({self.dataset.num_frames - self.model.num_input_frames})",
+            self.evaluation.horizon,
+        )
+        for component in COMPONENTS:
+            for name in self.search.axes(component):
+                known = dict(field_names())
+                if name not in known:
+                    raise ConfigError(f"search.{component}: unknown field {name!r}{nearest(name, known)}")
+
+
+def field_names(cls: type = Experiment, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field[Any]]]:
+    """The dotted name and the dataclass field of every leaf."""
+    hints = _hints(cls)
+    for f in dataclasses.fields(cls):
+        hint = hints[f.name]
+        if dataclasses.is_dataclass(hint):
+            yield from field_names(cast(type, hint), f"{prefix}{f.name}.")
+        else:
+            yield f"{prefix}{f.name}", f
+
+
+@cache
+def _hints(cls: type) -> dict[str, Any]:
+    from typing import get_type_hints
+
+    return get_type_hints(cls)
+
+
+@cache
+def _adapter() -> TypeAdapter[Experiment]:
+    return TypeAdapter(Experiment)
+
+
+def nearest(name: str, known: Iterator[str] | Mapping[str, Any] | Sequence[str]) -> str:
+    """`; did you mean 'x'?`, or the empty string if nothing is near."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def _known_at(path: Sequence[str | int]) -> list[str]:
+    """Names of the fields beside the last part of `path`."""
+    cls: Any = Experiment
+    for part in path[:-1]:
+        hint = _hints(cls).get(str(part)) if dataclasses.is_dataclass(cls) else Axis
+        cls = hint if dataclasses.is_dataclass(hint) else Axis
+    return [f.name for f in dataclasses.fields(cls)]
+
+
+def from_dict(tree: Mapping[str, Any], source: str = "config") -> Experiment:
+    """Validate a nested dict. ConfigError names `source`, the field, the rule and the value."""
+    tree = dict(tree)
+    if "latents" in tree:
+        tree["latents"] = Latents.from_yaml(tree["latents"])
+    try:
+        return _adapter().validate_python(tree)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "unexpected_keyword_argument":
+            raise ConfigError(
+                f"{source}: unknown key {where!r}{nearest(where.split('.')[-1], _known_at(first['loc']))}"
+            ) from None
+        if first["type"] == "value_error":
+            raise ConfigError(f"{source}: {first['ctx']['error']}") from None
+        message = first["msg"][0].lower() + first["msg"][1:]
+        raise ConfigError(f"{source}: {where}: {message}, not {first['input']!r}") from None
+
+
+def to_dict(experiment: Any) -> dict[str, Any]:
+    """Plain types only, as YAML and JSON take them."""
+    return cast("dict[str, Any]", _plain(dataclasses.asdict(experiment)))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def override(tree: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of a nested dict with fields replaced by dotted name; unknown names are left to `from_dict`."""
+    result = cast("dict[str, Any]", _plain(tree))
+    axes = {f"search.{component}" for component in COMPONENTS}
+    for name, value in values.items():
+        node = result
+        *parents, leaf = name.split(".")
+        for parent in parents:
+            node[parent] = node.get(parent) if isinstance(node.get(parent), dict) else {}
+            node = node[parent]
+        if name in axes and isinstance(value, Mapping):
+            value = dict(value)
+        node[leaf] = value
+    return result
+
+
+def replace(experiment: Experiment, **values: Any) -> Experiment:
+    """`replace(e, **{"train.noise_std": 0.3})`: a validated copy."""
+    return from_dict(override(to_dict(experiment), values), source="override")
+
+
+def parse_value(text: str) -> Any:
+    """A command-line value as YAML reads it, with 1e-3 as a number."""
+    try:
+        return float(text) if re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", text) else yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+
+
+def load(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Experiment:
+    """Read and validate a YAML file.
+
+    Raises ConfigError for a file that is missing, is not YAML or does not describe an experiment.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such config file; the built-in ones are in experiments/configs")
+    try:
+        tree = yaml.safe_load(path.read_text()) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not YAML ({str(error).splitlines()[0]})") from None
+    if not isinstance(tree, Mapping):
+        raise ConfigError(f"{path}: must be a mapping of sections, not {type(tree).__name__}")
+    if "latents" in tree:
+        tree = {**tree, "latents": Latents.from_yaml(tree["latents"])}
+    return from_dict(override(tree, overrides or {}), source=str(path))
