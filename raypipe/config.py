@@ -9,11 +9,11 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_type_hints
 
 import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -42,11 +42,20 @@ def require(ok: bool, name: str, rule: str, value: object) -> None:
         raise ConfigError(f"{name}: must be {rule}, not {value!r}")
 
 
-@dataclass(frozen=True)
-class Dataset:
-    """Which videos, and how clips are cut out of them."""
+class Section:
+    """Base of the dataclasses below: no unknown keys, no nan or inf."""
 
-    __pydantic_config__ = ConfigDict(extra="forbid")
+    __pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+def require_least(least: int, values: Section, prefix: str, *names: str) -> None:
+    for name in names:
+        require(getattr(values, name) >= least, f"{prefix}.{name}", f"at least {least}", getattr(values, name))
+
+
+@dataclass(frozen=True)
+class Dataset(Section):
+    """Which videos, and how clips are cut out of them."""
 
     name: str = option("demo", "the dataset's name; `demo` is simulated on first use")
     root: str | None = option(None, "folder of shards with train/ val/ test/ below; none: <storage>/datasets/<name>")
@@ -58,20 +67,14 @@ class Dataset:
 
     def __post_init__(self) -> None:
         require(bool(re.fullmatch(r"[\w.-]+", self.name)), "dataset.name", "letters, digits, '.', '_', '-'", self.name)
-        require(
-            self.image_size >= 16 and self.image_size % 8 == 0,
-            "dataset.image_size",
-            "a multiple of 8 from 16 on",
-            self.image_size,
-        )
+        size = self.image_size
+        require(size >= 16 and size % 8 == 0, "dataset.image_size", "a multiple of 8 from 16 on", size)
         require(self.frame_stride >= 1, "dataset.frame_stride", "at least 1", self.frame_stride)
 
 
 @dataclass(frozen=True)
-class Demo:
+class Demo(Section):
     """The simulated dataset: how many clips, and how hard they are to foresee."""
-
-    __pydantic_config__ = ConfigDict(extra="forbid")
 
     train_clips: int = option(400, "clips of the training split")
     val_clips: int = option(64, "clips of the validation split")
@@ -81,16 +84,13 @@ class Demo:
     seed: int = option(0, "seed of the simulation")
 
     def __post_init__(self) -> None:
-        for name in ("train_clips", "val_clips", "test_clips", "clip_frames"):
-            require(getattr(self, name) >= 1, f"demo.{name}", "at least 1", getattr(self, name))
+        require_least(1, self, "demo", "train_clips", "val_clips", "test_clips", "clip_frames")
         require(0 <= self.kick_probability <= 1, "demo.kick_probability", "from 0 to 1", self.kick_probability)
 
 
 @dataclass(frozen=True)
-class Autoencoder:
+class Autoencoder(Section):
     """The network between frames and latents, and its training."""
-
-    __pydantic_config__ = ConfigDict(extra="forbid")
 
     type: Literal["conv", "vqvae"] = option("conv", "`conv`: small, for the demo; `vqvae`: the published one")
     path: str | None = option(None, "folder of a trained autoencoder; none: train one")
@@ -105,17 +105,14 @@ class Autoencoder:
     symmetries: bool = option(True, "train on flips and transposes too")
 
     def __post_init__(self) -> None:
-        for name in ("channels", "width", "num_embeddings", "steps", "batch_size"):
-            require(getattr(self, name) >= 1, f"autoencoder.{name}", "at least 1", getattr(self, name))
+        require_least(1, self, "autoencoder", "channels", "width", "num_embeddings", "steps", "batch_size")
         require(self.learning_rate > 0, "autoencoder.learning_rate", "above 0", self.learning_rate)
         require(self.foreground_weight >= 1, "autoencoder.foreground_weight", "at least 1", self.foreground_weight)
 
 
 @dataclass(frozen=True)
-class Latents:
+class Latents(Section):
     """Whether the components train on frames encoded once, or encoded anew every step."""
-
-    __pydantic_config__ = ConfigDict(extra="forbid")
 
     mode: Literal["cache", "off"] = option("cache", "`cache`: encode every frame once; `off`: encode on the fly")
 
@@ -126,10 +123,8 @@ class Latents:
 
 
 @dataclass(frozen=True)
-class Model:
+class Model(Section):
     """The network that flow, denoiser and diffusion share."""
-
-    __pydantic_config__ = ConfigDict(extra="forbid")
 
     num_input_frames: int = option(4, "K: latent frames in the state")
     inner_dim: int = option(64, "width of a token")
@@ -142,24 +137,17 @@ class Model:
     logit_range: tuple[float, float] = option((-9.0, 1.0), "range of log g")
 
     def __post_init__(self) -> None:
-        for name in ("num_input_frames", "inner_dim", "depth", "mid_depth", "num_heads"):
-            require(getattr(self, name) >= 1, f"model.{name}", "at least 1", getattr(self, name))
-        heads_rule = f"even and a multiple of model.num_heads ({self.num_heads})"
-        require(
-            self.inner_dim % 2 == 0 and self.inner_dim % self.num_heads == 0,
-            "model.inner_dim",
-            heads_rule,
-            self.inner_dim,
-        )
+        require_least(1, self, "model", "num_input_frames", "inner_dim", "depth", "mid_depth", "num_heads")
+        width, heads = self.inner_dim, self.num_heads
+        rule = f"even and a multiple of model.num_heads ({heads})"
+        require(width % 2 == 0 and width % heads == 0, "model.inner_dim", rule, width)
         require(0 <= self.dropout < 1, "model.dropout", "from 0 to below 1", self.dropout)
         require(self.logit_range[0] < self.logit_range[1], "model.logit_range", "[low, high]", self.logit_range)
 
 
 @dataclass(frozen=True)
-class Sde:
+class Sde(Section):
     """The path between two frames, and what is learnt along it."""
-
-    __pydantic_config__ = ConfigDict(extra="forbid")
 
     sigma: float = option(1e-7, "width of the path at its end")
     delta: float = option(1e-3, "floor of the flow's `nll` loss")
@@ -172,10 +160,8 @@ class Sde:
 
 
 @dataclass(frozen=True)
-class Train:
+class Train(Section):
     """One component's training."""
-
-    __pydantic_config__ = ConfigDict(extra="forbid")
 
     component: Component = option("flow", "flow, denoiser or diffusion")
     noise_std: float = option(0.1, "noise level s, in units of a latent channel's standard deviation")
@@ -198,25 +184,15 @@ class Train:
 
     def __post_init__(self) -> None:
         require(self.noise_std >= 0, "train.noise_std", "at least 0", self.noise_std)
-        for name in ("steps", "batch_size", "checkpoint_every", "num_workers"):
-            require(getattr(self, name) >= 1, f"train.{name}", "at least 1", getattr(self, name))
-        for name in ("warmup_steps", "max_failures", "random_seed"):
-            require(getattr(self, name) >= 0, f"train.{name}", "at least 0", getattr(self, name))
+        require_least(1, self, "train", "steps", "batch_size", "checkpoint_every", "num_workers")
+        require_least(0, self, "train", "warmup_steps", "max_failures", "random_seed")
         require(self.learning_rate > 0, "train.learning_rate", "above 0", self.learning_rate)
         require(self.clip_norm > 0, "train.clip_norm", "above 0", self.clip_norm)
-        require(
-            self.batch_size % self.num_workers == 0,
-            "train.batch_size",
-            f"a multiple of train.num_workers ({self.num_workers})",
-            self.batch_size,
-        )
+        rule = f"a multiple of train.num_workers ({self.num_workers})"
+        require(self.batch_size % self.num_workers == 0, "train.batch_size", rule, self.batch_size)
         choices = LOSSES[self.component]
-        require(
-            self.loss is None or self.loss in choices,
-            "train.loss",
-            f"{' or '.join(choices)} for a {self.component}" if choices else f"left out for a {self.component}",
-            self.loss,
-        )
+        rule = f"{' or '.join(choices) or 'left out'} for a {self.component}"
+        require(self.loss is None or self.loss in choices, "train.loss", rule, self.loss)
 
 
 LOSSES: Mapping[Component, tuple[str, ...]] = {
@@ -228,10 +204,8 @@ LOSSES: Mapping[Component, tuple[str, ...]] = {
 
 
 @dataclass(frozen=True)
-class Axis:
+class Axis(Section):
     """One searched axis: a list of choices, or a range."""
-
-    __pydantic_config__ = ConfigDict(extra="forbid")
 
     choices: list[Any] | None = option(None, "the values to choose from")
     low: float | None = option(None, "lower end of a range")
@@ -240,11 +214,16 @@ class Axis:
     zero: bool = option(False, "0 belongs to the range too, below its lower end")
 
     def __post_init__(self) -> None:
-        is_range = self.low is not None and self.high is not None
-        require(bool(self.choices) != is_range, "search axis", "either `choices` or `low` and `high`", self.choices)
+        given = [name for name in ("choices", "low", "high") if getattr(self, name) is not None]
+        require(given in (["choices"], ["low", "high"]), "axis", "either `choices` or `low` and `high`", given)
+        require(self.choices != [], "axis.choices", "one value or more", self.choices)
         if self.low is not None and self.high is not None:
-            require(self.low < self.high, "search axis: low", f"below high ({self.high})", self.low)
-            require(not self.log or self.low > 0, "search axis: low", "above 0 on a log scale", self.low)
+            require(self.low < self.high, "axis.low", f"below high ({self.high})", self.low)
+            require(not self.log or self.low > 0, "axis.low", "above 0 on a log scale", self.low)
+
+    def extremes(self) -> list[Any]:
+        """Values that the field must take, if it is to take all of them."""
+        return [*(self.choices or [self.low, self.high]), *([0] if self.zero else [])]
 
 
 def _noise_axis() -> Axis:
@@ -252,10 +231,8 @@ def _noise_axis() -> Axis:
 
 
 @dataclass(frozen=True)
-class Search:
+class Search(Section):
     """The hyperparameter search of one stage after the other."""
-
-    __pydantic_config__ = ConfigDict(extra="forbid")
 
     flow_trials: int = option(8, "trials of the flow stage")
     denoiser_trials: int = option(4, "trials of the denoiser stage")
@@ -263,6 +240,9 @@ class Search:
     flow_steps: int = option(900, "training steps of a flow trial that is not stopped")
     denoiser_steps: int = option(400, "training steps of a denoiser trial that is not stopped")
     diffusion_steps: int = option(400, "training steps of a diffusion trial that is not stopped")
+    flow_refit_steps: int = option(1500, "training steps of a flow that is handed on")
+    denoiser_refit_steps: int = option(800, "training steps of a denoiser that is handed on")
+    diffusion_refit_steps: int = option(600, "training steps of a diffusion that is handed on")
     rungs: int = option(2, "rungs of ASHA; 1: no trial is stopped early")
     reduction_factor: int = option(3, "ASHA keeps the best 1/k of a rung")
     top_k: int = option(2, "trials that a stage hands on, besides the best of each loss")
@@ -312,15 +292,16 @@ class Search:
     def steps(self, component: Component) -> int:
         return cast(int, getattr(self, f"{component}_steps"))
 
+    def refit_steps(self, component: Component) -> int:
+        return cast(int, getattr(self, f"{component}_refit_steps"))
+
     def axes(self, component: Component) -> dict[str, Axis]:
         return cast("dict[str, Axis]", getattr(self, component))
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class Evaluation(Section):
     """The forecasts that trials and combinations are scored on."""
-
-    __pydantic_config__ = ConfigDict(extra="forbid")
 
     windows: int = option(64, "held-out windows a trial is scored on")
     fit_windows: int = option(32, "training windows that multipliers and beta are fitted on")
@@ -335,20 +316,16 @@ class Evaluation:
     seed: int = option(0, "seed of windows and noise; the same for every trial")
 
     def __post_init__(self) -> None:
-        for name in ("windows", "fit_windows", "horizon", "finalists", "batch_size"):
-            require(getattr(self, name) >= 1, f"evaluation.{name}", "at least 1", getattr(self, name))
-        for name in ("members", "climatology_members"):
-            require(getattr(self, name) >= 2, f"evaluation.{name}", "at least 2", getattr(self, name))
+        require_least(1, self, "evaluation", "windows", "fit_windows", "horizon", "finalists", "batch_size")
+        require_least(2, self, "evaluation", "members", "climatology_members")
         require(bool(self.steps) and min(self.steps) >= 1, "evaluation.steps", "one or more counts of 1 on", self.steps)
         require(bool(self.alphas) and min(self.alphas) >= 0, "evaluation.alphas", "one or more from 0 on", self.alphas)
         require(bool(self.betas) and min(self.betas) > 0, "evaluation.betas", "one or more above 0", self.betas)
 
 
 @dataclass(frozen=True)
-class Experiment:
+class Experiment(Section):
     """All of the above. ``name`` is the folder of its files under the storage root."""
-
-    __pydantic_config__ = ConfigDict(extra="forbid")
 
     name: str = option("demo", "folder of the experiment under the storage root")
     dataset: Dataset = section(Dataset)
@@ -365,22 +342,13 @@ class Experiment:
         require(bool(re.fullmatch(r"[\w.-]+", self.name)), "name", "letters, digits, '.', '_', '-'", self.name)
         augmented = self.dataset.horizontal_flip or self.dataset.color_jitter
         require(not augmented or self.latents.mode == "off", "latents.mode", "off with augmentation", self.latents.mode)
-        require(
-            self.dataset.num_frames > self.model.num_input_frames,
-            "dataset.num_frames",
-            f"above model.num_input_frames ({self.model.num_input_frames})",
-            self.dataset.num_frames,
-        )
-        require(
-            self.evaluation.horizon <= self.dataset.num_frames - self.model.num_input_frames,
-            "evaluation.horizon",
-            f"at most dataset.num_frames - model.num_input_frames "
-            f"({self.dataset.num_frames - self.model.num_input_frames})",
-            self.evaluation.horizon,
-        )
+        frames, given, horizon = self.dataset.num_frames, self.model.num_input_frames, self.evaluation.horizon
+        require(frames > given, "dataset.num_frames", f"above model.num_input_frames ({given})", frames)
+        rule = f"at most dataset.num_frames - model.num_input_frames ({frames - given})"
+        require(horizon <= frames - given, "evaluation.horizon", rule, horizon)
+        known = dict(field_names())
         for component in COMPONENTS:
             for name in self.search.axes(component):
-                known = dict(field_names())
                 if name not in known:
                     raise ConfigError(f"search.{component}: unknown field {name!r}{nearest(name, known)}")
 
@@ -396,10 +364,13 @@ def field_names(cls: type = Experiment, prefix: str = "") -> Iterator[tuple[str,
             yield f"{prefix}{f.name}", f
 
 
+def field_default(f: dataclasses.Field[Any]) -> Any:
+    """The default of a leaf field."""
+    return f.default_factory() if f.default_factory is not dataclasses.MISSING else f.default
+
+
 @cache
 def _hints(cls: type) -> dict[str, Any]:
-    from typing import get_type_hints
-
     return get_type_hints(cls)
 
 
@@ -408,7 +379,7 @@ def _adapter() -> TypeAdapter[Experiment]:
     return TypeAdapter(Experiment)
 
 
-def nearest(name: str, known: Iterator[str] | Mapping[str, Any] | Sequence[str]) -> str:
+def nearest(name: str, known: Iterable[str]) -> str:
     """`; did you mean 'x'?`, or the empty string if nothing is near."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else ""
@@ -418,7 +389,7 @@ def _known_at(path: Sequence[str | int]) -> list[str]:
     """Names of the fields beside the last part of `path`."""
     cls: Any = Experiment
     for part in path[:-1]:
-        hint = _hints(cls).get(str(part)) if dataclasses.is_dataclass(cls) else Axis
+        hint = _hints(cast(type, cls)).get(str(part))
         cls = hint if dataclasses.is_dataclass(hint) else Axis
     return [f.name for f in dataclasses.fields(cls)]
 
@@ -428,17 +399,28 @@ def from_dict(tree: Mapping[str, Any], source: str = "config") -> Experiment:
     tree = dict(tree)
     if "latents" in tree:
         tree["latents"] = Latents.from_yaml(tree["latents"])
+    experiment = _validate(tree, source)
+    plain = to_dict(experiment)
+    for component in COMPONENTS:
+        fixed: dict[str, Any] = {"search": {}, "train.component": component, "train.loss": None}
+        for name, axis in experiment.search.axes(component).items():
+            for value in axis.extremes():
+                _validate(override(plain, {**fixed, name: value}), f"{source}: search.{component}")
+    return experiment
+
+
+def _validate(tree: Mapping[str, Any], source: str) -> Experiment:
     try:
         return _adapter().validate_python(tree)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         if first["type"] == "unexpected_keyword_argument":
-            raise ConfigError(
-                f"{source}: unknown key {where!r}{nearest(where.split('.')[-1], _known_at(first['loc']))}"
-            ) from None
+            hint = nearest(str(first["loc"][-1]), _known_at(first["loc"]))
+            raise ConfigError(f"{source}: unknown key {where!r}{hint}") from None
         if first["type"] == "value_error":
-            raise ConfigError(f"{source}: {first['ctx']['error']}") from None
+            reason = re.sub("^axis", lambda _: where, str(first["ctx"]["error"]))
+            raise ConfigError(f"{source}: {reason}") from None
         message = first["msg"][0].lower() + first["msg"][1:]
         raise ConfigError(f"{source}: {where}: {message}, not {first['input']!r}") from None
 
@@ -457,16 +439,13 @@ def _plain(value: Any) -> Any:
 def override(tree: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
     """A copy of a nested dict with fields replaced by dotted name; unknown names are left to `from_dict`."""
     result = cast("dict[str, Any]", _plain(tree))
-    axes = {f"search.{component}" for component in COMPONENTS}
     for name, value in values.items():
         node = result
         *parents, leaf = name.split(".")
         for parent in parents:
             node[parent] = node.get(parent) if isinstance(node.get(parent), dict) else {}
             node = node[parent]
-        if name in axes and isinstance(value, Mapping):
-            value = dict(value)
-        node[leaf] = value
+        node[leaf] = _plain(value)
     return result
 
 
@@ -475,10 +454,19 @@ def replace(experiment: Experiment, **values: Any) -> Experiment:
     return from_dict(override(to_dict(experiment), values), source="override")
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML that reads 1e-3 as a number, as YAML 1.2 does and the library does not."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+$"), list("+-0123456789")
+)
+
+
 def parse_value(text: str) -> Any:
     """A command-line value as YAML reads it, with 1e-3 as a number."""
     try:
-        return float(text) if re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", text) else yaml.safe_load(text)
+        return yaml.load(text, _Loader)
     except yaml.YAMLError:
         return text
 
@@ -492,7 +480,7 @@ def load(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Experi
     if not path.is_file():
         raise ConfigError(f"{path}: no such config file; the built-in ones are in experiments/configs")
     try:
-        tree = yaml.safe_load(path.read_text()) or {}
+        tree = yaml.load(path.read_text(), _Loader) or {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not YAML ({str(error).splitlines()[0]})") from None
     if not isinstance(tree, Mapping):

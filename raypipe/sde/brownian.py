@@ -21,9 +21,10 @@ def brownian(
     increments = torch.empty(len(windows), members, steps, *shape)
     bridge = torch.empty(len(windows), members, readouts, *shape)
     for row, window in enumerate(windows):
-        increments[row].normal_(generator=_generator(seed, window, frame, 0))
-        if readouts:
-            bridge[row].normal_(generator=_generator(seed, window, frame, 1))
+        grid, between = _generator(seed, window, frame, 0), _generator(seed, window, frame, 1)
+        for member in range(members):  # one fill each: the last values of a fill depend on its length
+            increments[row, member].normal_(generator=grid)
+            bridge[row, member].normal_(generator=between)
     increments *= math.sqrt(1 / steps)
     return Brownian(_time_first(increments), _time_first(bridge))
 

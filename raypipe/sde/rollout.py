@@ -22,13 +22,14 @@ def rollout(
     windows: Sequence[int] | None = None,
     interpolate: int = 1,
     batch_size: int = 512,
+    device: torch.device | None = None,
 ) -> Tensor:
     """Forecasts of `horizon` frames after each context of K latents, [n, K, C, h, w].
 
     One frame interval is integrated in `steps` Euler-Maruyama steps; its last frame joins the window. With
     interpolate = k every interval also yields the frames at 1/k, ..., (k-1)/k of it, before its whole one.
     `windows` are the numbers that the noise of each context is drawn by (their positions, if left out), and
-    at most `batch_size` forecasts are integrated at once. Neither changes the result of any other.
+    at most `batch_size` forecasts are integrated at once, on `device`. Neither changes the result of any other.
 
     Returns [n, members, horizon * interpolate, C, h, w] on the CPU. Members of a deterministic forecast are equal.
     """
@@ -37,7 +38,16 @@ def rollout(
     drawn = members if dynamics.stochastic else 1
     at_once = max(1, batch_size // drawn)
     parts = [
-        _rollout(dynamics, context[i : i + at_once], numbers[i : i + at_once], horizon, steps, drawn, seed, interpolate)
+        _rollout(
+            dynamics,
+            context[i : i + at_once].to(device),
+            numbers[i : i + at_once],
+            horizon,
+            steps,
+            drawn,
+            seed,
+            interpolate,
+        )
         for i in range(0, len(context), at_once)
     ]
     return torch.cat(parts).expand(-1, members, -1, -1, -1, -1)
@@ -67,4 +77,5 @@ def _rollout(
         solution = euler_maruyama(interval.drift, noise, state, driver, steps=steps, readouts=readouts)
         out += [x[:, -shape[0] :].cpu() for x in (*solution.between, solution.end)]
         frames = [*frames[1:], solution.end[:, -shape[0] :]]
-    return torch.stack(out, dim=1).unflatten(0, (len(context), members))
+    rolled = torch.stack(out, dim=1)
+    return rolled.view(len(context), members, *rolled.shape[1:])

@@ -57,10 +57,10 @@ def euler_maruyama(
     h = 1.0 / steps
     between: list[Tensor] = []
     for k in range(steps):
-        t = k * h
+        t, end = k / steps, (k + 1) / steps  # divided, so that every readout falls into exactly one step
         slope = drift(x, t)
         kick = noise(x, t) if noise is not None and brownian is not None else None
-        times = [s - t for s in readouts if t <= s < t + h or (k == steps - 1 and s >= t + h)]
+        times = [s - t for s in readouts if t <= s < end]
         if kick is not None and brownian is not None:
             normals = brownian.bridge[len(between) : len(between) + len(times)]
             paths = brownian_bridge(brownian.increments[k], h, times, normals)

@@ -1,0 +1,9 @@
+"""Search the denoiser stage: `python experiments/tune_denoiser.py [--config C] [--trials N] [--resume]`."""
+
+from functools import partial
+
+from raypipe import cli
+from raypipe.tune import main
+
+if __name__ == "__main__":
+    raise SystemExit(cli.run(partial(main, "denoiser"), "tune_denoiser.py"))

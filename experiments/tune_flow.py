@@ -1,0 +1,9 @@
+"""Search the flow stage: `python experiments/tune_flow.py [--config C] [--trials N] [--resume]`."""
+
+from functools import partial
+
+from raypipe import cli
+from raypipe.tune import main
+
+if __name__ == "__main__":
+    raise SystemExit(cli.run(partial(main, "flow"), "tune_flow.py"))

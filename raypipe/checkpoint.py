@@ -1,0 +1,331 @@
+"""Checkpoints: folders of `model.safetensors` and `config.json`, with `optimizer.safetensors` beside.
+
+`python -m raypipe.checkpoint import` makes such a folder of a published file, `export` goes back
+(`raypipe.published`). Nothing here unpickles anything.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from raypipe import config
+from raypipe.models.autoencoder import Autoencoder, build_network
+from raypipe.models.components import build_component
+
+CONFIG, MODEL, OPTIMIZER, UNUSED = "config.json", "model.safetensors", "optimizer.safetensors", "unused.safetensors"
+PARTS = ("flow", "denoiser", "autoencoder")
+"""Folders inside the folder of an imported file that embeds other networks."""
+
+
+@dataclass(frozen=True)
+class Meta:
+    """What `config.json` says of the weights beside it. None: not known, or does not apply."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    latent_channels: int
+    component: config.Component | None = None
+    model: config.Model | None = None
+    network: str | None = None
+    """An autoencoder's network: a name of `raypipe.models.autoencoder.NETWORKS`, and its arguments."""
+    arguments: dict[str, Any] = field(default_factory=dict)
+    settings: config.Autoencoder | None = None
+    """What an autoencoder was trained with."""
+    step: int = 0
+    seed: int | None = None
+    noise_std: float | None = None
+    loss: str | None = None
+    flow: str | None = None
+    """The flow that a diffusion was trained on, and its `weights_hash`."""
+    flow_hash: str | None = None
+    residual_std: list[float] | None = None
+    """A flow's residual standard deviation per channel at u = 0 on training data."""
+    autoencoder_hash: str | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if (self.component is None) != (self.model is None) or (self.component is None) == (self.network is None):
+            raise ValueError("either component and model must be given, or network")
+
+    @property
+    def kind(self) -> Literal["component", "autoencoder"]:
+        return "autoencoder" if self.component is None else "component"
+
+    def to_json(self) -> str:
+        return json.dumps({"kind": self.kind, **config.to_dict(self)}, indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Meta:
+        """Raises ValueError, naming the field, for anything that `to_json` did not write."""
+        try:
+            fields = json.loads(text)
+            if isinstance(fields, dict):
+                fields.pop("kind", None)  # told by the other fields
+            return TypeAdapter(cls).validate_python(fields)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"not JSON ({error})") from None
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise ValueError(f"{where}: {first['msg']}" if where else first["msg"]) from None
+
+
+def save_component(
+    folder: str | Path, module: nn.Module, meta: Meta, optimizer: torch.optim.Optimizer | None = None
+) -> None:
+    """Write a component (wrapped by DDP or torch.compile or not) and its optimizer's state, whole or not at all.
+
+    A model folder that is there is replaced; ValueError if the folder holds anything else.
+    """
+    with staged(folder) as temporary:
+        write(temporary, module, meta, optimizer)
+
+
+def load_component(folder: str | Path) -> nn.Module:
+    """The flow, denoiser or diffusion of a folder, in eval mode, on the CPU.
+
+    Raises ValueError if the folder holds no component, or if its files are missing, torn or do not fit.
+    """
+    meta = _read_kind(folder, "component")
+    assert meta.component is not None and meta.model is not None
+    with torch.device("meta"):  # draws no weights, so loading leaves the global generator alone
+        module = build_component(meta.component, meta.model, meta.latent_channels)
+    return fill(module, _read_tensors(_find(folder) / MODEL), str(folder)).eval()
+
+
+def load_optimizer(folder: str | Path, optimizer: torch.optim.Optimizer) -> None:
+    """Put the saved state into an optimizer of the same parameters. ValueError if there is none or it differs."""
+    path = _find(folder) / OPTIMIZER
+    if not path.is_file():
+        raise ValueError(f"{folder}: no optimizer state ({OPTIMIZER}) to resume from; it was saved for inference only")
+    try:
+        optimizer.load_state_dict(read_tree(path))
+    except (ValueError, KeyError) as error:
+        raise ValueError(f"{path}: does not fit this optimizer ({_first_line(error)})") from None
+
+
+def save_autoencoder(
+    folder: str | Path,
+    autoencoder: nn.Module,
+    settings: config.Autoencoder | None = None,
+    *,
+    step: int = 0,
+    optimizer: torch.optim.Optimizer | None = None,
+    extra: Mapping[str, Any] | None = None,
+) -> None:
+    """As `save_component`; the scale of the latents goes with the weights."""
+    meta = autoencoder_meta(unwrap(autoencoder), settings=settings, step=step, extra=dict(extra or {}))
+    with staged(folder) as temporary:
+        write(temporary, autoencoder, meta, optimizer)
+
+
+def load_autoencoder(folder: str | Path) -> Autoencoder:
+    """The autoencoder of a folder, in eval mode, on the CPU. Raises ValueError as `load_component`."""
+    meta = _read_kind(folder, "autoencoder")
+    assert meta.network is not None
+    try:
+        with torch.device("meta"):
+            autoencoder = Autoencoder(build_network(meta.network, meta.arguments))
+    except ValueError as error:
+        raise ValueError(f"{folder}: {CONFIG}: {error}") from None
+    fill(autoencoder, _read_tensors(_find(folder) / MODEL), str(folder))
+    return autoencoder.eval()
+
+
+def autoencoder_hash(folder: str | Path) -> str:
+    """Identifies an autoencoder's weights and scale, and so the latents that it makes: sha256 in hex."""
+    _read_kind(folder, "autoencoder")
+    return weights_hash(folder)
+
+
+def weights_hash(folder: str | Path) -> str:
+    """The sha256 of `model.safetensors`, in hex."""
+    read_meta(folder)
+    with (_find(folder) / MODEL).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_meta(folder: str | Path) -> Meta:
+    """What a folder holds. Raises ValueError if it is no model folder."""
+    place = _find(folder)
+    for name in (CONFIG, MODEL):
+        if not (place / name).is_file():
+            raise ValueError(
+                f"{folder}: not a model folder (no {name}); "
+                "give one that training or `python -m raypipe.checkpoint import` wrote"
+            )
+    try:
+        return Meta.from_json((place / CONFIG).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{place / CONFIG}: {error}") from None
+
+
+def autoencoder_meta(autoencoder: nn.Module, **fields: Any) -> Meta:
+    assert isinstance(autoencoder, Autoencoder)
+    network, arguments = autoencoder.architecture
+    return Meta(autoencoder.latent_channels, network=network, arguments=arguments, **fields)
+
+
+def unwrap(module: nn.Module) -> nn.Module:
+    """The module inside DDP's and torch.compile's wrappers."""
+    while True:
+        inner = getattr(module, "_orig_mod", None)
+        if inner is None and isinstance(module, nn.parallel.DistributedDataParallel):
+            inner = module.module
+        if inner is None:
+            return module
+        module = inner
+
+
+def write(folder: Path, module: nn.Module, meta: Meta, optimizer: torch.optim.Optimizer | None = None) -> None:
+    """The files of a checkpoint, into a folder that nobody reads yet (see `staged`)."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in unwrap(module).state_dict().items()}
+    save_file(tensors, folder / MODEL)
+    if optimizer is not None:
+        write_tree(folder / OPTIMIZER, optimizer.state_dict())
+    (folder / CONFIG).write_text(meta.to_json(), encoding="utf-8")
+
+
+def fill(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> nn.Module:
+    """Load a state dict strictly, in one line of error: ValueError names the tensors that do not fit."""
+    expected = module.state_dict()
+    wrong = [f"lacks {name}" for name in expected.keys() - tensors.keys()]
+    wrong += [f"has an unknown {name}" for name in tensors.keys() - expected.keys()]
+    wrong += [
+        f"{name} is {list(tensors[name].shape)} instead of {list(tensor.shape)}"
+        for name, tensor in expected.items()
+        if name in tensors and tensors[name].shape != tensor.shape
+    ]
+    if wrong:
+        more = f" and {len(wrong) - 2} more" if len(wrong) > 2 else ""
+        raise ValueError(f"{source}: weights do not fit the network: {'; '.join(sorted(wrong)[:2])}{more}")
+    module.load_state_dict({name: tensors[name].to(expected[name].dtype) for name in expected}, assign=True)
+    return module
+
+
+@contextmanager
+def staged(folder: str | Path) -> Iterator[Path]:
+    """A new folder beside `folder` that takes its place if the block succeeds, and vanishes if it does not.
+
+    An older model folder first moves aside: a crash between the two renames leaves it where `_find` looks.
+    """
+    target = Path(folder).absolute()
+    known = {CONFIG, MODEL, OPTIMIZER, UNUSED, *PARTS}
+    foreign = sorted(path.name for path in target.iterdir() if path.name not in known) if target.is_dir() else []
+    if foreign or (target.exists() and not target.is_dir()):
+        found = f"it holds {foreign[0]!r}" if foreign else "it is a file"
+        raise ValueError(f"{folder}: cannot save a model here, {found}; choose a new or empty folder")
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        old = _aside(target)
+        if old.exists() and not target.exists():
+            os.replace(old, target)
+        shutil.rmtree(old, ignore_errors=True)
+        if target.exists():
+            os.replace(target, old)
+        os.replace(temporary, target)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _aside(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.old")
+
+
+def _find(folder: str | Path) -> Path:
+    """The folder, or the older one that a crash while saving left aside."""
+    place = Path(folder).absolute()
+    return _aside(place) if not place.exists() and _aside(place).is_dir() else place
+
+
+def _read_kind(folder: str | Path, kind: str) -> Meta:
+    meta = read_meta(folder)
+    if meta.kind != kind:
+        raise ValueError(f"{folder}: holds a model of kind {meta.kind}, not {kind}; load it with load_{meta.kind}")
+    return meta
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path}: cannot be read ({_first_line(error)}); restore it or train again") from None
+
+
+def write_tree(path: Path, tree: Any) -> None:
+    """Nested dicts, lists and tuples of tensors and plain values, as safetensors with the structure as metadata.
+
+    Raises ValueError for values of another type.
+    """
+    tensors: dict[str, Tensor] = {}
+    save_file(tensors, path, metadata={"tree": json.dumps(pack(tree, tensors))})
+
+
+def read_tree(path: Path) -> Any:
+    """What `write_tree` wrote. Raises ValueError for another file."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return _unpack(json.loads((file.metadata() or {})["tree"]), file)
+    except (SafetensorError, OSError, KeyError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path}: cannot be read ({_first_line(error)}); restore it or train again") from None
+
+
+def pack(value: Any, tensors: dict[str, Tensor]) -> Any:
+    """The JSON that stands for `value`, its tensors moved to `tensors`. ValueError for a type that JSON lacks."""
+    if isinstance(value, Tensor):
+        key = str(len(tensors))
+        tensors[key] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        return {"tensor": key}
+    if isinstance(value, Mapping):
+        return {"dict": [[key, pack(item, tensors)] for key, item in value.items()]}
+    if isinstance(value, list | tuple):
+        return {type(value).__name__: [pack(item, tensors) for item in value]}
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise ValueError(f"a {type(value).__name__} cannot be kept without pickle")
+
+
+def _unpack(value: Any, file: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    ((kind, content),) = value.items()
+    if kind == "tensor":
+        return file.get_tensor(content)
+    if kind == "dict":
+        return {key: _unpack(item, file) for key, item in content}
+    items = [_unpack(item, file) for item in content]
+    return tuple(items) if kind == "tuple" else items
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line: exit code 0, or 2 with one line on stderr for bad input."""
+    from raypipe.published import run  # which builds on this module
+
+    return run(argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

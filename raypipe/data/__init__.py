@@ -1,0 +1,1 @@
+"""Videos, shards, windows, latents and the built-in dataset."""

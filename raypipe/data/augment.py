@@ -1,0 +1,81 @@
+"""Random changes of training clips: one draw per clip, the same for all its frames."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+BRIGHTNESS = CONTRAST = SATURATION = 0.1
+"""Factors are drawn from [1 - x, 1 + x]."""
+HUE = 0.25
+"""Hue shifts are drawn from [-x, x], in turns of the colour circle."""
+LUMA = (0.299, 0.587, 0.114)
+"""Weights of red, green and blue in grey (ITU-R BT.601)."""
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What happens to each of n clips. flip: bool [n]; jitter: [n, 4] or None for colours as they are.
+
+    The columns of jitter: factors of brightness, contrast and saturation; hue shift in turns.
+    """
+
+    flip: Tensor
+    jitter: Tensor | None
+
+    def part(self, offset: int, count: int) -> Augmentation:
+        """The clips [offset : offset + count], such as one rank's part of a global batch."""
+        chosen = slice(offset, offset + count)
+        return Augmentation(self.flip[chosen], None if self.jitter is None else self.jitter[chosen])
+
+
+def draw(count: int, generator: torch.Generator, flip: bool = True, jitter: bool = True) -> Augmentation:
+    """Draw for `count` clips. Always uses up the same random numbers, whatever is switched on."""
+    uniform = torch.rand(count, 5, generator=generator, device=generator.device)
+    spread = torch.tensor([BRIGHTNESS, CONTRAST, SATURATION, HUE], device=generator.device)
+    centre = torch.tensor([1.0, 1.0, 1.0, 0.0], device=generator.device)
+    return Augmentation(
+        flip=(uniform[:, 0] < 0.5) & flip, jitter=centre + spread * (2 * uniform[:, 1:] - 1) if jitter else None
+    )
+
+
+def augment(frames: Tensor, augmentation: Augmentation) -> Tensor:
+    """Apply to float [b, T, 3, H, W] in [-1, 1]: the same shape and range. Raises ValueError for another shape."""
+    if frames.ndim != 5 or frames.shape[2] != 3 or len(frames) != len(augmentation.flip):
+        raise ValueError(f"frames: must be [{len(augmentation.flip)}, T, 3, H, W], not {list(frames.shape)}")
+    flip = augmentation.flip.to(frames.device).view(-1, 1, 1, 1, 1)
+    frames = torch.where(flip, frames.flip(-1), frames)
+    if augmentation.jitter is None:
+        return frames
+    brightness, contrast, saturation, hue = augmentation.jitter.to(frames).view(-1, 4, 1, 1, 1, 1).unbind(1)
+    rgb = (((frames + 1) / 2) * brightness).clamp(0, 1)
+    # The mean is the clip's, not the frame's: a frame's own mean would make the contrast flicker.
+    mean = _grey(rgb).mean(dim=(1, 2, 3, 4), keepdim=True)
+    rgb = (mean + contrast * (rgb - mean)).clamp(0, 1)
+    grey = _grey(rgb)
+    rgb = (grey + saturation * (rgb - grey)).clamp(0, 1)
+    return _turn_hue(rgb, hue) * 2 - 1
+
+
+def _grey(rgb: Tensor) -> Tensor:
+    weights = torch.tensor(LUMA, dtype=rgb.dtype, device=rgb.device).view(3, 1, 1)
+    return (rgb * weights).sum(2, keepdim=True)
+
+
+def _turn_hue(rgb: Tensor, turns: Tensor) -> Tensor:
+    """Shift the hue of [b, T, 3, H, W] in [0, 1] at constant HSV saturation and value."""
+    value, low = rgb.amax(2, keepdim=True), rgb.amin(2, keepdim=True)
+    chroma = value - low
+    red, green, blue = rgb[:, :, :1], rgb[:, :, 1:2], rgb[:, :, 2:]
+    scale = chroma.clamp_min(1e-8)
+    sixths = torch.where(
+        value == red,
+        (green - blue) / scale,
+        torch.where(value == green, 2 + (blue - red) / scale, 4 + (red - green) / scale),
+    )
+    # HSV to RGB without cases: value - chroma * clamp(min(k, 4 - k), 0, 1), k = (n + 6 hue) mod 6, n = 5, 3, 1.
+    n = torch.tensor([5.0, 3.0, 1.0], dtype=rgb.dtype, device=rgb.device).view(3, 1, 1)
+    k = (n + sixths + 6 * turns) % 6
+    return value - chroma * torch.minimum(k, 4 - k).clamp(0, 1)

@@ -1,0 +1,253 @@
+"""Ray underneath the verbs: the cluster, and trainings under TorchTrainer."""
+
+import json
+import logging
+import os
+import tempfile
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import ray
+import ray.train
+import ray.train.torch
+import torch
+from ray.exceptions import RayTaskError
+from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+from torch import nn
+from tqdm import tqdm
+
+from raypipe.config import ConfigError
+from raypipe.device import train_backend
+from raypipe.fit import Progress
+from raypipe.monitor import Monitor, read_metrics
+
+logger = logging.getLogger(__name__)
+
+KEEP_CHECKPOINTS = 5
+REPORTS_A_CHECKPOINT = 5
+"""Progress is written this many times between two checkpoints."""
+
+
+def start_ray(*, dashboard: bool = False) -> None:
+    """Join the running cluster, or start one on this machine; whoever joined already, stays.
+
+    RAY_ADDRESS names the cluster; RAY_ADDRESS=local starts a new one in any case.
+    """
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")  # a report waits for the next look
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    if ray.is_initialized():
+        return
+    common: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": False}
+    if os.environ.get("RAY_ADDRESS") != "local":
+        try:
+            ray.init("auto", **common)
+        except ConnectionError as error:
+            if os.environ.get("RAY_ADDRESS"):
+                raise ConfigError(f"RAY_ADDRESS: no Ray cluster answers there: {error}") from None
+        else:
+            return
+    ray.init("local", include_dashboard=dashboard, **common)
+
+
+class Trainee(Protocol):
+    """Something in training: it advances, and can be put away and taken up again."""
+
+    step: int
+
+    def advance(self, stop: int, report: Any, every: int) -> None: ...
+    def save(self, folder: Path) -> None: ...
+    def restore(self, folder: Path) -> None: ...
+
+
+class Job(Protocol):
+    """One training, described so that any worker can begin it."""
+
+    @property
+    def folder(self) -> Path:
+        """Where the trained model goes; it stands there once the training is over."""
+
+    @property
+    def steps(self) -> int: ...
+    @property
+    def checkpoint_every(self) -> int: ...
+    def build(self, rank: int, world_size: int, device: torch.device, wrap: Any) -> Trainee: ...
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How jobs run under Ray Train. name: of the Ray run, unique below `storage`; resuming takes the same name."""
+
+    storage: Path
+    name: str
+    num_workers: int = 1
+    use_gpu: bool = False
+    cpus_per_worker: float = 1
+    max_failures: int = 3
+    wandb: bool = False
+    start_from: Path | None = None
+    show_progress: bool = True
+
+
+def train_jobs(jobs: Sequence[Job], settings: Settings) -> None:
+    """Train the jobs one after the other in one worker group, whose start costs more than a short training.
+
+    Finished jobs are skipped, an interrupted one goes on from its last checkpoint, failed workers are
+    replaced up to max_failures times. Raises ConfigError if the cluster can never hold the workers.
+    """
+    left = [job for job in jobs if not finished(job)]
+    if not left:
+        return
+    check_resources(settings)
+    trainer = TorchTrainer(
+        _work,
+        train_loop_config={"jobs": list(jobs), "settings": settings},
+        torch_config=TorchConfig(backend=train_backend(settings.use_gpu)),
+        scaling_config=ScalingConfig(
+            num_workers=settings.num_workers,
+            use_gpu=settings.use_gpu,
+            resources_per_worker={"CPU": settings.cpus_per_worker} | ({"GPU": 1} if settings.use_gpu else {}),
+        ),
+        run_config=RunConfig(
+            name=settings.name,
+            storage_path=str(settings.storage),
+            failure_config=FailureConfig(max_failures=settings.max_failures),
+            checkpoint_config=CheckpointConfig(num_to_keep=KEEP_CHECKPOINTS),
+        ),
+    )
+    with _shown(left, settings.show_progress):
+        trainer.fit()
+
+
+def finished(job: Job) -> bool:
+    """Whether the trained model stands in its folder."""
+    return (job.folder / "config.json").is_file()
+
+
+def check_resources(settings: Settings) -> None:
+    """Refuse what the cluster could only wait for; a cluster that scales up is taken at its word."""
+    total = ray.cluster_resources()
+    wanted = settings.num_workers * settings.cpus_per_worker
+    scales = os.environ.get("RAY_CLUSTER_SCALES") or (Path("~/ray_bootstrap_config.yaml").expanduser()).exists()
+    if not scales and total.get("CPU", 0) < wanted:
+        raise ConfigError(
+            f"train.num_workers: {settings.num_workers} workers need {wanted:g} CPUs, and the cluster has "
+            f"{total.get('CPU', 0):g}; take fewer workers"
+        )
+    if settings.use_gpu and not scales and total.get("GPU", 0) < settings.num_workers:
+        raise ConfigError(
+            f"--num-gpus: {settings.num_workers} GPUs asked for, and the cluster has {total.get('GPU', 0):g}; "
+            "leave it out to train on CPUs"
+        )
+
+
+def _work(payload: dict[str, Any]) -> None:
+    """A Ray Train worker's loop over the jobs."""
+    settings: Settings = payload["settings"]
+    context = ray.train.get_context()
+    rank, world_size = context.get_world_rank(), context.get_world_size()
+    device = ray.train.torch.get_device()
+    torch.set_num_threads(max(1, int(settings.cpus_per_worker)))
+    latest = ray.train.get_checkpoint()
+
+    def wrap(module: nn.Module) -> nn.Module:
+        if world_size == 1:
+            return module
+        return nn.parallel.DistributedDataParallel(module, device_ids=[device] if device.type == "cuda" else None)
+
+    for number, job in enumerate(payload["jobs"]):
+        # Every rank must take the same turn, and a folder may appear between two looks at it.
+        if _agreed(finished(job), world_size, device):
+            continue
+        trainee = job.build(rank, world_size, device, wrap)
+        if latest is not None:
+            with latest.as_directory() as folder:
+                if json.loads((Path(folder) / "job.json").read_text()) == str(job.folder):
+                    trainee.restore(Path(folder) / "model")
+        if trainee.step == 0 and settings.start_from is not None:
+            trainee.restore(settings.start_from)
+        monitor = Monitor(job.folder, trainee.step, wandb=settings.wandb) if rank == 0 else None
+        try:
+            _train(trainee, job, number, rank, monitor)
+        finally:
+            if monitor is not None:
+                monitor.close()
+        if rank == 0:
+            trainee.save(job.folder)
+
+
+def _train(trainee: Trainee, job: Job, number: int, rank: int, monitor: Monitor | None) -> None:
+    def report(progress: Progress) -> None:
+        if monitor is not None:
+            monitor.log(asdict(progress))
+        if progress.step % job.checkpoint_every and progress.step != job.steps:
+            return
+        metrics = {"job": number, **asdict(progress)}
+        if rank != 0:
+            ray.train.report(metrics)
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            trainee.save(Path(folder) / "model")
+            (Path(folder) / "job.json").write_text(json.dumps(str(job.folder)))
+            ray.train.report(metrics, checkpoint=Checkpoint.from_directory(folder))
+
+    trainee.advance(job.steps, report, max(1, job.checkpoint_every // REPORTS_A_CHECKPOINT))
+
+
+def _agreed(mine: bool, world_size: int, device: torch.device) -> bool:
+    """Rank 0's view."""
+    if world_size == 1:
+        return mine
+    view = torch.tensor([int(mine)], device=device)
+    torch.distributed.broadcast(view, 0)
+    return bool(view.item())
+
+
+@contextmanager
+def _shown(jobs: Sequence[Job], show: bool) -> Iterator[None]:
+    """A progress line over all steps of the jobs, from the metrics that the workers write."""
+    over = threading.Event()
+    bar = tqdm(total=sum(job.steps for job in jobs), unit="step", disable=not show, leave=True, dynamic_ncols=True)
+
+    def watch() -> None:
+        while not over.wait(0.5):
+            update()
+
+    def update() -> None:
+        done, latest = 0, None
+        for job in jobs:
+            last = read_metrics(job.folder)[-1:]
+            done += last[0]["step"] if last else 0
+            if last and (latest is None or last[0]["step"] < job.steps):
+                latest = (job.folder.name, last[0])
+        if latest is not None:
+            name, row = latest
+            bar.set_description_str(f"train {name}", refresh=False)
+            bar.set_postfix_str(f"loss {row['loss']:.4g}, {row['windows_per_second']:.0f} windows/s", refresh=False)
+        bar.n = done
+        bar.refresh()
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+        over.set()
+        watcher.join()
+        update()
+    finally:
+        over.set()
+        watcher.join()
+        bar.close()
+
+
+def root_cause(error: BaseException) -> BaseException:
+    """What a worker raised, under what Ray wrapped around it."""
+    seen = error
+    while isinstance(seen, RayTaskError) and isinstance(seen.cause, BaseException):
+        seen = seen.cause
+    return seen

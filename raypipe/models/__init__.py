@@ -1,0 +1,1 @@
+"""The networks: the backbone of flow, denoiser and diffusion, and the autoencoders."""

@@ -1,0 +1,157 @@
+"""The autoencoder that the rest of raypipe sees: latents of unit scale, whichever network makes them."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple, Protocol, cast
+
+import torch
+from torch import Tensor, nn
+
+from raypipe import config
+from raypipe.models.conv import ConvAutoencoder
+from raypipe.models.quantizer import Quantizer
+from raypipe.models.vqgan import VQGAN
+from raypipe.models.vqvae import VQVAE
+
+
+class Network(Protocol):
+    """What an autoencoder's network offers: raw latents, before quantization, and frames from quantized ones."""
+
+    channels: int
+    downsampling: int
+    arguments: dict[str, Any]
+
+    @property
+    def quantizer(self) -> Quantizer | None: ...
+    def encode(self, frames: Tensor) -> Tensor: ...
+    def decode(self, latents: Tensor) -> Tensor: ...
+
+
+class Reconstruction(NamedTuple):
+    """Frames [b, 3, H, W], not clamped, and the quantizer's loss (0 without one)."""
+
+    frames: Tensor
+    auxiliary_loss: Tensor
+
+
+NETWORKS: Mapping[str, type[nn.Module]] = {"conv": ConvAutoencoder, "vqvae": VQVAE, "vqgan": VQGAN}
+
+
+class Autoencoder(nn.Module):
+    """`network` between frames and raw latents, and `scale` [C]: latents are raw latents divided by it."""
+
+    scale: Tensor
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        self.register_buffer("scale", torch.ones(self.latent_channels))
+
+    @property
+    def _net(self) -> Network:
+        return cast(Network, self.network)
+
+    @property
+    def latent_channels(self) -> int:
+        """C."""
+        return self._net.channels
+
+    @property
+    def downsampling(self) -> int:
+        """H/h and W/w."""
+        return self._net.downsampling
+
+    @property
+    def architecture(self) -> tuple[str, dict[str, Any]]:
+        """The network's name and arguments: `build_network(*architecture)` makes one like it."""
+        name = next(name for name, cls in NETWORKS.items() if isinstance(self.network, cls))
+        return name, self._net.arguments
+
+    def encode_raw(self, frames: Tensor) -> Tensor:
+        """Frames [b, 3, H, W] in [-1, 1] -> latents [b, C, h, w] not divided by the scale.
+
+        Raises ValueError unless H and W are multiples of `downsampling`.
+        """
+        factor = self.downsampling
+        if frames.ndim != 4 or frames.shape[1] != 3 or frames.shape[2] % factor or frames.shape[3] % factor:
+            raise ValueError(
+                f"frames: must be [b, 3, H, W] with H and W multiples of {factor}, not {list(frames.shape)}"
+            )
+        return self._net.encode(frames)
+
+    def encode(self, frames: Tensor) -> Tensor:
+        """Frames [b, 3, H, W] in [-1, 1] -> latents [b, C, h, w], before quantization, of about unit scale."""
+        return self.encode_raw(frames) / self.scale[:, None, None]
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents [b, C, h, w] as `encode` gives them -> frames [b, 3, H, W] in [-1, 1]; quantizes where it can."""
+        if latents.ndim != 4 or latents.shape[1] != self.latent_channels:
+            raise ValueError(f"latents: must be [b, {self.latent_channels}, h, w], not {list(latents.shape)}")
+        raw = latents * self.scale[:, None, None]
+        quantizer = self._net.quantizer
+        return self._net.decode(raw if quantizer is None else quantizer(raw).latents).clamp(-1, 1)
+
+    def reconstruct(self, frames: Tensor) -> Reconstruction:
+        """Frames through both halves, for training: gradients pass the quantizer straight through."""
+        raw = self.encode_raw(frames)
+        quantizer = self._net.quantizer
+        if quantizer is None:
+            return Reconstruction(self._net.decode(raw), raw.new_zeros(()))
+        quantized = quantizer(raw)
+        return Reconstruction(self._net.decode(quantized.latents), quantized.loss)
+
+    def forward(self, frames: Tensor) -> Reconstruction:
+        """`reconstruct`, where DDP looks for it."""
+        return self.reconstruct(frames)
+
+
+def build_network(name: str, arguments: Mapping[str, Any]) -> nn.Module:
+    """The network `name` of NETWORKS with new weights. Raises ValueError for an unknown name or argument."""
+    if name not in NETWORKS:
+        raise ValueError(f"autoencoder network: must be one of {', '.join(NETWORKS)}, not {name!r}")
+    try:
+        return NETWORKS[name](**arguments)
+    except TypeError as error:
+        raise ValueError(f"autoencoder network {name}: {error}") from None
+
+
+def build_autoencoder(settings: config.Autoencoder) -> Autoencoder:
+    """A new autoencoder; its weights are drawn from torch's global generator: seed it first."""
+    arguments = {
+        "conv": {"channels": settings.channels, "width": settings.width},
+        "vqvae": {"channels": settings.channels, "num_embeddings": settings.num_embeddings},
+    }
+    return Autoencoder(build_network(settings.type, arguments[settings.type]))
+
+
+@torch.no_grad()
+def measure_scale(autoencoder: Autoencoder, batches: Iterable[Tensor]) -> Tensor:
+    """Standard deviation per channel, about its mean, of the raw latents of frames [b, 3, H, W]: [C].
+
+    Batches are merged by the update of Chan et al. (1979), in float64: raw latents may lie far from 0.
+    Raises ValueError if there are no frames, or if a channel is constant or not finite.
+    """
+    count = 0
+    mean = squares = torch.zeros(autoencoder.latent_channels, dtype=torch.float64)
+    training = autoencoder.training
+    autoencoder.eval()
+    try:
+        for frames in batches:
+            raw = autoencoder.encode_raw(frames).transpose(0, 1).flatten(1).double().cpu()
+            size = raw.shape[1]
+            difference = raw.mean(dim=1) - mean
+            between = difference.square() * (count * size / (count + size))
+            squares = squares + raw.var(dim=1, correction=0) * size + between
+            mean = mean + difference * (size / (count + size))
+            count += size
+    finally:
+        autoencoder.train(training)
+    if count == 0:
+        raise ValueError("latent scale: no frames to measure it on; the training split is empty")
+    scale = (squares / count).sqrt()
+    bad = [i for i, value in enumerate(scale.tolist()) if not 1e-12 < value < float("inf")]
+    if bad:
+        raise ValueError(
+            f"latent scale: channels {bad} of the autoencoder are constant or not finite on the training frames; "
+            "train it longer or at a lower autoencoder.learning_rate"
+        )
+    return scale.to(autoencoder.scale)

@@ -1,0 +1,130 @@
+"""The network that flow, denoiser and diffusion share: a U-shaped transformer over the latent's pixels.
+
+Parameters have the names of the published checkpoints, so these load strictly but for `time_projection`,
+which the published network never uses and this one does not have.
+"""
+
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from raypipe.models.attention import Linear, SelfAttention
+
+MAX_SIZE = 512
+"""Largest height and width of a latent frame: rows of the tables of position embeddings."""
+
+
+class Block(nn.Module):
+    """A pre-norm transformer block, as `nn.TransformerEncoderLayer(norm_first=True, activation="gelu")`."""
+
+    def __init__(self, dim: int, num_heads: int, dropout: float) -> None:
+        super().__init__()
+        self.self_attn = SelfAttention(dim, num_heads, dropout)
+        self.linear1 = Linear(dim, 4 * dim)
+        self.linear2 = Linear(4 * dim, dim)
+        self.norm1 = nn.LayerNorm(dim)
+        self.norm2 = nn.LayerNorm(dim)
+        self.dropout = nn.Dropout(dropout) if dropout > 0 else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[b, h, w, dim] -> [b, h, w, dim]."""
+        x = x + self.dropout(self.self_attn(self.norm1(x)))
+        hidden = self.dropout(F.gelu(self.linear1(self.norm2(x))))
+        out: Tensor = x + self.dropout(self.linear2(hidden))
+        return out
+
+
+class PositionEncoding(nn.Module):
+    """Learned embeddings of column and row, side by side."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.col_embed = nn.Embedding(MAX_SIZE, dim // 2)
+        self.row_embed = nn.Embedding(MAX_SIZE, dim // 2)
+        nn.init.uniform_(self.col_embed.weight)
+        nn.init.uniform_(self.row_embed.weight)
+
+    def forward(self, height: int, width: int) -> Tensor:
+        """[height, width, dim]."""
+        if max(height, width) > MAX_SIZE:
+            raise ValueError(f"latent frames: must be at most {MAX_SIZE} high and wide, not {height} x {width}")
+        columns = self.col_embed.weight[:width].expand(height, -1, -1)
+        rows = self.row_embed.weight[:height, None].expand(-1, width, -1)
+        return torch.cat([columns, rows], dim=-1)
+
+
+class Permute(nn.Module):
+    """A change of layout as a step of a `nn.Sequential`."""
+
+    def __init__(self, *dims: int) -> None:
+        super().__init__()
+        self.dims = dims
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.permute(self.dims)
+
+
+class Backbone(nn.Module):
+    """Tokens are the pixels of the latent frames; a block's output before the middle is fed to its mirror after it.
+
+    Raises ValueError if `time_input` is set and `u` is missing or not of shape [b].
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        inner_dim: int,
+        depth: int,
+        mid_depth: int,
+        num_heads: int,
+        out_norm: str = "ln",
+        dropout: float = 0.0,
+        time_input: bool = False,
+    ) -> None:
+        super().__init__()
+
+        def block() -> Block:
+            return Block(inner_dim, num_heads, dropout)
+
+        self.project_in = nn.Sequential(Permute(0, 2, 3, 1), Linear(in_channels, inner_dim))
+        self.position_encoding = PositionEncoding(inner_dim)
+        self.time_input = nn.Linear(1, inner_dim) if time_input else None
+        self.in_blocks = nn.ModuleList(block() for _ in range(depth))
+        self.mid_blocks = nn.ModuleList(block() for _ in range(mid_depth))
+        self.out_blocks = nn.ModuleList(
+            nn.ModuleList([Linear(2 * inner_dim, inner_dim), block()]) for _ in range(depth)
+        )
+        to_image = Permute(0, 3, 1, 2)
+        linear = Linear(inner_dim, inner_dim)
+        conv = nn.Conv2d(inner_dim, out_channels, kernel_size=3, padding=1)
+        self.project_out = (
+            nn.Sequential(linear, nn.GELU(), nn.LayerNorm(inner_dim), to_image, conv)
+            if out_norm == "ln"
+            else nn.Sequential(linear, to_image, nn.GELU(), nn.BatchNorm2d(inner_dim), conv)
+        )
+
+    def forward(self, x: Tensor, u: Tensor | None = None) -> Tensor:
+        """State [b, in_channels, h, w] and position u [b] in the frame interval -> [b, out_channels, h, w]."""
+        height, width = x.shape[-2:]
+        tokens: Tensor = self.project_in(x) + self.position_encoding(height, width)
+        if self.time_input is not None:
+            if u is None or u.shape != x.shape[:1]:
+                found = "missing" if u is None else f"of shape {list(u.shape)}"
+                raise ValueError(
+                    f"u: a network with time_input needs one value per state, [{len(x)}], but it is {found}"
+                )
+            tokens = tokens + self.time_input(u[:, None])[:, None, None]
+        kept: list[Tensor] = []
+        for block in self.in_blocks:
+            tokens = block(tokens)
+            kept.append(tokens)
+        for block in self.mid_blocks:
+            tokens = block(tokens)
+        for pair in self.out_blocks:
+            merge, block = cast(nn.ModuleList, pair)
+            tokens = block(merge(torch.cat([kept.pop(), tokens], dim=-1)))
+        out: Tensor = self.project_out(tokens)
+        return out

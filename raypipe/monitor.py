@@ -1,0 +1,74 @@
+"""What a training writes while it runs: metrics.jsonl, TensorBoard events, and wandb where asked."""
+
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+logger = logging.getLogger(__name__)
+
+METRICS = "metrics.jsonl"
+
+
+class Monitor:
+    """Rank 0's record of one training, beside the folder its model goes to (`<folder>.log/`)."""
+
+    def __init__(self, folder: Path, step: int, *, wandb: bool = False) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._folder = log_folder(folder)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        kept = [row for row in read_metrics(folder) if row["step"] <= step]
+        self._file = (self._folder / METRICS).open("w")
+        for row in kept:
+            self._file.write(json.dumps(row) + "\n")
+        self._board = SummaryWriter(str(self._folder), purge_step=step)
+        self._wandb = start_wandb(folder) if wandb else None
+
+    def log(self, metrics: Mapping[str, Any]) -> None:
+        """Append one row; it holds `step`."""
+        self._file.write(json.dumps(dict(metrics)) + "\n")
+        self._file.flush()
+        for name, value in metrics.items():
+            if name != "step":
+                self._board.add_scalar(name, value, metrics["step"])
+        if self._wandb is not None:
+            self._wandb.log({k: v for k, v in metrics.items() if k != "step"}, step=metrics["step"])
+
+    def close(self) -> None:
+        self._file.close()
+        self._board.close()
+        if self._wandb is not None:
+            self._wandb.finish()
+
+
+def start_wandb(folder: Path) -> Any:
+    """A wandb run named after the folder, grouped by its stage; offline where the server does not answer."""
+    import wandb
+
+    place: dict[str, Any] = {
+        "project": "raypipe",
+        "name": folder.name,
+        "group": folder.parent.name,
+        "dir": str(log_folder(folder)),
+        "reinit": "finish_previous",
+    }
+    try:
+        return wandb.init(**place)
+    except wandb.errors.Error as error:
+        logger.warning("wandb: %s; recording offline, `wandb sync` uploads it later", error)
+        return wandb.init(**place, mode="offline")
+
+
+def log_folder(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.log")
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """The rows a training has written so far; a line that is still being written is left out."""
+    path = log_folder(folder) / METRICS
+    if not path.is_file():
+        return []
+    lines = path.read_text().split("\n")[:-1]
+    return [json.loads(line) for line in lines]

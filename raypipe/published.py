@@ -1,0 +1,283 @@
+"""Published checkpoint files to model folders and back: `python -m raypipe.checkpoint import|export`."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import logging
+import os
+import sys
+import uuid
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from raypipe import checkpoint, cli, config
+from raypipe.checkpoint import UNUSED, Meta
+from raypipe.models import published
+from raypipe.models.autoencoder import Autoencoder, build_network
+from raypipe.models.components import build_component
+
+log = logging.getLogger(__name__)
+
+TIME_PROJECTION = {"0.weight": (256, 1), "0.bias": (256,), "2.weight": (None, 256), "2.bias": (None,)}
+"""Shapes of the published network's unused tensors, None being inner_dim."""
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A network that was written: what it is, which of the file's tensors it took, and its weights' hash."""
+
+    meta: Meta
+    names: set[str]
+    hash: str
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What a published file held, by folder: the file's own network and those that it embeds."""
+
+    folder: Path
+    parts: Mapping[Path, Meta]
+
+
+def import_file(
+    file: str | Path, out: str | Path, *, component: config.Component | None = None, num_heads: int = 8
+) -> Imported:
+    """Make the model folder `out` of a published component (its flow, denoiser and autoencoder inside) or autoencoder.
+
+    `component` tells what the file holds where its sizes do not; a file that embeds a flow is a diffusion's.
+    Raises ValueError if the file is missing, holds more than tensors and plain values, or no known network.
+    """
+    out = Path(out)
+    if out.exists():
+        raise ValueError(f"{out}: is there already; choose another folder to import to")
+    top, wrapper = _read(Path(file))
+    state: dict[str, Tensor] = top.pop(wrapper)
+    routes = published.routes(state)
+    with checkpoint.staged(out) as temporary:
+        try:
+            parts = _import_parts(state, routes, temporary, component, num_heads, _step(top))
+        except ValueError as error:
+            raise ValueError(f"{file}: {error}") from None
+        taken = {f"{prefix}{name}" for prefix, part in routes.items() if part in parts for name in parts[part].names}
+        record = {
+            "wrapper": wrapper,
+            "names": list(state),
+            "routes": {prefix: part for prefix, part in routes.items() if part in parts},
+            "unused": {name: tensor for name, tensor in state.items() if name not in taken},
+            "rest": _plain_entries(top),
+        }
+        checkpoint.write_tree(temporary / UNUSED, record)
+    return Imported(out, {out / name: part.meta for name, part in reversed(parts.items())})
+
+
+def _import_parts(
+    state: dict[str, Tensor],
+    routes: Mapping[str, str],
+    folder: Path,
+    component: config.Component | None,
+    num_heads: int,
+    step: int,
+) -> dict[str, _Part]:
+    """Write every network that a file holds, those first that others refer to."""
+    prefixes = {part: prefix for prefix, part in routes.items()}
+    parts: dict[str, _Part] = {}
+    for part in ("autoencoder", "flow", "denoiser", ""):
+        if part not in prefixes:
+            continue
+        tensors = published.under(state, prefixes[part])
+        used = {name: tensor for name, tensor in tensors.items() if not published.is_unused(name)}
+        if prefixes[part].endswith(published.COMPONENT):
+            embedded = cast(config.Component, part) if part else None
+            kind = embedded or component or ("diffusion" if "flow" in parts else None)
+            module, meta = _component(used, kind, num_heads, parts)
+        elif published.describe_autoencoder(used) is None and part:
+            log.warning("the embedded autoencoder is none that raypipe knows; its tensors are kept for export only")
+            continue
+        else:
+            module, meta = _autoencoder(used)
+        place = folder / part
+        place.mkdir(exist_ok=True)
+        meta = dataclasses.replace(meta, step=0 if part else step)
+        checkpoint.write(place, module, meta)
+        parts[part] = _Part(meta, set(used), checkpoint.weights_hash(place))
+    return parts
+
+
+def _component(
+    tensors: dict[str, Tensor], component: config.Component | None, num_heads: int, parts: Mapping[str, _Part]
+) -> tuple[nn.Module, Meta]:
+    autoencoder, flow = parts.get("autoencoder"), parts.get("flow")
+    channels = autoencoder.meta.latent_channels if autoencoder else None
+    spec = published.describe_component(tensors, component, num_heads, channels)
+    with torch.device("meta"):
+        module = build_component(spec.component, spec.model, spec.latent_channels)
+    checkpoint.fill(cast(nn.Module, module.network), tensors, spec.component)
+    meta = Meta(
+        spec.latent_channels,
+        spec.component,
+        spec.model,
+        flow="flow" if flow and spec.component == "diffusion" else None,
+        flow_hash=flow.hash if flow and spec.component == "diffusion" else None,
+        autoencoder_hash=autoencoder.hash if autoencoder else None,
+    )
+    return module, meta
+
+
+def _autoencoder(tensors: dict[str, Tensor]) -> tuple[nn.Module, Meta]:
+    spec = published.describe_autoencoder(tensors)
+    if spec is None:
+        raise ValueError(
+            f"no network that raypipe knows: none of {published.COMPONENT}*, vector_quantizer.*, quantize.*"
+        )
+    with torch.device("meta"):
+        network = build_network(spec.network, spec.arguments)
+    module = Autoencoder(checkpoint.fill(network, tensors, spec.network))
+    return module, checkpoint.autoencoder_meta(module)
+
+
+def export_file(folder: str | Path, file: str | Path) -> None:
+    """Write a model folder as the published code reads it; an imported one comes back tensor for tensor.
+
+    Raises ValueError for networks that the published code does not have, and if `file` exists.
+    """
+    file, folder = Path(file), Path(folder)
+    if file.exists():
+        raise ValueError(f"{file}: is there already; choose another file to export to")
+    meta = checkpoint.read_meta(folder)
+    record = checkpoint.read_tree(folder / UNUSED) if (folder / UNUSED).is_file() else _new_record(folder, meta)
+    tensors = dict(record["unused"])
+    for prefix, part in record["routes"].items():
+        for name, tensor in _network_tensors(folder / part).items():
+            tensors[f"{prefix}{name}"] = tensor
+    content = {record["wrapper"]: {name: tensors[name] for name in record["names"] or tensors}, **record["rest"]}
+    if "global_step" in content:
+        content["global_step"] = meta.step
+    temporary = file.with_name(f".{file.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(content, temporary)
+        os.replace(temporary, file)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _new_record(folder: Path, meta: Meta) -> dict[str, Any]:
+    """How a network of our own stands in a published file."""
+    if meta.kind == "autoencoder":
+        if meta.network not in ("vqvae", "vqgan"):
+            raise ValueError(f"{folder}: a {meta.network} autoencoder has no published form; export a vqvae or vqgan")
+        if not bool((checkpoint.load_autoencoder(folder).scale == 1).all()):
+            log.warning(
+                "%s: the latents' scale has no place in a published file; components trained on it need it", folder
+            )
+        wrapper, prefix = ("model", "module.") if meta.network == "vqvae" else ("state_dict", "")
+        return {"wrapper": wrapper, "names": [], "routes": {prefix: ""}, "unused": {}, "rest": {}}
+    assert meta.model is not None
+    if meta.model.time_input and meta.component != "denoiser":
+        raise ValueError(
+            f"{folder}: the published network has no time input; export one trained with time_input: false"
+        )
+    unused = {
+        f"{published.COMPONENT}time_projection.{name}": torch.zeros([size or meta.model.inner_dim for size in shape])
+        for name, shape in TIME_PROJECTION.items()
+    }
+    rest = {"optimizer": {}, "lr_scheduler": {}, "global_step": meta.step}
+    return {"wrapper": "model", "names": [], "routes": {published.COMPONENT: ""}, "unused": unused, "rest": rest}
+
+
+def _network_tensors(folder: Path) -> dict[str, Tensor]:
+    """The tensors of `network`, whose names are the published ones; an autoencoder's scale is ours alone."""
+    meta = checkpoint.read_meta(folder)
+    load = checkpoint.load_component if meta.kind == "component" else checkpoint.load_autoencoder
+    return published.under(load(folder).state_dict(), "network.")
+
+
+def _read(file: Path) -> tuple[dict[str, Any], str]:
+    """A published file's content, and the entry that holds the state dict."""
+    if not file.is_file():
+        raise ValueError(f"{file}: no such file; give a checkpoint of the published code (.pth, .ckpt)")
+    try:
+        with warnings.catch_warnings(action="ignore"):  # of odd pickles, which are about to be refused in one line
+            top = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises a dozen types on bad bytes; whatever it is, the file is refused
+        log.debug("torch.load", exc_info=error)
+        raise ValueError(
+            f"{file}: not a checkpoint of tensors and plain values alone ({type(error).__name__}), so it is not read; "
+            "save its state dict by itself"
+        ) from None
+    for wrapper in ("model", "state_dict"):
+        state = top.get(wrapper) if isinstance(top, dict) else None
+        if isinstance(state, dict) and state and all(isinstance(tensor, Tensor) for tensor in state.values()):
+            return top, wrapper
+    raise ValueError(f"{file}: not a published checkpoint: it has no state dict under 'model' or 'state_dict'")
+
+
+def _step(top: Mapping[str, Any]) -> int:
+    step = top.get("global_step", 0)
+    return step if isinstance(step, int) and not isinstance(step, bool) else 0
+
+
+def _plain_entries(top: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries (optimizer, lr_scheduler, ...) that can be kept without pickle."""
+    kept = {}
+    for name, value in top.items():
+        try:
+            checkpoint.pack(value, {})
+        except ValueError as error:
+            log.warning("%s: left out, %s", name, error)
+        else:
+            kept[name] = value
+    return kept
+
+
+def parser() -> argparse.ArgumentParser:
+    root = cli.Parser(prog="raypipe.checkpoint", description="Published checkpoint files to model folders and back.")
+    commands = root.add_subparsers(dest="command", required=True)
+    to_folder = commands.add_parser("import", help="a published file to a model folder", prog=f"{root.prog} import")
+    to_folder.add_argument("file", help="a component's or an autoencoder's file (.pth, .ckpt)")
+    to_folder.add_argument("--out", required=True, help="folder to make; embedded networks go to folders inside")
+    to_folder.add_argument("--num-heads", type=int, default=8, help="attention heads, which no tensor tells (8)")
+    to_folder.add_argument(
+        "--component", choices=config.COMPONENTS, help="what the file holds, where sizes do not tell"
+    )
+    to_file = commands.add_parser("export", help="a model folder to a published file", prog=f"{root.prog} export")
+    to_file.add_argument("folder", help="a folder that training or `import` wrote")
+    to_file.add_argument("--out", required=True, help="file to write")
+    return root
+
+
+def run(argv: list[str] | None = None) -> int:
+    """Exit code 0, or 2 with one line on stderr for bad input."""
+    arguments = parser().parse_args(argv)
+    try:
+        if arguments.command == "export":
+            export_file(arguments.folder, arguments.out)
+            lines = [f"{arguments.folder} -> {arguments.out}"]
+        else:
+            done = import_file(
+                arguments.file, arguments.out, component=arguments.component, num_heads=arguments.num_heads
+            )
+            lines = [f"{folder}: {_describe(meta)}" for folder, meta in done.parts.items()]
+            lines.append(f"next: python -m raypipe.checkpoint export {done.folder} --out FILE.pth goes back")
+    except (ValueError, OSError) as error:
+        sys.stderr.write(f"raypipe.checkpoint: error: {' '.join(str(error).split())}\n")
+        return cli.BAD_INPUT
+    cli.say("\n".join(lines))
+    return 0
+
+
+def _describe(meta: Meta) -> str:
+    if meta.model is None:
+        return f"{meta.network} autoencoder, {meta.latent_channels} channels"
+    model = meta.model
+    return (
+        f"{meta.component}, {model.num_input_frames} input frames of {meta.latent_channels} channels, "
+        f"inner_dim {model.inner_dim}, {model.num_heads} heads"
+    )

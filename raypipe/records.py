@@ -1,0 +1,109 @@
+"""The tables of a search: trials, one row a trial and rung; and the per-window scores behind each."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from raypipe.config import ConfigError
+from raypipe.data.atomic import atomic_path
+from raypipe.metrics.ensemble import Score
+from raypipe.monitor import log_folder
+
+Row = dict[str, Any]
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The rows of a Parquet table; none if it is not there. Raises ConfigError if it is not one."""
+    if not path.is_file():
+        return []
+    try:
+        return [dict(row) for row in pq.read_table(path).to_pylist()]
+    except (pa.ArrowInvalid, OSError) as error:
+        raise ConfigError(f"{path}: not a Parquet table ({str(error).splitlines()[0]}); delete it") from None
+
+
+def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write rows whole or not at all; a column that a row lacks is null there."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    columns = {name: pa.array([row.get(name) for row in rows]) for name in names}
+    with atomic_path(path) as temporary:
+        pq.write_table(pa.table(columns), temporary)
+
+
+def save_score(folder: Path, step: int, score: Score) -> None:
+    """Keep a trial's score per window and step of the horizon, beside its model folder."""
+    path = _score_path(folder, step)
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        np.savez(
+            file,
+            crps=score.crps,
+            reference=score.reference,
+            variance=score.variance,
+            error=score.error,
+            members=score.members,
+        )
+
+
+def read_score(folder: Path, step: int) -> Score | None:
+    """What `save_score` kept, if it did."""
+    path = _score_path(folder, step)
+    if not path.is_file():
+        return None
+    with np.load(path, allow_pickle=False) as kept:
+        return Score(kept["crps"], kept["reference"], kept["variance"], kept["error"], int(kept["members"]))
+
+
+def _score_path(folder: Path, step: int) -> Path:
+    return log_folder(folder) / f"score-{step:08d}.npz"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A trial as ranked: its last rung."""
+
+    name: str
+    objective: float
+    noise_std: float
+    loss: str | None
+    row: Row
+
+
+def last_rungs(rows: Sequence[Row], stage: str) -> list[Trial]:
+    """The trials of a stage at their last rung, best first; failed ones are left out."""
+    last: dict[str, Row] = {}
+    for row in rows:
+        if row["stage"] == stage and row["step"] >= last.get(row["trial"], {"step": -1})["step"]:
+            last[row["trial"]] = row
+    good = [
+        Trial(row["trial"], row["objective"], row["noise_std"], row["loss"], row)
+        for row in last.values()
+        if row["status"] != "failed" and row["objective"] is not None and math.isfinite(row["objective"])
+    ]
+    return sorted(good, key=lambda trial: trial.objective)
+
+
+def hand_on(trials: Sequence[Trial], top_k: int) -> list[Trial]:
+    """Who goes on to the next stage: the top k, the best of each loss, and at least two noise levels.
+
+    A proxy may rank, but it never eliminates a whole choice. Two noise levels differ if one is at least
+    half as large again as the other. Best first.
+    """
+    chosen = list(trials[:top_k])
+    for loss in {trial.loss for trial in trials}:
+        best = next(trial for trial in trials if trial.loss == loss)
+        if best not in chosen:
+            chosen.append(best)
+    if not any(_levels_differ(a, b) for a in chosen for b in chosen):
+        chosen += [trial for trial in trials if _levels_differ(trial, chosen[0])][:1]
+    return sorted(chosen, key=lambda trial: trial.objective)
+
+
+def _levels_differ(a: Trial, b: Trial) -> bool:
+    low, high = sorted((a.noise_std, b.noise_std))
+    return high >= 1.5 * low and high > 0

@@ -1,0 +1,91 @@
+"""Where trainings and scorers get latents from: the cache, or frames encoded as they are read."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from raypipe import checkpoint
+from raypipe.config import Experiment
+from raypipe.data import augment
+from raypipe.data.dataset import TrainBatch
+from raypipe.data.frames import to_float
+from raypipe.data.latents import open_latents
+from raypipe.data.shards import Shards, open_shards
+from raypipe.device import autocast, choose_device
+from raypipe.models.autoencoder import Autoencoder
+from raypipe.task import step_generator
+from raypipe.workspace import Split, Workspace
+
+
+@dataclass(frozen=True)
+class Sources:
+    """The data of an experiment. It holds paths, so that a process far away can open the same."""
+
+    experiment: Experiment
+    workspace: Workspace
+
+    @cached_property
+    def autoencoder_hash(self) -> str:
+        return checkpoint.autoencoder_hash(self.workspace.autoencoder)
+
+    @cached_property
+    def channels(self) -> int:
+        """C."""
+        return checkpoint.load_autoencoder(self.workspace.autoencoder).latent_channels
+
+    def frames(self, split: Split) -> Shards:
+        """Frames, uint8 [H, W, 3]."""
+        return open_shards(self.workspace.dataset(self.experiment) / split)
+
+    def key(self, split: Split) -> str:
+        """Ties a latent cache to its autoencoder and dataset."""
+        return f"{self.autoencoder_hash}-{self.frames(split).content_hash()}"
+
+    def cache(self, split: Split) -> Path:
+        return self.workspace.latents(self.autoencoder_hash) / split
+
+    def split(self, split: Split) -> Shards:
+        """Latents [C, h, w] of a split, from the cache that `raypipe.train` makes."""
+        return open_latents(self.cache(split), self.key(split))
+
+    def training(self) -> Shards:
+        """What trainings read: latents, or frames where latents.mode is off."""
+        return self.frames("train") if self.experiment.latents.mode == "off" else self.split("train")
+
+    def encoder(self, seed: int, device: torch.device) -> Callable[[TrainBatch], Tensor] | None:
+        """Makes latents [b, T, C, h, w] of a batch of frames, augmented as the config says; None with a cache."""
+        if self.experiment.latents.mode == "cache":
+            return None
+        autoencoder = checkpoint.load_autoencoder(self.workspace.autoencoder).to(device).requires_grad_(False)
+        settings = self.experiment.dataset
+
+        def encode(batch: TrainBatch) -> Tensor:
+            frames = to_float(batch.data)
+            if settings.horizontal_flip or settings.color_jitter:
+                drawn = augment.draw(
+                    batch.total, step_generator(seed, batch.step, 2), settings.horizontal_flip, settings.color_jitter
+                )
+                frames = augment.augment(frames, drawn.part(batch.offset, len(frames)))
+            with torch.no_grad():
+                return autoencoder.encode(frames.flatten(0, 1)).float().unflatten(0, frames.shape[:2])
+
+        return encode
+
+
+def frame_encoder(autoencoder: Autoencoder) -> Callable[[np.ndarray], np.ndarray]:
+    """uint8 [n, H, W, 3] -> latents [n, C, h, w], float32."""
+    device = choose_device()
+    autoencoder = autoencoder.to(device).eval()
+
+    @torch.no_grad()
+    def encode(frames: np.ndarray) -> np.ndarray:
+        with autocast(device):
+            latents = autoencoder.encode(to_float(torch.from_numpy(np.ascontiguousarray(frames)).to(device)))
+        return np.asarray(latents.float().cpu().numpy())
+
+    return encode

@@ -1,0 +1,197 @@
+"""One configuration of one component: how it is trained, and how it is scored. No Ray in here."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from raypipe import checkpoint, forecast
+from raypipe.checkpoint import Meta
+from raypipe.config import Component, Experiment
+from raypipe.data.dataset import WindowBatches
+from raypipe.data.windows import Sampler, WindowIndex
+from raypipe.device import choose_device
+from raypipe.fit import Progress, fit, make_optimizer
+from raypipe.metrics.ensemble import Score
+from raypipe.models.components import build_component
+from raypipe.sde.dynamics import ConstantDiffusion, Dynamics
+from raypipe.sources import Sources
+from raypipe.task import ComponentTask, component_schedule, published_loss
+
+
+@dataclass(frozen=True)
+class Parents:
+    """The trained models that a stage builds on: the flow, for a denoiser or a diffusion, and the denoiser."""
+
+    flow: Path | None = None
+    denoiser: Path | None = None
+
+
+class Training:
+    """A component in training: weights, optimizer, its windows and the step it has reached.
+
+    wrap: what a launcher puts around the module (DistributedDataParallel). Weights are drawn from
+    train.random_seed, so two trainings of one configuration begin, and go on, alike.
+    """
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        sources: Sources,
+        parents: Parents,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        wrap: Callable[[nn.Module], nn.Module] | None = None,
+        device: torch.device | None = None,
+    ) -> None:
+        train, device = experiment.train, device or choose_device()
+        self.experiment = experiment
+        self.step = 0
+        self._sources = sources
+        self._parents = parents
+        self._world_size = world_size
+        torch.manual_seed(train.random_seed)
+        self.module = build_component(train.component, experiment.model, sources.channels).to(device)
+        self._schedule = component_schedule(train)
+        self.optimizer = make_optimizer(self.module, self._schedule)
+        window, stride = experiment.model.num_input_frames + 1, experiment.dataset.frame_stride
+        shards = sources.training()
+        count = len(WindowIndex(shards.lengths, window, stride))
+        sampler = Sampler(count, train.batch_size, train.random_seed, rank, world_size)
+        self._batches = WindowBatches(shards, window, stride, sampler, pin_memory=device.type == "cuda")
+        flow = None
+        if train.component == "diffusion":
+            assert parents.flow is not None
+            flow = checkpoint.load_component(parents.flow).to(device).requires_grad_(False)
+        inner: nn.Module = torch.compile(self.module) if train.compile else self.module  # type: ignore[assignment]
+        wrapped = inner if wrap is None else wrap(inner)
+        self._task = ComponentTask(wrapped, experiment, flow=flow, encode=sources.encoder(train.random_seed, device))
+
+    def advance(self, stop: int, report: Callable[[Progress], None], every: int | None = None) -> None:
+        """Train up to step `stop`, reporting every `every` (train.checkpoint_every) steps."""
+
+        def note(progress: Progress) -> None:
+            self.step = progress.step
+            report(progress)
+
+        fit(
+            self._task,
+            self._batches.batch,
+            self._schedule,
+            note,
+            optimizer=self.optimizer,
+            start=self.step,
+            stop=stop,
+            every=every or self.experiment.train.checkpoint_every,
+            world_size=self._world_size,
+        )
+
+    def save(self, folder: Path, **changes: object) -> None:
+        """A folder that `restore` and `checkpoint.load_component` read; `changes` are fields of its Meta."""
+        meta = replace(self.meta(), **changes)  # type: ignore[arg-type]
+        checkpoint.save_component(folder, self.module, meta, optimizer=self.optimizer)
+
+    def restore(self, folder: Path) -> None:
+        """Go on from a saved folder."""
+        self.module.load_state_dict(checkpoint.load_component(folder).state_dict())
+        checkpoint.load_optimizer(folder, self.optimizer)
+        self.step = checkpoint.read_meta(folder).step
+
+    def meta(self) -> Meta:
+        train, parents = self.experiment.train, self._parents
+        flow = parents.flow if train.component == "diffusion" else None
+        return Meta(
+            component=train.component,
+            model=self.experiment.model,
+            latent_channels=self._sources.channels,
+            noise_std=train.noise_std,
+            loss=published_loss(train.component, train.loss),
+            step=self.step,
+            seed=train.random_seed,
+            flow=None if flow is None else flow.name,
+            flow_hash=None if flow is None else checkpoint.weights_hash(flow),
+            autoencoder_hash=self._sources.autoencoder_hash,
+        )
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A component's score on the held-out windows.
+
+    magnitude: the constant diffusion's multiplier, or beta, fitted on training windows; residual_std: the
+    flow's, [C], on training windows at u = 0.
+    """
+
+    score: Score
+    magnitude: float
+    residual_std: tuple[float, ...]
+
+
+class Scorer:
+    """Scores components of one stage on the same windows, with the same noise, whatever they were trained on."""
+
+    def __init__(self, experiment: Experiment, sources: Sources, parents: Parents) -> None:
+        evaluation = experiment.evaluation
+        self._experiment = experiment
+        self._held_out = forecast.forecast_windows(
+            sources.split("val"), experiment, evaluation.windows, evaluation.seed
+        )
+        self._fitting = forecast.forecast_windows(
+            sources.split("train"), experiment, evaluation.fit_windows, evaluation.seed + 1
+        )
+        device = choose_device()
+        self._flow = None if parents.flow is None else checkpoint.load_component(parents.flow).to(device)
+        self._denoiser = None if parents.denoiser is None else checkpoint.load_component(parents.denoiser).to(device)
+
+    def __call__(self, component: Component, module: nn.Module | None) -> Scored:
+        """The score of `module` (None: no denoiser at all) in the forecast that its stage prescribes.
+
+        flow: with a constant diffusion; denoiser: the best flow with it, and a constant; diffusion: the
+        best flow and denoiser with it. The magnitude is fitted on training windows each time.
+        """
+        was_training = module is not None and module.training
+        if module is not None:
+            module.eval()
+        make, std = _DYNAMICS[component](self, module)
+        evaluation, steps = self._experiment.evaluation, self._experiment.evaluation.steps[0]
+        fitted = forecast.fit_magnitude(make, evaluation.betas, self._fitting, evaluation, steps)
+        result = forecast.score(make(fitted.value), self._held_out, evaluation, steps)
+        if module is not None:
+            module.train(was_training)
+        return Scored(result, fitted.value, tuple(std.tolist()))
+
+    def constant(self, flow: nn.Module) -> Tensor:
+        return forecast.residual_std(flow, self._fitting, self._experiment.sde.sigma)
+
+    def _with_flow(self, module: nn.Module | None) -> tuple[Callable[[float], Dynamics], Tensor]:
+        assert module is not None
+        std = self.constant(module)
+        return lambda m: Dynamics(module, diffusion=ConstantDiffusion(m * std)), std
+
+    def _with_denoiser(self, module: nn.Module | None) -> tuple[Callable[[float], Dynamics], Tensor]:
+        flow = self._flow
+        assert flow is not None
+        std = self.constant(flow)
+        return lambda m: Dynamics(flow, module, ConstantDiffusion(m * std)), std
+
+    def _with_diffusion(self, module: nn.Module | None) -> tuple[Callable[[float], Dynamics], Tensor]:
+        flow, denoiser = self._flow, self._denoiser
+        assert flow is not None
+        assert module is not None
+        return lambda beta: Dynamics(flow, denoiser, module, beta=beta), self.constant(flow)
+
+
+_DYNAMICS: Mapping[Component, Callable[[Scorer, nn.Module | None], tuple[Callable[[float], Dynamics], Tensor]]] = {
+    "flow": Scorer._with_flow,
+    "denoiser": Scorer._with_denoiser,
+    "diffusion": Scorer._with_diffusion,
+}
+
+
+def window_scores(score: Score) -> np.ndarray:
+    """crps and reference of each window and step, [2, windows, horizon]: what paired differences need."""
+    return np.stack([score.crps, score.reference])

@@ -1,0 +1,171 @@
+"""The files of an experiment, and how they are written."""
+
+import hashlib
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from filelock import FileLock
+
+from raypipe import config
+from raypipe.config import Component, ConfigError, Experiment
+from raypipe.data.atomic import atomic_path
+from raypipe.data.demo import make_demo
+
+Split = Literal["train", "val", "test"]
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """`<storage>/<name>/`: every file of one experiment (the design's section 3)."""
+
+    storage: Path
+    name: str
+
+    @property
+    def folder(self) -> Path:
+        return self.storage / self.name
+
+    @property
+    def autoencoder(self) -> Path:
+        return self.folder / "autoencoder"
+
+    @property
+    def study(self) -> Path:
+        return self.folder / "study.log"
+
+    @property
+    def trials(self) -> Path:
+        return self.folder / "trials.parquet"
+
+    @property
+    def evaluation(self) -> Path:
+        return self.folder / "evaluation"
+
+    @property
+    def best(self) -> Path:
+        return self.folder / "best"
+
+    @property
+    def ray(self) -> Path:
+        """What Ray Train and Ray Tune write of their own."""
+        return self.folder / "ray"
+
+    def run(self, component: Component, name: str) -> Path:
+        return self.folder / component / name
+
+    def finalists(self, component: Component) -> Path:
+        """What a finished stage handed on."""
+        return self.folder / component / "finalists.json"
+
+    def latents(self, key: str) -> Path:
+        return self.folder / "latents" / key[:16]
+
+    def dataset(self, experiment: Experiment) -> Path:
+        """The folder of shards; the built-in dataset's name tells its settings apart."""
+        if experiment.dataset.root is not None:
+            return Path(experiment.dataset.root).expanduser().resolve()
+        return self.storage / "datasets" / f"{experiment.dataset.name}-{demo_key(experiment)}"
+
+    def experiment(self) -> Experiment:
+        """The experiment as it was when it began."""
+        path = self.folder / "config.yaml"
+        if not path.is_file():
+            raise ConfigError(f"{self.folder}: no experiment here (no config.yaml); run experiments/pipeline.py first")
+        return config.load(path)
+
+
+def demo_key(experiment: Experiment) -> str:
+    text = json.dumps([config.to_dict(experiment.demo), experiment.dataset.image_size])
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Write a file whole or not at all."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_atomic(path, json.dumps(value, indent=2) + "\n")
+
+
+def begin(workspace: Workspace, experiment: Experiment) -> None:
+    """Record what runs: config.yaml and manifest.json, unless they stand already."""
+    if not (workspace.folder / "config.yaml").exists():
+        write_json(workspace.folder / "manifest.json", manifest(experiment))
+        write_atomic(workspace.folder / "config.yaml", yaml.safe_dump(config.to_dict(experiment), sort_keys=False))
+
+
+def manifest(experiment: Experiment, **more: Any) -> dict[str, Any]:
+    """Versions, commit and seeds: what it takes to run the same again."""
+    packages = ("raypipe", "torch", "ray", "optuna", "h5py", "numpy", "pyarrow")
+    return {
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
+        "commit": git_commit(),
+        "machine": {"processor": platform.machine(), "cpus": os.cpu_count()},
+        "seeds": {
+            "train": experiment.train.random_seed,
+            "search": experiment.search.seed,
+            "evaluation": experiment.evaluation.seed,
+            "demo": experiment.demo.seed,
+        },
+    } | more
+
+
+def git_commit() -> str | None:
+    """The commit of the code that runs, with `+` if it was changed since; None outside a checkout."""
+    where = Path(__file__).parent
+    try:
+        described = subprocess.run(
+            ["git", "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"],
+            cwd=where,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=False,
+        )
+    except OSError:
+        return None
+    return described.stdout.strip() or None if described.returncode == 0 else None
+
+
+def fresh(storage: Path, name: str) -> str:
+    """`name`, or `name-2`, `name-3`, ... if an experiment of that name has begun."""
+    number, candidate = 1, name
+    while (storage / candidate / "config.yaml").exists():
+        number += 1
+        candidate = f"{name}-{number}"
+    return candidate
+
+
+def latest(storage: Path, has: Callable[[Workspace], bool], like: str | None = None) -> Workspace | None:
+    """The experiment begun last for which `has` holds (of the name `like`, or `like-N`)."""
+    begun = [path.parent for path in storage.glob("*/config.yaml")]
+    named = [p for p in begun if like is None or p.name == like or p.name.startswith(f"{like}-")]
+    found = [w for w in (Workspace(storage, p.name) for p in named) if has(w)]
+    return max(found, key=lambda w: (w.folder / "config.yaml").stat().st_mtime_ns, default=None)
+
+
+def prepare_dataset(workspace: Workspace, experiment: Experiment, progress: Callable[[int, int], None]) -> Path:
+    """The folder of shards. The built-in dataset is made on first use, under a lock; others must be there."""
+    root = workspace.dataset(experiment)
+    if experiment.dataset.root is None and experiment.dataset.name == "demo":
+        root.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(str(root) + ".lock"):
+            make_demo(root, experiment.demo, experiment.dataset.image_size, progress)
+    for split in SPLITS:
+        if not any((root / split).glob("shard_*.hdf5")):
+            raise ConfigError(
+                f"dataset.root: no shards in {str(root / split)!r}; make them with "
+                f"python -m raypipe.convert_to_h5 --data_dir VIDEOS --out_dir {root}"
+            )
+    return root

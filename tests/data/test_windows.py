@@ -1,0 +1,88 @@
+"""Laws of the index arithmetic."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from raypipe.data.windows import Sampler, WindowIndex
+
+
+@given(st.lists(st.integers(0, 30), min_size=1, max_size=20), st.integers(1, 6), st.integers(1, 4))
+def test_every_window_of_every_clip_is_located_once(lengths, window, stride):
+    span = (window - 1) * stride + 1
+    wanted = [(c, s) for c, n in enumerate(lengths) for s in range(n - span + 1)]
+    if not wanted:
+        with pytest.raises(ValueError, match=f"clips of {span} frames"):
+            WindowIndex(lengths, window, stride)
+        return
+    index = WindowIndex(lengths, window, stride)
+    clips, starts = index.locate(np.arange(len(index)))
+    assert list(zip(clips.tolist(), starts.tolist(), strict=True)) == wanted
+    assert index.too_short.tolist() == [c for c, n in enumerate(lengths) if n < span]
+
+
+def test_a_clip_of_exactly_one_window_counts():
+    index = WindowIndex([4, 5, 9], window=5, stride=2)
+    assert len(index) == 1
+    assert index.locate([0])[0].tolist() == [2]
+    with pytest.raises(ValueError, match="from 0 to 0"):
+        index.locate([1])
+
+
+sizes = st.tuples(st.integers(1, 5), st.integers(1, 5), st.integers(0, 100)).map(
+    lambda t: (t[0], t[0] * t[1], t[0] + t[2])
+)
+
+
+@settings(max_examples=200)
+@given(sizes, st.integers(0, 3), st.integers(0, 9))
+def test_every_window_once_per_epoch_over_all_ranks(size, epoch, seed):
+    world, batch, windows = size
+    ranks = [Sampler(windows, batch, seed, rank, world) for rank in range(world)]
+    assert len({r.steps_per_epoch for r in ranks}) == 1
+    steps = range(epoch * ranks[0].steps_per_epoch, (epoch + 1) * ranks[0].steps_per_epoch)
+    seen = []
+    for step in steps:
+        parts = [r.batch(step) for r in ranks]
+        assert all(len(part.windows) >= 1 for part in parts)
+        assert {part.total for part in parts} == {sum(len(part.windows) for part in parts)}
+        begins = np.cumsum([0] + [len(part.windows) for part in parts])
+        assert [part.offset for part in parts] == begins[:-1].tolist()
+        seen += [w for part in parts for w in part.windows.tolist()]
+    assert sorted(seen) == list(range(windows))
+
+
+@settings(max_examples=100)
+@given(sizes, st.integers(0, 40), st.integers(0, 9))
+def test_the_global_batch_depends_only_on_the_step(size, step, seed):
+    world, batch, windows = size
+    parts = [Sampler(windows, batch, seed, rank, world).batch(step) for rank in range(world)]
+    alone = Sampler(windows, batch, seed)
+    for earlier in range(0, step, 3):
+        alone.batch(earlier)
+    assert np.concatenate([part.windows for part in parts]).tolist() == alone.batch(step).windows.tolist()
+
+
+def test_a_rank_reads_its_own_stretch():
+    parts = [np.concatenate([Sampler(1000, 8, 3, r, 2).batch(s).windows for s in range(125)]) for r in range(2)]
+    assert parts[0].max() < parts[1].min()
+
+
+def test_epochs_and_seeds_differ():
+    sampler = Sampler(64, 8, seed=0)
+    assert sampler.batch(0).windows.tolist() != sampler.batch(8).windows.tolist()
+    assert sampler.batch(0).windows.tolist() != Sampler(64, 8, seed=1).batch(0).windows.tolist()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((10, 5, 0, 0, 2), "batch_size: must be a multiple"),
+        ((1, 4, 0, 0, 2), "num_windows: must be at least"),
+        ((10, 4, 0, 2, 2), "rank: must be from 0 to 1"),
+    ],
+)
+def test_bad_arguments(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        Sampler(*arguments)

@@ -1,0 +1,91 @@
+"""Drift, noise and the count of evaluations."""
+
+import pytest
+import torch
+
+from raypipe.sde.dynamics import ConstantDiffusion, Dynamics
+
+
+def flow(x, u):
+    return x[:, -1:] * 0 + 10 + u[:, None, None, None]
+
+
+def denoiser(x, u):
+    return -x
+
+
+def diffusion(x, u):
+    return x[:, -1:].abs()
+
+
+def state(*frames: float) -> torch.Tensor:
+    return torch.tensor(frames, dtype=torch.float32).view(1, -1, 1, 1)
+
+
+def test_drift_by_hand():
+    """K = 3: the older frames move by the differences of the interval's first state, the last by the flow."""
+    interval = Dynamics(flow).interval(state(1, 3, 7))
+    assert interval.drift(state(1, 3, 7), 0.5).flatten().tolist() == [2, 4, 10.5]
+    # further on the state has moved, the straight lines have not
+    assert interval.drift(state(2, 5, 12), 0.0).flatten().tolist() == [2, 4, 10]
+
+
+def test_alpha_scales_the_denoiser():
+    interval = Dynamics(flow, denoiser, alpha=2).interval(state(1, 3))
+    assert interval.drift(state(1, 3), 0.0).flatten().tolist() == [2 - 2, 10 - 6]
+
+
+def test_one_frame_of_context():
+    assert Dynamics(flow).interval(state(1)).drift(state(1), 0.0).flatten().tolist() == [10]
+
+
+def test_noise_moves_the_last_frame_alone_and_beta_scales_it():
+    interval = Dynamics(flow, diffusion=diffusion, beta=0.5).interval(state(1, -4))
+    kick = interval.noise(state(1, -4), 0.0)
+    assert kick(torch.full((1, 1, 1, 1), 3.0)).flatten().tolist() == [0, 6]
+
+
+def test_constant_diffusion_has_a_scale_per_channel():
+    g = ConstantDiffusion(torch.tensor([0.5, 2.0]))(torch.zeros(3, 4, 5, 6), torch.zeros(3))
+    assert g.shape == (3, 2, 5, 6)
+    assert torch.equal(g[:, 0], torch.full((3, 5, 6), 0.5))
+    assert torch.equal(g[:, 1], torch.full((3, 5, 6), 2.0))
+
+
+@pytest.mark.parametrize(
+    ("dynamics", "count", "stochastic"),
+    [
+        (Dynamics(flow), 1, False),
+        (Dynamics(flow, denoiser), 2, False),
+        (Dynamics(flow, denoiser, alpha=0), 1, False),
+        (Dynamics(flow, denoiser, diffusion), 3, True),
+        (Dynamics(flow, None, diffusion), 2, True),
+        (Dynamics(flow, None, diffusion, beta=0), 1, False),
+        (Dynamics(flow, None, ConstantDiffusion(torch.ones(1))), 1, True),
+    ],
+)
+def test_evaluations_are_the_calls_made(dynamics, count, stochastic):
+    assert dynamics.evaluations == count
+    assert dynamics.stochastic == stochastic
+    calls = 0
+
+    def counted(field):
+        def call(x, u):
+            nonlocal calls
+            calls += 1
+            return field(x, u)
+
+        return call if field is not None and not isinstance(field, ConstantDiffusion) else field
+
+    spied = Dynamics(
+        counted(dynamics.flow),
+        counted(dynamics.denoiser),
+        counted(dynamics.diffusion),
+        dynamics.alpha,
+        dynamics.beta,
+    )
+    interval = spied.interval(state(1, 2))
+    interval.drift(state(1, 2), 0.0)
+    if spied.stochastic:
+        interval.noise(state(1, 2), 0.0)
+    assert calls == count

@@ -1,0 +1,175 @@
+"""Forecasts with hand-made components, whose answers are known."""
+
+import pytest
+import torch
+
+from raypipe.sde.dynamics import ConstantDiffusion, Dynamics
+from raypipe.sde.rollout import rollout
+
+C, H, W = 2, 3, 3
+
+
+def constant_velocity(x, u):
+    return torch.full_like(x[:, -C:], 0.5)
+
+
+def towards_zero(x, u):
+    return -0.4 * x[:, -C:]
+
+
+def last_difference(x, u):
+    """What the two newest frames of the state are apart: constant velocity, read from the context."""
+    return x[:, -C:] - x[:, -2 * C : -C]
+
+
+def nonlinear(x, u):
+    return x[:, -C:].sin() + x[:, :C] * u[:, None, None, None]
+
+
+def diffusion(x, u):
+    return 0.2 + 0.1 * x[:, -C:].abs()
+
+
+def denoiser(x, u):
+    return -0.1 * x
+
+
+FULL = Dynamics(nonlinear, denoiser, diffusion, alpha=1.2, beta=0.8)
+
+
+@pytest.fixture
+def context():
+    return torch.randn(5, 3, C, H, W, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_constant_velocity(context, steps):
+    forecast = rollout(Dynamics(constant_velocity), context, 4, steps=steps, members=1, seed=0)
+    assert forecast.shape == (5, 1, 4, C, H, W)
+    expected = context[:, -1:] + 0.5 * torch.arange(1, 5).view(1, 4, 1, 1, 1)
+    torch.testing.assert_close(forecast[:, 0], expected)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5])
+def test_a_linear_flow_decays_as_eulers_method_does(context, steps):
+    forecast = rollout(Dynamics(towards_zero), context, 3, steps=steps, members=1, seed=0)
+    factor = (1 - 0.4 / steps) ** steps
+    expected = torch.stack([context[:, -1] * factor**k for k in (1, 2, 3)], dim=1)
+    torch.testing.assert_close(forecast[:, 0], expected)
+
+
+def test_the_window_slides():
+    """Frames 0, 1, 3 and a velocity that is the difference of the last two: 5, 7, 9 at one step a frame.
+
+    It is 5 only if the newest pair is (1, 3), and 7 only if the pair then is (3, 5).
+    """
+    context = torch.tensor([0.0, 1.0, 3.0]).view(1, 3, 1, 1, 1).expand(1, 3, C, H, W)
+    forecast = rollout(Dynamics(last_difference), context, 3, steps=1, members=1, seed=0)
+    assert forecast[0, 0, :, 0, 0, 0].tolist() == [5, 7, 9]
+
+
+def test_older_frames_move_on_straight_lines():
+    """The flow reads the oldest frame, which goes from 0 to 1 in the interval: at u = 0, 1/2 it is 0, 1/2."""
+    seen = []
+
+    def spy(x, u):
+        seen.append((u[0].item(), x[0, 0, 0, 0].item(), x[0, C, 0, 0].item()))
+        return torch.zeros_like(x[:, -C:])
+
+    context = torch.tensor([0.0, 1.0, 3.0]).view(1, 3, 1, 1, 1).expand(1, 3, C, H, W)
+    rollout(Dynamics(spy), context, 2, steps=2, members=1, seed=0)
+    # the second interval begins at the true frames 1, 3, 3
+    assert seen == [(0.0, 0.0, 1.0), (0.5, 0.5, 2.0), (0.0, 1.0, 3.0), (0.5, 2.0, 3.0)]
+
+
+def test_alpha_acts(context):
+    """One step from x with flow 0 and d = -0.1 x: (1 - 0.1 alpha) x."""
+    still = Dynamics(lambda x, u: torch.zeros_like(x[:, -C:]), denoiser, alpha=3.0)
+    torch.testing.assert_close(rollout(still, context, 1, steps=1, members=1, seed=0)[:, 0, 0], 0.7 * context[:, -1])
+
+
+def test_beta_acts(context):
+    def spread(beta: float) -> torch.Tensor:
+        g = ConstantDiffusion(torch.tensor([0.5, 2.0]))
+        dynamics = Dynamics(constant_velocity, None, g, beta=beta)
+        forecast = rollout(dynamics, context, 1, steps=2, members=400, seed=0)[:, :, 0]
+        return forecast.std(1).mean((0, 2, 3))
+
+    torch.testing.assert_close(spread(1.0), torch.tensor([0.5, 2.0]), rtol=0.05, atol=0)
+    torch.testing.assert_close(spread(0.5), spread(1.0) / 2, rtol=1e-4, atol=0)
+    assert spread(0.0).max() < 1e-6
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 10])
+@pytest.mark.parametrize("interpolate", [2, 4, 10])
+def test_frames_in_between_of_constant_velocity_lie_on_a_line(context, steps, interpolate):
+    dynamics = Dynamics(constant_velocity)
+    forecast = rollout(dynamics, context, 2, steps=steps, members=1, seed=0, interpolate=interpolate)
+    assert forecast.shape == (5, 1, 2 * interpolate, C, H, W)
+    times = torch.arange(1, 2 * interpolate + 1).view(1, -1, 1, 1, 1) / interpolate
+    torch.testing.assert_close(forecast[:, 0], context[:, -1:] + 0.5 * times)
+
+
+@pytest.mark.parametrize("steps", [1, 3, 10])
+@pytest.mark.parametrize("interpolate", [2, 5, 10])
+def test_whole_frames_are_the_same_with_and_without_those_in_between(context, steps, interpolate):
+    plain = rollout(FULL, context, 3, steps=steps, members=2, seed=1)
+    dense = rollout(FULL, context, 3, steps=steps, members=2, seed=1, interpolate=interpolate)
+    assert torch.equal(dense[:, :, interpolate - 1 :: interpolate], plain)
+
+
+def test_readouts_of_noise_have_the_law_of_brownian_motion():
+    """Flow 0, g = 1, from 0: variance k/4 at the k-th quarter; tied to the whole frame, s (1 - s)."""
+    still = Dynamics(lambda x, u: torch.zeros_like(x[:, -C:]), None, ConstantDiffusion(torch.ones(C)))
+    forecast = rollout(still, torch.zeros(1, 2, C, H, W), 1, steps=1, members=3000, seed=0, interpolate=4)[0]
+    s = torch.tensor([0.25, 0.5, 0.75])
+    torch.testing.assert_close(forecast[:, :3].var((0, 2, 3, 4)), s, rtol=0.05, atol=0)
+    tied = forecast[:, :3] - s.view(1, 3, 1, 1, 1) * forecast[:, 3:]
+    torch.testing.assert_close(tied.var((0, 2, 3, 4)), s * (1 - s), rtol=0.05, atol=0)
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 7])
+def test_batching_changes_nothing(context, batch_size):
+    together = rollout(FULL, context, 3, steps=2, members=3, seed=1, interpolate=2)
+    apart = rollout(FULL, context, 3, steps=2, members=3, seed=1, interpolate=2, batch_size=batch_size)
+    torch.testing.assert_close(apart, together, rtol=0, atol=1e-6)
+
+
+def test_each_window_alone(context):
+    numbers = [3, 11, 4, 0, 8]
+    together = rollout(FULL, context, 3, steps=2, members=2, seed=1, windows=numbers)
+    for i, number in enumerate(numbers):
+        alone = rollout(FULL, context[i : i + 1], 3, steps=2, members=2, seed=1, windows=[number])
+        torch.testing.assert_close(alone[0], together[i], rtol=0, atol=1e-6)
+
+
+def test_more_members_and_a_longer_horizon_only_add(context):
+    small = rollout(FULL, context, 2, steps=2, members=2, seed=1)
+    large = rollout(FULL, context, 4, steps=2, members=5, seed=1)
+    torch.testing.assert_close(large[:, :2, :2], small, rtol=0, atol=1e-6)
+
+
+def test_members_differ_and_follow_the_seed(context):
+    first, again, other = (rollout(FULL, context, 1, steps=1, members=2, seed=seed) for seed in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert not torch.equal(first[:, 0], first[:, 1])
+
+
+def test_members_of_a_deterministic_forecast_are_equal(context):
+    calls = []
+
+    def counted(x, u):
+        calls.append(len(x))
+        return nonlinear(x, u)
+
+    forecast = rollout(Dynamics(counted, denoiser), context, 2, steps=2, members=4, seed=0)
+    assert forecast.shape[:2] == (5, 4)
+    assert all(torch.equal(forecast[:, 0], forecast[:, m]) for m in range(4))
+    assert calls == [5] * 4  # each is integrated once
+
+
+def test_no_gradients(context):
+    weight = torch.ones(1, requires_grad=True)
+    forecast = rollout(Dynamics(lambda x, u: weight * x[:, -C:]), context, 1, steps=1, members=1, seed=0)
+    assert not forecast.requires_grad
