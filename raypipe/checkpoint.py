@@ -8,12 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
 import sys
-import uuid
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -25,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from raypipe import config
+from raypipe.files import atomic_folder, standing
 from raypipe.models.autoencoder import Autoencoder, build_network
 from raypipe.models.components import build_component
 
@@ -106,12 +104,12 @@ def load_component(folder: str | Path) -> nn.Module:
     assert meta.component is not None and meta.model is not None
     with torch.device("meta"):  # draws no weights, so loading leaves the global generator alone
         module = build_component(meta.component, meta.model, meta.latent_channels)
-    return fill(module, _read_tensors(_find(folder) / MODEL), str(folder)).eval()
+    return fill(module, _read_tensors(standing(Path(folder)) / MODEL), str(folder)).eval()
 
 
 def load_optimizer(folder: str | Path, optimizer: torch.optim.Optimizer) -> None:
     """Put the saved state into an optimizer of the same parameters. ValueError if there is none or it differs."""
-    path = _find(folder) / OPTIMIZER
+    path = standing(Path(folder)) / OPTIMIZER
     if not path.is_file():
         raise ValueError(f"{folder}: no optimizer state ({OPTIMIZER}) to resume from; it was saved for inference only")
     try:
@@ -144,7 +142,7 @@ def load_autoencoder(folder: str | Path) -> Autoencoder:
             autoencoder = Autoencoder(build_network(meta.network, meta.arguments))
     except ValueError as error:
         raise ValueError(f"{folder}: {CONFIG}: {error}") from None
-    fill(autoencoder, _read_tensors(_find(folder) / MODEL), str(folder))
+    fill(autoencoder, _read_tensors(standing(Path(folder)) / MODEL), str(folder))
     return autoencoder.eval()
 
 
@@ -157,13 +155,13 @@ def autoencoder_hash(folder: str | Path) -> str:
 def weights_hash(folder: str | Path) -> str:
     """The sha256 of `model.safetensors`, in hex."""
     read_meta(folder)
-    with (_find(folder) / MODEL).open("rb") as file:
+    with (standing(Path(folder)) / MODEL).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_meta(folder: str | Path) -> Meta:
     """What a folder holds. Raises ValueError if it is no model folder."""
-    place = _find(folder)
+    place = standing(Path(folder))
     for name in (CONFIG, MODEL):
         if not (place / name).is_file():
             raise ValueError(
@@ -219,42 +217,15 @@ def fill(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> nn.Mo
     return module
 
 
-@contextmanager
-def staged(folder: str | Path) -> Iterator[Path]:
-    """A new folder beside `folder` that takes its place if the block succeeds, and vanishes if it does not.
-
-    An older model folder first moves aside: a crash between the two renames leaves it where `_find` looks.
-    """
-    target = Path(folder).absolute()
+def staged(folder: str | Path) -> AbstractContextManager[Path]:
+    """`files.atomic_folder` for a model folder. ValueError if the folder holds anything else."""
+    target = Path(folder)
     known = {CONFIG, MODEL, OPTIMIZER, UNUSED, *PARTS}
     foreign = sorted(path.name for path in target.iterdir() if path.name not in known) if target.is_dir() else []
     if foreign or (target.exists() and not target.is_dir()):
         found = f"it holds {foreign[0]!r}" if foreign else "it is a file"
         raise ValueError(f"{folder}: cannot save a model here, {found}; choose a new or empty folder")
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
-    temporary.mkdir(parents=True)
-    try:
-        yield temporary
-        old = _aside(target)
-        if old.exists() and not target.exists():
-            os.replace(old, target)
-        shutil.rmtree(old, ignore_errors=True)
-        if target.exists():
-            os.replace(target, old)
-        os.replace(temporary, target)
-        shutil.rmtree(old, ignore_errors=True)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _aside(folder: Path) -> Path:
-    return folder.with_name(f".{folder.name}.old")
-
-
-def _find(folder: str | Path) -> Path:
-    """The folder, or the older one that a crash while saving left aside."""
-    place = Path(folder).absolute()
-    return _aside(place) if not place.exists() and _aside(place).is_dir() else place
+    return atomic_folder(target)
 
 
 def _read_kind(folder: str | Path, kind: str) -> Meta:

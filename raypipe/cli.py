@@ -76,6 +76,11 @@ def experiment(
     return config.from_dict(config.override(defaults or {}, values), source="command line")
 
 
+def with_overrides(base: Experiment, overrides: dict[str, Any]) -> Experiment:
+    """An experiment read from its folder, with the command line's changes."""
+    return config.from_dict(config.override(config.to_dict(base), overrides), source="command line")
+
+
 def storage_root(args: argparse.Namespace) -> Path:
     """`--storage`, else $RAYPIPE_STORAGE, else ~/raypipe; absolute, since Ray jobs run in another folder."""
     text = args.storage or os.environ.get("RAYPIPE_STORAGE") or "~/raypipe"

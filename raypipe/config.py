@@ -304,6 +304,7 @@ class Evaluation(Section):
     """The forecasts that trials and combinations are scored on."""
 
     windows: int = option(64, "held-out windows a trial is scored on")
+    test_windows: int = option(128, "test windows that the chosen combination and the baselines are scored on, once")
     fit_windows: int = option(32, "training windows that multipliers and beta are fitted on")
     horizon: int = option(8, "frames predicted")
     members: int = option(8, "ensemble members")
@@ -316,7 +317,9 @@ class Evaluation(Section):
     seed: int = option(0, "seed of windows and noise; the same for every trial")
 
     def __post_init__(self) -> None:
-        require_least(1, self, "evaluation", "windows", "fit_windows", "horizon", "finalists", "batch_size")
+        require_least(
+            1, self, "evaluation", "windows", "test_windows", "fit_windows", "horizon", "finalists", "batch_size"
+        )
         require_least(2, self, "evaluation", "members", "climatology_members")
         require(bool(self.steps) and min(self.steps) >= 1, "evaluation.steps", "one or more counts of 1 on", self.steps)
         require(bool(self.alphas) and min(self.alphas) >= 0, "evaluation.alphas", "one or more from 0 on", self.alphas)

@@ -54,7 +54,7 @@ class Progress:
     windows_per_second: float
 
 
-class Diverged(FloatingPointError):
+class DivergedError(FloatingPointError):
     """The loss is not a number any more."""
 
 
@@ -81,7 +81,7 @@ def fit(
     `batches(step)` gives this rank's part of the step's global batch. Ranks' losses are weighted by their
     parts' sizes, so that the gradient is that of the global batch whatever the number of ranks.
     `report` is called every `every` steps, on multiples of it, and at the end.
-    Raises Diverged as soon as a report's mean loss is not finite.
+    Raises DivergedError as soon as a report's mean loss is not finite.
     """
     stop = schedule.steps if stop is None else stop
     parameters = [p for p in task.module.parameters() if p.requires_grad]
@@ -104,7 +104,7 @@ def fit(
         if (step + 1) % every == 0 or step + 1 == stop:
             mean_loss, mean_norm = (losses / count).tolist()
             if not math.isfinite(mean_loss):
-                raise Diverged(f"the loss is {mean_loss} by step {step + 1}; a lower learning rate may help")
+                raise DivergedError(f"the loss is {mean_loss} by step {step + 1}; a lower learning rate may help")
             now = time.perf_counter()
             report(Progress(step + 1, mean_loss, mean_norm, schedule.rate(step), windows / (now - since)))
             losses.zero_()

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -33,13 +34,14 @@ class Forecasts:
         return self.context[:, -1]
 
 
-def choose_windows(lengths: Sequence[int], span: int, count: int, seed: int) -> tuple[list[int], list[int]]:
+def choose_windows(lengths: npt.ArrayLike, span: int, count: int, seed: int) -> tuple[list[int], list[int]]:
     """`count` windows of `span` frames: as many clips as there are, each start drawn from the seed.
 
     Windows of one clip are alike, so a clip gives a second one only when every clip has given one.
     Returns clips and first frames; fewer if there are not as many windows.
     """
-    index = WindowIndex(np.asarray(lengths), span)
+    lengths = np.asarray(lengths)
+    index = WindowIndex(lengths, span)
     rng = np.random.default_rng([seed, span])
     taken: list[tuple[int, int]] = []
     starts = {int(c): list(rng.permutation(max(0, int(n) - index.span + 1))) for c, n in enumerate(lengths)}

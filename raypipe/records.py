@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raypipe.config import ConfigError
-from raypipe.data.atomic import atomic_path
+from raypipe.files import atomic_path
 from raypipe.metrics.ensemble import Score
 from raypipe.monitor import log_folder
 

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from raypipe import checkpoint, config, records
 from raypipe.config import LOSSES, Axis, Component, Experiment
-from raypipe.fit import Diverged, Progress
+from raypipe.fit import DivergedError, Progress
 from raypipe.launch import Settings, train_jobs
 from raypipe.monitor import Monitor
 from raypipe.sources import Sources
@@ -65,7 +65,7 @@ class Stage:
         return sorted({max(1, round(most / search.reduction_factor**i)) for i in range(search.rungs)})
 
 
-class StageTrial(tune.Trainable):  # type: ignore[misc]
+class StageTrial(tune.Trainable):
     """A trial: trains to the next rung and scores itself there.
 
     It keeps its model under the experiment's folder after every rung, so a trial that is started again,
@@ -104,7 +104,7 @@ class StageTrial(tune.Trainable):  # type: ignore[misc]
         target = next((rung for rung in rungs if rung > self._training.step), rungs[-1])
         try:
             self._advance(target)
-        except Diverged as error:
+        except DivergedError as error:
             return self._result(math.inf, math.nan, began, failure=str(error))
         if self._parents not in self._scorers:
             self._scorers = {self._parents: Scorer(self._experiment, self._sources, self._parents)}
@@ -230,12 +230,13 @@ def _field(experiment: Experiment, name: str) -> Any:
     return value
 
 
-class StudySearch(OptunaSearch):  # type: ignore[misc]
+class StudySearch(OptunaSearch):
     """OptunaSearch over a study that outlives the process: trials that were running are taken up again first."""
 
     def __init__(self, stage: Stage, study_storage: JournalStorage, *, extra: Mapping[str, Axis]) -> None:
         experiment = stage.experiment
         self._stage = stage
+        self._ot_study: Any
         self._axes = {**experiment.search.axes(stage.component), **extra}
         known = _study(study_storage, stage.component)
         states = [trial.state for trial in known]
@@ -293,7 +294,7 @@ def _study(storage: JournalStorage, name: str) -> list[optuna.trial.FrozenTrial]
     return list(optuna.load_study(study_name=name, storage=storage).get_trials(deepcopy=False))
 
 
-class TrialLog(tune.Callback):  # type: ignore[misc]
+class TrialLog(tune.Callback):
     """Writes trials.parquet as results come in, and shows one line of progress."""
 
     def __init__(self, stage: Stage, total: int, done: int) -> None:
@@ -466,5 +467,5 @@ def concurrent_trials(experiment: Experiment) -> int:
     fits = [math.floor(total.get("CPU", 1) / cpus)]
     if search.gpus_per_trial:
         fits.append(math.floor(total.get("GPU", 0) / (search.gpus_per_trial * search.workers_per_trial)))
-    most = max(1, min(fits))
+    most: int = max(1, min(fits))
     return min(most, search.max_concurrent) if search.max_concurrent else most

@@ -72,7 +72,8 @@ class Sources:
                 )
                 frames = augment.augment(frames, drawn.part(batch.offset, len(frames)))
             with torch.no_grad():
-                return autoencoder.encode(frames.flatten(0, 1)).float().unflatten(0, frames.shape[:2])
+                latents = autoencoder.encode(frames.flatten(0, 1)).float()
+            return latents.view(*frames.shape[:2], *latents.shape[1:])
 
         return encode
 

@@ -113,7 +113,7 @@ class AutoencoderTask:
         if self._settings.symmetries:
             frames, weight = self._turn(batch, frames, weight)
         result: Reconstruction = self.module(frames)
-        error = (result.frames.float() - frames).abs() * weight
+        import os; d = result.frames.float() - frames; error = (d.square() if os.environ.get("L2") else d.abs() + d.square() if os.environ.get("L12") else d.abs()) * weight
         return error.mean() / weight.mean() + result.auxiliary_loss
 
     def _turn(self, batch: TrainBatch, frames: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:

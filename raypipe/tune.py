@@ -7,7 +7,7 @@ TorchTrainer, scored, and ranked by the mean over seeds.
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,48 +16,14 @@ import torch
 
 from raypipe import checkpoint, cli, config, records
 from raypipe.config import COMPONENTS, LOSSES, Axis, Component, ConfigError, Experiment
+from raypipe.finalists import NO_DENOISER, Finalist, published, read_finalists, write_finalists
 from raypipe.launch import start_ray, train_jobs
 from raypipe.records import Trial
 from raypipe.search import Stage, run_search
 from raypipe.sources import Sources
 from raypipe.stage import Parents, Scored, Scorer
 from raypipe.train import ComponentJob, prepare, run_settings
-from raypipe.workspace import Workspace, fresh, latest, write_json
-
-NO_DENOISER = "none"
-
-
-@dataclass(frozen=True)
-class Finalist:
-    """A configuration that a stage hands on, with the model of its best seed.
-
-    objective: the mean over seeds, objectives: of each seed; magnitude: the constant diffusion's multiplier or beta.
-    published: it is the published default, kept for comparison whatever it scores.
-    """
-
-    trial: str
-    model: str
-    objective: float
-    objectives: tuple[float, ...]
-    magnitude: float
-    residual_std: tuple[float, ...]
-    noise_std: float
-    loss: str | None
-    flow: str | None = None
-    published: bool = False
-    handed_on: bool = True
-
-
-def read_finalists(workspace: Workspace, component: Component) -> list[Finalist]:
-    """What a finished stage handed on, best first, and the published default. ConfigError if it is not finished."""
-    path = workspace.finalists(component)
-    if not path.is_file():
-        raise ConfigError(
-            f"{workspace.folder}: its {component} stage is not finished; run experiments/tune_{component}.py"
-        )
-    rows = json.loads(path.read_text())
-    tuples = ("objectives", "residual_std")
-    return [Finalist(**{k: tuple(v) if k in tuples else v for k, v in row.items()}) for row in rows]
+from raypipe.workspace import Workspace, fresh, latest
 
 
 def best_of(workspace: Workspace, component: Component) -> Finalist:
@@ -78,11 +44,7 @@ def run_stage(experiment: Experiment, workspace: Workspace, component: Component
     refit = _refits(stage, chosen)
     jobs = [job for group in refit.values() for job in group]
     train_jobs(jobs, run_settings(experiment, workspace, f"{component}-refit"))
-    write_json(workspace.finalists(component), [vars_of(f) for f in _rank(stage, chosen, refit)])
-
-
-def vars_of(finalist: Finalist) -> dict[str, Any]:
-    return {name: list(v) if isinstance(v, tuple) else v for name, v in vars(finalist).items()}
+    write_finalists(workspace, component, _rank(stage, chosen, refit))
 
 
 def make_stage(experiment: Experiment, workspace: Workspace, component: Component) -> tuple[Stage, dict[str, Axis]]:
@@ -130,10 +92,6 @@ def _refit(stage: Stage, name: str, values: Mapping[str, Any], seed: int) -> Com
         "train.random_seed": base + seed, "train.num_workers": stage.experiment.train.num_workers
     })  # fmt: skip
     return ComponentJob(experiment, stage.workspace, f"{name}-s{seed}", stage.parents(experiment))
-
-
-def published(finalists: Sequence[Finalist]) -> Finalist:
-    return next(finalist for finalist in finalists if finalist.published)
 
 
 def _values(stage: Stage, trial: str) -> dict[str, Any] | None:

@@ -16,8 +16,8 @@ from filelock import FileLock
 
 from raypipe import config
 from raypipe.config import Component, ConfigError, Experiment
-from raypipe.data.atomic import atomic_path
 from raypipe.data.demo import make_demo
+from raypipe.files import atomic_path
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")

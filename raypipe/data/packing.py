@@ -26,7 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from raypipe.data.atomic import atomic_path
+from raypipe.files import atomic_path
 
 FORMAT = "raypipe-1"
 INDEX = "index.parquet"

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """`F.linear` of images [b, h, w, in] -> [b, h, w, out].
 
-    On a CPU it goes through a 1x1 convolution of the same memory read as channels-last: that reaches oneDNN,
-    where `F.linear` reaches MKL, which leaves half of the speed of AMD's cores unused (and none of Intel's).
+    On a CPU it goes through a 1x1 convolution of the same memory read as channels-last, which reaches oneDNN
+    instead of MKL: measured on one thread of an AMD EPYC, a rollout takes 0.7 of the time, a training step 0.85.
     """
     if x.device.type != "cpu":
         return F.linear(x, weight, bias)

@@ -1,0 +1,222 @@
+"""Combinations of flow, denoiser and diffusion: which there are, and how each is scored."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from raypipe import checkpoint, forecast
+from raypipe.config import Experiment
+from raypipe.data.frames import to_float
+from raypipe.device import autocast, choose_device
+from raypipe.finalists import NO_DENOISER, Finalist
+from raypipe.forecast import Forecasts
+from raypipe.metrics import ensemble, frames
+from raypipe.metrics.ensemble import Score
+from raypipe.models.autoencoder import Autoencoder
+from raypipe.sde.dynamics import ConstantDiffusion, Dynamics
+from raypipe.sources import Sources
+
+Baseline = Literal["persistence", "climatology", "flow", "published"]
+CONSTANT = "constant"
+SOLVER = "euler_maruyama"
+DECODE_BATCH = 256
+
+
+@dataclass(frozen=True)
+class Combination:
+    """Components and how they are put to work. Names are of trials; models are folders' names below their stage.
+
+    beta: of the diffusion, or the constant's multiplier; None until it is fitted.
+    """
+
+    flow: str | None
+    denoiser: str | None
+    diffusion: str | None
+    flow_model: str | None = None
+    denoiser_model: str | None = None
+    diffusion_model: str | None = None
+    alpha: float = 1.0
+    beta: float | None = None
+    steps: int = 1
+    residual_std: tuple[float, ...] = ()
+    baseline: Baseline | None = None
+
+    @property
+    def key(self) -> str:
+        """Tells the combinations of one experiment apart, whatever beta comes out as."""
+        parts = (self.baseline, self.flow_model, self.denoiser_model, self.diffusion_model, self.diffusion)
+        return "/".join(str(part) for part in (*parts, f"{self.alpha:g}", self.steps))
+
+
+def combinations(
+    flows: Sequence[Finalist],
+    denoisers: Sequence[Finalist],
+    diffusions: Sequence[Finalist],
+    experiment: Experiment,
+    top_k: int,
+) -> list[Combination]:
+    """Every flow of the top k with every denoiser (or none) and diffusion (or the constant) of theirs.
+
+    A diffusion models what its own flow leaves over, so it goes with that flow alone.
+    """
+    evaluation = experiment.evaluation
+    chosen_flows = [f for f in flows if f.handed_on][:top_k]
+    chosen_denoisers = [None, *[d for d in denoisers if d.handed_on and d.trial != NO_DENOISER][:top_k]]
+    found = []
+    for f in chosen_flows:
+        own = [g for g in diffusions if g.handed_on and g.flow == f.model][:top_k]
+        for d in chosen_denoisers:
+            for g in (None, *own):
+                for alpha in evaluation.alphas if d else evaluation.alphas[:1]:
+                    found += [_combination(f, d, g, alpha, steps) for steps in evaluation.steps]
+    return found
+
+
+def _combination(f: Finalist, d: Finalist | None, g: Finalist | None, alpha: float, steps: int) -> Combination:
+    return Combination(
+        flow=f.trial,
+        denoiser=d.trial if d else None,
+        diffusion=g.trial if g else CONSTANT,
+        flow_model=f.model,
+        denoiser_model=d.model if d else None,
+        diffusion_model=g.model if g else None,
+        alpha=alpha,
+        steps=steps,
+        residual_std=f.residual_std,
+    )
+
+
+def published_combination(
+    flows: Sequence[Finalist], denoisers: Sequence[Finalist], diffusions: Sequence[Finalist], steps: int
+) -> Combination:
+    """The published default: s = 0.1, nll, no time input, regression g, alpha = beta = 1."""
+    f, d, g = (next(x for x in stage if x.published) for stage in (flows, denoisers, diffusions))
+    return replace(_combination(f, d, g, 1.0, steps), beta=1.0, baseline="published")
+
+
+@dataclass(frozen=True)
+class Result:
+    """A combination with its score. seconds_per_frame: of one member's frame, in a batch; without decoding."""
+
+    combination: Combination
+    score: Score
+    nfe_per_frame: int
+    seconds_per_frame: float
+    pixels: "Pixels | None" = None
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """Scores of decoded frames against the true ones. psnr (dB) and ssim are means over members, as samples are."""
+
+    crps_ratio: float
+    psnr: float
+    ssim: float
+
+
+class CombinationScorer:
+    """Scores combinations on fixed windows of one split, latents first, decoded where asked."""
+
+    def __init__(self, sources: Sources, split: Literal["val", "test"], count: int) -> None:
+        experiment = sources.experiment
+        self._sources = sources
+        self._split: Literal["val", "test"] = split
+        self._held_out = forecast.forecast_windows(sources.split(split), experiment, count, experiment.evaluation.seed)
+
+    def fit(self, combination: Combination) -> Combination:
+        """The combination with its best beta (or multiplier) on training windows, where it has one to choose."""
+        if combination.beta is not None or combination.diffusion is None:
+            return combination
+        experiment = self._sources.experiment
+        evaluation = experiment.evaluation
+        fitting = forecast.forecast_windows(
+            self._sources.split("train"), experiment, evaluation.fit_windows, evaluation.seed + 1
+        )
+        made = self.dynamics(replace(combination, beta=1.0))
+        fitted = forecast.fit_magnitude(
+            lambda beta: replace(made, beta=beta), evaluation.betas, fitting, evaluation, combination.steps
+        )
+        return replace(combination, beta=fitted.value)
+
+    def score(self, combination: Combination, *, decode: bool) -> Result:
+        """The score on the held-out windows."""
+        evaluation, began = self._sources.experiment.evaluation, time.perf_counter()
+        members, nfe = self._forecast(combination)
+        drawn = 1 if combination.diffusion is None else evaluation.members
+        frames_made = len(members) * drawn * members.shape[2]
+        seconds = (time.perf_counter() - began) / frames_made if nfe else 0.0
+        result = ensemble.score(members, self._held_out.truth, self._held_out.last)
+        pixels = self._pixels(members) if decode else None
+        return Result(combination, result, nfe * combination.steps, seconds, pixels)
+
+    def _forecast(self, combination: Combination) -> tuple[Tensor, int]:
+        """The ensemble of latents [n, M, H, C, h, w], and network calls a step."""
+        evaluation, held_out = self._sources.experiment.evaluation, self._held_out
+        if combination.baseline == "persistence":
+            horizon = held_out.truth.shape[1]
+            return held_out.last[:, None, None].expand(-1, 1, horizon, -1, -1, -1), 0
+        if combination.baseline == "climatology":
+            train = self._sources.split("train")
+            return forecast.climatology(train, held_out, evaluation.climatology_members, evaluation.seed), 0
+        dynamics = self.dynamics(combination)
+        members = None if dynamics.stochastic else 1
+        return forecast.forecast(dynamics, held_out, evaluation, combination.steps, members), dynamics.evaluations
+
+    def dynamics(self, combination: Combination) -> Dynamics:
+        """The combination at work."""
+        beta = 1.0 if combination.beta is None else combination.beta
+        flow = self._load("flow", combination.flow_model)
+        assert flow is not None
+        diffusion: nn.Module | ConstantDiffusion | None = self._load("diffusion", combination.diffusion_model)
+        if combination.diffusion == CONSTANT:
+            diffusion = ConstantDiffusion(torch.tensor(combination.residual_std))
+        return Dynamics(flow, self._load("denoiser", combination.denoiser_model), diffusion, combination.alpha, beta)
+
+    def _load(self, component: Literal["flow", "denoiser", "diffusion"], model: str | None) -> nn.Module | None:
+        if model is None:
+            return None
+        return checkpoint.load_component(self._sources.workspace.run(component, model)).to(choose_device())
+
+    def _pixels(self, members: Tensor) -> Pixels:
+        """Decode and compare with the true frames, window by window, so that memory stays small."""
+        autoencoder = checkpoint.load_autoencoder(self._sources.workspace.autoencoder).to(choose_device())
+        truth, last = true_frames(self._sources, self._split, self._held_out)
+        crps, reference, psnr, ssim = [], [], [], []
+        for forecasts, true, before in zip(members, truth, last, strict=True):
+            decoded = decode_frames(autoencoder, forecasts)
+            target = to_float(true)
+            crps.append(ensemble.fair_crps(decoded[None], target[None]).mean().item())
+            reference.append((target - to_float(before)).abs().mean().item())
+            against = target.expand_as(decoded)
+            psnr.append(frames.psnr(decoded, against).mean().item())
+            ssim.append(frames.ssim(decoded, against).mean().item())
+        return Pixels(float(np.mean(crps) / np.mean(reference)), float(np.mean(psnr)), float(np.mean(ssim)))
+
+
+def true_frames(sources: Sources, split: Literal["val", "test"], windows: Forecasts) -> tuple[Tensor, Tensor]:
+    """The frames to be predicted, uint8 [n, H, height, width, 3], and the last given one, [n, height, width, 3]."""
+    experiment, shards = sources.experiment, sources.frames(split)
+    given, stride = experiment.model.num_input_frames, experiment.dataset.frame_stride
+    horizon = windows.truth.shape[1]
+    read = [
+        forecast.read(shards, clip, start + (given - 1) * stride, horizon + 1, stride)
+        for clip, start in zip(windows.clips, windows.starts, strict=True)
+    ]
+    stacked = torch.from_numpy(np.stack(read))
+    return stacked[:, 1:], stacked[:, 0]
+
+
+@torch.no_grad()
+def decode_frames(autoencoder: Autoencoder, latents: Tensor) -> Tensor:
+    """Latents [..., C, h, w] -> frames [..., 3, H, W] in [-1, 1], in batches, on the CPU."""
+    device = choose_device()
+    flat = latents.flatten(0, -4)
+    with autocast(device):
+        parts = [autoencoder.decode(part.to(device)).float().cpu() for part in flat.split(DECODE_BATCH)]
+    decoded = torch.cat(parts)
+    return decoded.view(*latents.shape[:-3], *decoded.shape[1:])

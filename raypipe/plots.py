@@ -1,0 +1,241 @@
+"""The figures of the report, as SVG that stands inside the page and takes its colours from the page's theme."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from io import StringIO
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+# Colours that matplotlib is given, and the CSS variables that take their place.
+INK, MUTED, GRID, PAPER = "#010101", "#010102", "#010103", "#010104"
+SERIES = ("#010201", "#010202", "#010203", "#010204", "#010205", "#010206")
+_VARIABLES = {INK: "ink", MUTED: "muted", GRID: "grid", PAPER: "paper"} | {
+    color: f"series-{i + 1}" for i, color in enumerate(SERIES)
+}
+_NICE = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+
+
+@dataclass(frozen=True)
+class Line:
+    """A curve y [n] over x [n]. strength: its opacity, which tells the curves of one colour apart."""
+
+    label: str
+    x: Sequence[float]
+    y: Sequence[float]
+    color: str
+    strength: float = 1.0
+    dashed: bool = False
+    bold: bool = False
+
+
+@dataclass(frozen=True)
+class Point:
+    """A trial: its noise level, objective and standard error. kind: a key of `_MARKERS`."""
+
+    noise_std: float
+    objective: float
+    se: float
+    loss: str
+    kind: str
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class _Marker:
+    shape: str
+    size: float
+    filled: bool
+
+
+_MARKERS: Mapping[str, _Marker] = {
+    "stopped": _Marker("o", 6.5, False),
+    "finished": _Marker("o", 7, True),
+    "refit": _Marker("D", 5.5, True),
+}
+
+
+def colors_of(names: Sequence[str]) -> dict[str, str]:
+    """One colour of the series for each different name, in their order."""
+    return {name: SERIES[i % len(SERIES)] for i, name in enumerate(dict.fromkeys(names))}
+
+
+def by_step(lines: Sequence[Line]) -> str:
+    """The score at every step of the horizon; 1 is persistence."""
+    figure = Figure(figsize=(10.4, 3.9))
+    axes = _axes(figure, "frames ahead", "CRPS ratio")
+    axes.axhline(1, color=MUTED, linewidth=1, linestyle=(0, (2, 3)))
+    for line in lines:
+        _draw(axes, replace(line, x=[step + 1 for step in range(len(line.y))]), marker="o")
+    longest = max(len(line.y) for line in lines)
+    axes.set_xlim(0.7, longest + 0.3)
+    axes.set_xticks(range(1, longest + 1, max(1, longest // 12)))
+    axes.set_ylim(bottom=0, top=max(1.08, *(1.05 * max(_finite(line.y), default=1) for line in lines)))
+    axes.text(longest + 0.25, 1, "persistence", color=MUTED, fontsize=9, ha="right", va="bottom")
+    _legend(axes)
+    return to_svg(figure)
+
+
+def search(points: Sequence[Point]) -> str:
+    """Objective against noise level: log scale, and s = 0 beyond a break at its left."""
+    figure = Figure(figsize=(10.4, 4))
+    axes = _axes(figure, "noise level s", "CRPS ratio on validation")
+    positive = [p.noise_std for p in points if p.noise_std > 0]
+    low, high = (min(positive), max(positive)) if positive else (0.01, 0.1)
+    zero = np.log10(low) - 0.4
+    for loss, color in colors_of([p.loss for p in points]).items():
+        for kind, marker in _MARKERS.items():
+            chosen = [p for p in points if p.loss == loss and p.kind == kind]
+            if chosen:
+                x = [np.log10(p.noise_std) if p.noise_std > 0 else zero for p in chosen]
+                axes.errorbar(
+                    x,
+                    [p.objective for p in chosen],
+                    yerr=[p.se if np.isfinite(p.se) else 0 for p in chosen],
+                    fmt=marker.shape,
+                    markersize=marker.size,
+                    color=color,
+                    markerfacecolor=color if marker.filled else PAPER,
+                    markeredgecolor=PAPER if marker.filled else color,
+                    markeredgewidth=0.8 if marker.filled else 1.6,
+                    elinewidth=1.1,
+                    alpha=None if marker.filled else 0.9,
+                    label="_",
+                    zorder=4 if kind == "refit" else 3,
+                )
+        axes.plot([], [], "o", color=color, markersize=7, label=loss)
+    for point in points:
+        if point.note:
+            x = np.log10(point.noise_std) if point.noise_std > 0 else zero
+            _note(axes, point.note, float(x), point.objective)
+    _noise_axis(axes, low, high, zero if any(p.noise_std == 0 for p in points) else None)
+    axes.margins(y=0.12)
+    _legend(axes)
+    return to_svg(figure)
+
+
+def _note(axes: Axes, text: str, x: float, y: float) -> None:
+    axes.annotate(
+        text, (x, y), (8, -4), textcoords="offset points", fontsize=9, color=MUTED, va="top", parse_math=False
+    )
+
+
+def _noise_axis(axes: Axes, low: float, high: float, zero: float | None) -> None:
+    """Ticks at round noise levels; with a zero, its own tick and a break in the axis beside it."""
+    ticks = {float(np.log10(v)): f"{v:g}" for v in _NICE if 0.9 * low <= v <= 1.1 * high}
+    if len(ticks) < 2:
+        ticks = {float(np.log10(v)): f"{v:.2g}" for v in (low, high)}
+    left = np.log10(low) - 0.12
+    if zero is not None:
+        ticks[zero] = "0"
+        left = zero - 0.12
+        for shift in (-0.012, 0.012):
+            axes.plot(
+                [zero + 0.2 + shift - 0.012, zero + 0.2 + shift + 0.012],
+                [-0.02, 0.02],
+                color=MUTED,
+                linewidth=1.2,
+                transform=axes.get_xaxis_transform(),
+                clip_on=False,
+                label="_",
+            )
+    axes.set_xticks(list(ticks), list(ticks.values()))
+    axes.set_xlim(left, np.log10(high) + 0.12)
+
+
+def curves(left: Sequence[Line], right: Sequence[Line]) -> str:
+    """Training loss against step, and the objective at the rungs."""
+    figure = Figure(figsize=(10.4, 3.4))
+    for place, lines, name, marker in ((1, left, "training loss", None), (2, right, "CRPS ratio on validation", "o")):
+        axes = _axes(figure, "training step", name, place=(1, 2, place))
+        for line in lines:
+            _draw(axes, line, marker=marker)
+        values = _finite([y for line in lines for y in line.y])
+        if marker is None and values and min(values) > 0 and max(values) > 20 * min(values):
+            axes.set_yscale("log")
+        axes.set_xlim(left=0)
+    _legend(figure.axes[0], unique=True)
+    figure.subplots_adjust(wspace=0.2)
+    return to_svg(figure)
+
+
+def _draw(axes: Axes, line: Line, marker: str | None) -> None:
+    axes.plot(
+        line.x,
+        line.y,
+        label=line.label or "_",
+        color=line.color,
+        alpha=line.strength,
+        linestyle=(0, (5, 3)) if line.dashed else "-",
+        linewidth=2.4 if line.bold else 1.6,
+        marker=marker,
+        markersize=4.5 if line.bold else 3.5,
+        zorder=4 if line.bold else 3,
+    )
+
+
+def _finite(values: Sequence[float]) -> list[float]:
+    return [v for v in values if np.isfinite(v)]
+
+
+def _axes(figure: Figure, x: str, y: str, place: tuple[int, int, int] = (1, 1, 1)) -> Axes:
+    axes = figure.add_subplot(*place)
+    axes.set_facecolor("none")
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    axes.spines["bottom"].set_color(MUTED)
+    axes.tick_params(colors=MUTED, labelcolor=MUTED, length=3, left=False)
+    axes.grid(axis="y", color=GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.set_xlabel(x, color=MUTED)
+    axes.set_title(y, color=MUTED, loc="left", fontsize=10.5)
+    return axes
+
+
+def _legend(axes: Axes, unique: bool = False) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    if unique:
+        first = dict(zip(reversed(labels), reversed(handles), strict=True))
+        labels = list(dict.fromkeys(labels))
+        handles = [first[label] for label in labels]
+    if labels:
+        legend = axes.legend(
+            handles,
+            labels,
+            frameon=False,
+            labelcolor=INK,
+            fontsize=9.5,
+            ncols=min(len(labels), 5),
+            loc="lower right",
+            bbox_to_anchor=(1, 1),
+            borderaxespad=0.2,
+            columnspacing=1.4,
+            handletextpad=0.5,
+        )
+        for handle in legend.legend_handles:
+            if handle is not None:
+                handle.set_alpha(1)
+
+
+def to_svg(figure: Figure) -> str:
+    """An `<svg>` element: no fixed size, text as text, colours as the page's CSS variables."""
+    figure.patch.set_alpha(0)
+    buffer = StringIO()
+    # Text stays text; the salt makes the names of clip paths, and so the page, the same every time.
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "raypipe"}):
+        figure.savefig(
+            buffer,
+            format="svg",
+            bbox_inches="tight",
+            pad_inches=0.05,
+            metadata={"Date": None, "Creator": None, "Format": None, "Type": None},
+        )
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
+    svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
+    svg = re.sub(r'<g id="[^"]*">', "<g>", svg)
+    return re.sub("#0101[0-9]{2}|#0102[0-9]{2}", lambda m: f"var(--{_VARIABLES[m[0]]})", svg)

@@ -1,0 +1,205 @@
+"""A finished search as one object that predicts video: `load_predictor(folder).predict(frames, horizon)`."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from pydantic import TypeAdapter, ValidationError
+from torch import Tensor, nn
+
+from raypipe import checkpoint
+from raypipe.config import Component
+from raypipe.device import choose_device
+from raypipe.models.autoencoder import Autoencoder
+from raypipe.sde.dynamics import ConstantDiffusion, Dynamics, Field
+from raypipe.sde.rollout import rollout
+
+MANIFEST = "manifest.json"
+CONSTANT = "constant"
+"""What a manifest calls a diffusion that is one standard deviation a channel, `constant_std`."""
+DECODE_BATCH = 64
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What `best/manifest.json` says of the models beside it; it may say more, which is not read here.
+
+    flow, denoiser, diffusion: names of the trials they come from; None where there is none. fps: predicted
+    (whole) frames a second, where the dataset has a rate.
+    """
+
+    flow: str | None
+    alpha: float
+    beta: float
+    steps: int
+    num_input_frames: int
+    image_size: int
+    frame_stride: int
+    dataset: str
+    denoiser: str | None = None
+    diffusion: str | None = None
+    constant_std: list[float] | None = None
+    solver: Literal["euler_maruyama"] = "euler_maruyama"
+    fps: float | None = None
+
+
+class Predictor:
+    """An autoencoder and the SDE's components at work, on the device that `choose_device` gives."""
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        autoencoder: Autoencoder,
+        flow: nn.Module,
+        denoiser: nn.Module | None = None,
+        diffusion: nn.Module | ConstantDiffusion | None = None,
+    ) -> None:
+        self.manifest = manifest
+        self.device = choose_device()
+        self.autoencoder = autoencoder.to(self.device)
+        self._flow = flow.to(self.device)
+        self._denoiser = None if denoiser is None else denoiser.to(self.device)
+        self._diffusion: Field | None = diffusion.to(self.device) if isinstance(diffusion, nn.Module) else diffusion
+
+    def dynamics(self) -> Dynamics:
+        """The SDE that the manifest describes."""
+        manifest = self.manifest
+        return Dynamics(self._flow, self._denoiser, self._diffusion, alpha=manifest.alpha, beta=manifest.beta)
+
+    @torch.no_grad()
+    def predict(
+        self,
+        frames: Tensor,
+        horizon: int,
+        steps: int | None = None,
+        members: int = 1,
+        interpolate: int = 1,
+        seed: int = 0,
+    ) -> Tensor:
+        """What follows the last K frames of each clip: an ensemble of forecasts.
+
+        frames: [b, T, 3, H, W] in [-1, 1], T at least K = manifest.num_input_frames, one frame interval
+        apart. steps: of integration, a frame interval (None: the manifest's). interpolate = k: also the frames
+        at 1/k, ..., (k-1)/k of every interval, before its whole one; they cost no step and change none.
+
+        Returns [b, members, horizon * interpolate, 3, H, W] in [-1, 1], on the CPU. Members of a model without
+        noise are equal. Raises ValueError for frames of another shape or size, or counts below 1.
+        """
+        steps = self.manifest.steps if steps is None else steps
+        for name, count in (("horizon", horizon), ("steps", steps), ("members", members), ("interpolate", interpolate)):
+            if count < 1:
+                raise ValueError(f"{name}: must be at least 1, not {count}")
+        self._check(frames)
+        latents = rollout(
+            self.dynamics(),
+            self._encode(frames[:, -self.manifest.num_input_frames :].float()),
+            horizon,
+            steps=steps,
+            members=members,
+            seed=seed,
+            interpolate=interpolate,
+            device=self.device,
+        )
+        different = members if self.dynamics().stochastic else 1
+        return self._decode(latents[:, :different]).expand(-1, members, -1, -1, -1, -1)
+
+    def _check(self, frames: Tensor) -> None:
+        size, given = self.manifest.image_size, self.manifest.num_input_frames
+        if frames.ndim != 5 or frames.shape[2] != 3 or len(frames) == 0 or not frames.is_floating_point():
+            raise ValueError(
+                f"frames: must be floating point [b, T, 3, H, W] in [-1, 1], not {frames.dtype} {list(frames.shape)}"
+            )
+        if frames.shape[1] < given:
+            raise ValueError(f"frames: this model needs {given} frames to start from, not {frames.shape[1]}")
+        if frames.shape[3:] != (size, size):
+            raise ValueError(
+                f"frames: this model works on {size}x{size} pixels, not {frames.shape[4]}x{frames.shape[3]}; "
+                "resize them, as raypipe.data.videos.resize does"
+            )
+
+    def _encode(self, frames: Tensor) -> Tensor:
+        parts = [self.autoencoder.encode(part.to(self.device)).cpu() for part in _batches(frames.flatten(0, 1))]
+        encoded = torch.cat(parts)
+        return encoded.view(*frames.shape[:2], *encoded.shape[1:])
+
+    def _decode(self, latents: Tensor) -> Tensor:
+        parts = [self.autoencoder.decode(part.to(self.device)).cpu() for part in _batches(latents.flatten(0, 2))]
+        decoded = torch.cat(parts)
+        return decoded.view(*latents.shape[:3], *decoded.shape[1:])
+
+
+def _batches(tensor: Tensor) -> list[Tensor]:
+    return [tensor[i : i + DECODE_BATCH] for i in range(0, len(tensor), DECODE_BATCH)]
+
+
+def load_predictor(folder: str | Path) -> Predictor:
+    """The predictor of an experiment's `best/`, or of the experiment's folder that holds it.
+
+    Raises ValueError if the folder is neither, or if its models are missing, damaged or do not fit together.
+    """
+    place = find_best(Path(folder).expanduser())
+    manifest = read_manifest(place)
+    autoencoder = checkpoint.load_autoencoder(place / "autoencoder")
+    channels = autoencoder.latent_channels
+    flow = _load(place, "flow", manifest, channels)
+    denoiser = None if manifest.denoiser is None else _load(place, "denoiser", manifest, channels)
+    diffusion: nn.Module | ConstantDiffusion | None = None
+    if manifest.diffusion == CONSTANT:
+        if manifest.constant_std is None or len(manifest.constant_std) != channels:
+            raise ValueError(
+                f"{place / MANIFEST}: constant_std: must be {channels} numbers, not {manifest.constant_std}"
+            )
+        diffusion = ConstantDiffusion(torch.tensor(manifest.constant_std))
+    elif manifest.diffusion is not None:
+        diffusion = _load(place, "diffusion", manifest, channels)
+    return Predictor(manifest, autoencoder, flow, denoiser, diffusion)
+
+
+def find_best(folder: Path) -> Path:
+    """`folder/best`, or `folder` itself if it is one. Raises ValueError, saying what to do, if there is none."""
+    # An experiment's own folder holds a manifest.json too, of another kind: best/ comes first.
+    for place in (folder / "best", folder):
+        if (place / MANIFEST).is_file() and (place / "autoencoder").is_dir() and not (place / "config.yaml").is_file():
+            return place
+    if (folder / "config.yaml").is_file():
+        raise ValueError(f"{folder}: this experiment has no {Path('best') / MANIFEST}; run python -m raypipe.evaluate")
+    if not folder.exists():
+        raise ValueError(f"{folder}: no such folder; give an experiment's folder, or the best/ in it")
+    raise ValueError(
+        f"{folder}: not a predictor's folder (no {MANIFEST}); give an experiment's folder, or the best/ in it that "
+        "python -m raypipe.evaluate makes"
+    )
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Raises ValueError, naming the field, for anything that is no predictor's manifest."""
+    path = folder / MANIFEST
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+        manifest = TypeAdapter(Manifest).validate_python(fields)
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not JSON ({error}); run python -m raypipe.evaluate again") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "manifest"
+        raise ValueError(f"{path}: {where}: {first['msg']}; run python -m raypipe.evaluate again") from None
+    for name in ("steps", "num_input_frames", "image_size", "frame_stride"):
+        if getattr(manifest, name) < 1:
+            raise ValueError(f"{path}: {name}: must be at least 1, not {getattr(manifest, name)}")
+    return manifest
+
+
+def _load(place: Path, component: Component, manifest: Manifest, channels: int) -> nn.Module:
+    folder = place / component
+    module, meta = checkpoint.load_component(folder), checkpoint.read_meta(folder)
+    given = None if meta.model is None else meta.model.num_input_frames
+    if meta.component != component:
+        raise ValueError(f"{folder}: holds a {meta.component}, not a {component}")
+    if (meta.latent_channels, given) != (channels, manifest.num_input_frames):
+        raise ValueError(
+            f"{folder}: made for {given} frames of {meta.latent_channels} channels, and the autoencoder and "
+            f"{MANIFEST} beside it for {manifest.num_input_frames} of {channels}; run python -m raypipe.evaluate again"
+        )
+    return module

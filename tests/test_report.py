@@ -1,0 +1,320 @@
+"""The page: what it says, that it needs nothing else, and what it does without parts of a search."""
+
+import json
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+import yaml
+
+from raypipe import records
+from raypipe.config import ConfigError
+from raypipe.data.demo import make_clip
+from raypipe.report import write_report
+from raypipe.workspace import Workspace
+
+NASTY = 'flow-01<script>alert("x")</script>'
+HORIZON, GIVEN = 8, 4
+VOID = {"meta", "img", "link", "br", "input"}
+
+
+def trial_rows():
+    """Three searches as they end: finished, stopped and failed trials, and refits."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for stage, losses, levels, base in (
+        ("flow", ["nll", "mse"], [0.1, 0.0, 0.03, 0.03, 0.1, 0.3, 0.012, 0.21], 0.58),
+        ("denoiser", [None], [0.1, 0.05, 0.2, 0.4], 0.55),
+        ("diffusion", ["regression", "nll"], [0.1, 0.0, 0.06, 0.15, 0.35, 0.02], 0.5),
+    ):
+        for i, s in enumerate(levels):
+            loss = losses[i % len(losses)]
+            name = NASTY if (stage, i) == ("flow", 1) else f"{stage}-{i:02d}"
+            final = base + 0.15 * abs(s - 0.05) + (0.07 if loss in ("nll", "regression") and stage == "flow" else 0)
+            status = "failed" if i == 5 else "stopped" if i % 3 == 1 else "finished"
+            for step in [300] if status == "stopped" else [300, 900]:
+                bad = status == "failed" and step == 900
+                score = final + (0.08 if step == 300 else 0) + rng.normal(0, 0.01)
+                rows.append(row(stage, name, step, status, None if bad else score, s, loss))
+        for finalist, s in ((1, levels[1]), (2, levels[2])):
+            for seed in range(3):
+                name = f"{stage}-{finalist:02d}-seed{seed}"
+                score = base - 0.02 + rng.normal(0, 0.008)
+                refit = row(stage, name, 1500, "finished", score, s, losses[-1])
+                rows.append(refit | {"refit": True})
+    return rows
+
+
+def row(stage, name, step, status, objective, s, loss):
+    return {
+        "stage": stage,
+        "trial": name,
+        "step": step,
+        "status": status,
+        "refit": False,
+        "objective": objective,
+        "objective_se": None if objective is None else 0.013,
+        "difference": None if objective is None else objective - 0.6,
+        "difference_se": 0.005,
+        "noise_std": s,
+        "loss": loss,
+        "learning_rate": 3e-3,
+        "time_input": stage != "denoiser",
+        "flow": None if stage == "flow" else "flow-02",
+        "magnitude": 1.5,
+        "spread_skill": 0.91,
+        "objective_by_step": [0.3, 0.5],
+        "values": "{}",
+        "seconds": 31.7,
+        "error": "the loss is not a number" if objective is None else None,
+    }
+
+
+def combination(number, split, score, baseline=None, chosen=False, **changes):
+    steps = np.linspace(0.45, 1.25, HORIZON) * score
+    return {
+        "combination": number,
+        "flow": "flow-02",
+        "denoiser": "denoiser-01" if number % 3 else None,
+        "diffusion": "constant" if number % 5 == 0 else "diffusion-02",
+        "alpha": 1.0,
+        "beta": 0.75 if number % 2 else 1.0,
+        "steps": 1 + number % 2,
+        "solver": "euler_maruyama",
+        "split": split,
+        "baseline": baseline,
+        "chosen": chosen,
+        "crps_ratio": score,
+        "crps_ratio_se": 0.0121,
+        "difference": score - 0.5591,
+        "difference_se": 0.0043,
+        "crps_ratio_pixels": score + 0.1,
+        "psnr": 17.31,
+        "ssim": 0.654,
+        "efflite0_frechet": 12.345,
+        "spread_skill": 1.06,
+        "nfe_per_frame": 3.0,
+        "seconds_per_frame": 0.00231,
+        "crps_ratio_by_step": (np.ones(HORIZON) if baseline == "persistence" else steps).tolist(),
+    } | changes
+
+
+def combination_rows():
+    rows = [combination(i, "validation", 0.4873 + 0.007 * i, chosen=i == 0) for i in range(20)]
+    for split in ("validation", "test"):
+        for i, (baseline, score) in enumerate(
+            [("persistence", 1.0), ("climatology", 0.7113), ("flow", 0.7169), ("published", 0.5591)]
+        ):
+            rows.append(combination(100 + i, split, score, baseline))
+    return [*rows, combination(0, "test", 0.4951, chosen=True)]
+
+
+def write_evaluation(workspace):
+    records.write_rows(workspace.evaluation / "combinations.parquet", combination_rows())
+
+
+def write_search(workspace):
+    rows = trial_rows()
+    records.write_rows(workspace.trials, rows)
+    for r in rows:
+        if not r["refit"]:
+            folder = workspace.folder / r["stage"] / f"{r['trial'].replace('/', '')}.log"
+            folder.mkdir(parents=True, exist_ok=True)
+            loss = [
+                {"step": t, "loss": 3 * np.exp(-t / 200) + 1.2 + r["noise_std"]} for t in range(30, r["step"] + 1, 30)
+            ]
+            if "script" not in r["trial"]:
+                (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in loss))
+
+
+def write_samples(workspace, interpolate=4, count=2):
+    (workspace.folder / "samples").mkdir()
+    for i in range(count):
+        clip = make_clip(np.random.default_rng(i), GIVEN + HORIZON, 64, 0.03)
+        other = np.roll(clip, 2, axis=2)
+        np.savez(
+            workspace.folder / "samples" / f"test_{i:05d}.npz",
+            truth=clip,
+            prediction=np.stack([clip[GIVEN:], other[GIVEN:]]),
+            interpolated=clip[GIVEN:].repeat(interpolate, axis=0),
+            given=GIVEN,
+            interpolate=interpolate,
+        )
+
+
+@pytest.fixture
+def begun(tmp_path):
+    """An experiment that has only begun."""
+    workspace = Workspace(tmp_path, "demo-2")
+    workspace.folder.mkdir()
+    (workspace.folder / "config.yaml").write_text(yaml.safe_dump({"name": "demo-2", "dataset": {"image_size": 64}}))
+    manifest = {
+        "versions": {"torch": "2.99.1"},
+        "commit": "0123456789ab+",
+        "seeds": {"train": 7},
+        "machine": {"cpus": 2},
+    }
+    (workspace.folder / "manifest.json").write_text(json.dumps(manifest))
+    return workspace
+
+
+@pytest.fixture
+def finished(begun):
+    write_evaluation(begun)
+    write_search(begun)
+    write_samples(begun)
+    return begun
+
+
+class Page(HTMLParser):
+    """Checks that elements close in order, and gathers text and what is referred to."""
+
+    def __init__(self, source):
+        super().__init__()
+        self.open, self.tags, self.references, self.words = [], [], [], []
+        self.feed(source)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        if tag not in VOID:
+            self.open.append(tag)
+        self.references += [v for k, v in attributes if k in ("src", "href", "xlink:href", "srcset", "data", "poster")]
+
+    def handle_startendtag(self, tag, attributes):
+        self.handle_starttag(tag, attributes)
+        if tag not in VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] not in ("style", "defs"):
+            self.words.append(data)
+
+    @property
+    def text(self):
+        return " ".join(" ".join(self.words).split())
+
+
+def report(workspace):
+    path = write_report(workspace)
+    assert path == workspace.evaluation / "report.html"
+    return path.read_text()
+
+
+def test_the_whole_page(finished):
+    source = report(finished)
+    page = Page(source)
+    assert page.tags.count("svg") == 1 + 2 * 3
+    for words in (
+        "0.495 ± 0.012 CRPS ratio on test",
+        "flow-02 + constant diffusion with α = 1 and β = 1, at 1 integration step and 3 network evaluations a frame",
+        "differs from the published default by −0.064 ± 0.004",
+        "30 % better than climatology (0.711)",
+        "31 % better than the flow alone (0.717)",
+        "11 % better than the published default (0.559)",
+        "17.31",
+        "12.3",
+        "12 more",
+        "8 trials: 4 finished, 3 stopped early, 1 failed; 6 refits",
+        "the loss is not a number",
+        "0123456789ab+",
+        "2.99.1",
+        "image_size: 64",
+        "at 1/4 steps",
+    ):
+        assert words in page.text, words
+    assert source.index("<h2>Test") < source.index("<h2>Validation") < source.index("<h2>Over the horizon")
+    assert source.index("<h2>Video") < source.index("<h2>The search") < source.index("<h2>What ran")
+
+
+def test_it_needs_no_other_file(finished, tmp_path):
+    source = report(finished)
+    references = Page(source).references
+    assert len([r for r in references if r.startswith("data:image/")]) == 2 * (1 + 3)
+    assert all(r.startswith(("data:image/", "#")) for r in references)
+    styles = re.findall(r"url\(([^)]*)\)", source)
+    assert all(target.startswith("#") for target in styles)
+    assert "@import" not in source
+    assert str(tmp_path) not in source
+    assert len(source) < 3_000_000
+
+
+def test_what_comes_from_data_is_escaped(finished):
+    source = report(finished)
+    assert "script" not in Page(source).tags
+    assert "flow-01&lt;script&gt;" in source
+
+
+def test_colours_are_the_themes(finished):
+    svg = "".join(re.findall(r"<svg.*?</svg>", report(finished), re.S))
+    assert "var(--series-1)" in svg
+    assert "var(--muted)" in svg
+    assert re.findall(r"#0[0-9a-f]{5}\b(?![0-9a-f])", svg) == []
+
+
+def test_the_same_files_give_the_same_page(finished):
+    assert report(finished) == report(finished)
+
+
+def test_an_experiment_that_has_only_begun(begun):
+    text = Page(report(begun)).text
+    for words in ("No combination has been chosen yet", "no samples yet", "has not been scored yet"):
+        assert words in text
+    assert text.count("This stage has not run.") == 3
+
+
+@pytest.mark.parametrize("write", [write_evaluation, write_search, write_samples])
+def test_parts_stand_alone(begun, write):
+    write(begun)
+    (begun.folder / "manifest.json").unlink()
+    assert "No manifest was kept." in Page(report(begun)).text
+
+
+def test_test_split_untouched(begun):
+    rows = [r for r in combination_rows() if r["split"] == "validation"]
+    records.write_rows(begun.evaluation / "combinations.parquet", rows)
+    text = Page(report(begun)).text
+    assert "0.487 ± 0.012 CRPS ratio on validation" in text
+    assert "The test split has not been touched yet." in text
+
+
+def test_columns_and_values_that_are_missing(begun):
+    """Of older tables, of single windows and of stages cut off early."""
+    rows = [r for r in combination_rows() if r["split"] == "test"]
+    for r in rows:
+        del r["crps_ratio_by_step"], r["psnr"]
+        r |= {"crps_ratio_se": float("nan"), "difference": None, "difference_se": None}
+    rows[1]["crps_ratio"] = None
+    records.write_rows(begun.evaluation / "combinations.parquet", rows)
+    failed = [
+        row("flow", "flow-00", 0, "failed", None, 0.1, "nll"),
+        row("denoiser", "none", 0, "running", 0.6, None, None),
+    ]
+    records.write_rows(begun.trials, failed)
+    text = Page(report(begun)).text
+    assert "0.495 ± – CRPS ratio on test" in text
+    assert "PSNR" not in text
+    assert "nan" not in text
+    assert "1 trial: 1 failed" in text
+    assert "No score at every step" in text
+
+
+def test_samples_without_in_between_frames(begun):
+    write_samples(begun, interpolate=1, count=1)
+    assert len(Page(report(begun)).references) == 1 + 2
+
+
+def test_a_folder_without_an_experiment(tmp_path):
+    with pytest.raises(ConfigError, match="no experiment here"):
+        write_report(Workspace(tmp_path, "none"))
+
+
+def test_a_damaged_table(begun):
+    begun.trials.write_text("no table")
+    with pytest.raises(ConfigError, match=r"trials.parquet: not a Parquet table"):
+        write_report(begun)
