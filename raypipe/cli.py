@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 from urllib.parse import unquote, urlparse
 
+from tqdm import tqdm
+
 from raypipe import config
 from raypipe.config import ConfigError, Experiment
 
@@ -117,6 +119,12 @@ def run(main: Callable[[Sequence[str] | None], int], prog: str, argv: Sequence[s
     except KeyboardInterrupt:
         sys.stderr.write(f"{prog}: interrupted; the same command with --resume goes on\n")
         return INTERRUPTED
+
+
+def progress_bar(name: str, total: int | None, unit: str, **more: Any) -> "tqdm[Any]":
+    """A line with a rate; in a log file, where a line cannot be drawn again, a new one every ten seconds."""
+    interval = 0.2 if sys.stderr.isatty() else 10.0
+    return tqdm(total=total, desc=name, unit=unit, mininterval=interval, dynamic_ncols=True, **more)
 
 
 def say(text: str = "") -> None:

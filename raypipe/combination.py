@@ -60,13 +60,14 @@ def combinations(
     experiment: Experiment,
     top_k: int,
 ) -> list[Combination]:
-    """Every flow of the top k with every denoiser (or none) and diffusion (or the constant) of theirs.
+    """Every flow of the top k, without a denoiser and with the best, with the constant and with its own diffusions.
 
-    A diffusion models what its own flow leaves over, so it goes with that flow alone.
+    A diffusion models what its own flow leaves over, so it goes with that flow alone. "No denoiser" is one
+    of the k denoisers.
     """
     evaluation = experiment.evaluation
     chosen_flows = [f for f in flows if f.handed_on][:top_k]
-    chosen_denoisers = [None, *[d for d in denoisers if d.handed_on and d.trial != NO_DENOISER][:top_k]]
+    chosen_denoisers = [None, *[d for d in denoisers if d.handed_on and d.trial != NO_DENOISER][: max(1, top_k - 1)]]
     found = []
     for f in chosen_flows:
         own = [g for g in diffusions if g.handed_on and g.flow == f.model][:top_k]
@@ -138,20 +139,20 @@ class CombinationScorer:
             self._sources.split("train"), experiment, evaluation.fit_windows, evaluation.seed + 1
         )
         made = self.dynamics(replace(combination, beta=1.0))
+        candidates = evaluation.multipliers if combination.diffusion == CONSTANT else evaluation.betas
         fitted = forecast.fit_magnitude(
-            lambda beta: replace(made, beta=beta), evaluation.betas, fitting, evaluation, combination.steps
+            lambda beta: replace(made, beta=beta), candidates, fitting, evaluation, combination.steps
         )
         return replace(combination, beta=fitted.value)
 
     def score(self, combination: Combination, *, decode: bool) -> Result:
         """The score on the held-out windows."""
-        evaluation, began = self._sources.experiment.evaluation, time.perf_counter()
+        began = time.perf_counter()
         members, nfe = self._forecast(combination)
-        drawn = 1 if combination.diffusion is None else evaluation.members
-        frames_made = len(members) * drawn * members.shape[2]
+        frames_made = len(members) * members.shape[1] * members.shape[2]
         seconds = (time.perf_counter() - began) / frames_made if nfe else 0.0
         result = ensemble.score(members, self._held_out.truth, self._held_out.last)
-        pixels = self._pixels(members) if decode else None
+        pixels = self._pixels(members, repeat_last=combination.baseline == "persistence") if decode else None
         return Result(combination, result, nfe * combination.steps, seconds, pixels)
 
     def _forecast(self, combination: Combination) -> tuple[Tensor, int]:
@@ -164,7 +165,7 @@ class CombinationScorer:
             train = self._sources.split("train")
             return forecast.climatology(train, held_out, evaluation.climatology_members, evaluation.seed), 0
         dynamics = self.dynamics(combination)
-        members = None if dynamics.stochastic else 1
+        members = 1 if not dynamics.stochastic else evaluation.test_members if self._split == "test" else None
         return forecast.forecast(dynamics, held_out, evaluation, combination.steps, members), dynamics.evaluations
 
     def dynamics(self, combination: Combination) -> Dynamics:
@@ -182,14 +183,18 @@ class CombinationScorer:
             return None
         return checkpoint.load_component(self._sources.workspace.run(component, model)).to(choose_device())
 
-    def _pixels(self, members: Tensor) -> Pixels:
-        """Decode and compare with the true frames, window by window, so that memory stays small."""
+    def _pixels(self, members: Tensor, *, repeat_last: bool) -> Pixels:
+        """Decode and compare with the true frames, window by window, so that memory stays small.
+
+        Persistence repeats the frame itself: nothing is decoded.
+        """
         autoencoder = checkpoint.load_autoencoder(self._sources.workspace.autoencoder).to(choose_device())
         truth, last = true_frames(self._sources, self._split, self._held_out)
         crps, reference, psnr, ssim = [], [], [], []
         for forecasts, true, before in zip(members, truth, last, strict=True):
-            decoded = decode_frames(autoencoder, forecasts)
             target = to_float(true)
+            decoded = to_float(before)[None, None] if repeat_last else decode_frames(autoencoder, forecasts)
+            decoded = decoded.expand(-1, len(target), -1, -1, -1)
             crps.append(ensemble.fair_crps(decoded[None], target[None]).mean().item())
             reference.append((target - to_float(before)).abs().mean().item())
             against = target.expand_as(decoded)
@@ -213,10 +218,12 @@ def true_frames(sources: Sources, split: Literal["val", "test"], windows: Foreca
 
 @torch.no_grad()
 def decode_frames(autoencoder: Autoencoder, latents: Tensor) -> Tensor:
-    """Latents [..., C, h, w] -> frames [..., 3, H, W] in [-1, 1], in batches, on the CPU."""
+    """Latents [M, T, C, h, w] -> frames [M, T, 3, H, W] in [-1, 1], on the CPU; [M, 1, ...] if all T are one."""
     device = choose_device()
-    flat = latents.flatten(0, -4)
+    if latents.shape[1] > 1 and latents.stride(1) == 0:
+        latents = latents[:, :1]  # climatology's: one frame, shown at every step
+    flat = latents.flatten(0, 1)
     with autocast(device):
         parts = [autoencoder.decode(part.to(device)).float().cpu() for part in flat.split(DECODE_BATCH)]
     decoded = torch.cat(parts)
-    return decoded.view(*latents.shape[:-3], *decoded.shape[1:])
+    return decoded.view(*latents.shape[:2], *decoded.shape[1:])

@@ -99,7 +99,7 @@ class Autoencoder(Section):
     num_embeddings: int = option(8192, "codes of the quantizer (vqvae)")
     steps: int = option(2000, "training steps")
     batch_size: int = option(8, "frames a step, over all workers")
-    learning_rate: float = option(2e-3, "peak learning rate")
+    learning_rate: float = option(4e-3, "peak learning rate")
     weight_decay: float = option(0.0, "AdamW's weight decay")
     foreground_weight: float = option(3.0, "weight of pixels that differ from the clip's median frame; 1: all alike")
     symmetries: bool = option(True, "train on flips and transposes too")
@@ -178,13 +178,14 @@ class Train(Section):
     checkpoint_every: int = option(250, "steps between checkpoints")
     random_seed: int = option(0, "seed of weights, windows and noise")
     num_workers: int = option(1, "Ray Train workers")
+    cpus_per_worker: int = option(1, "CPUs, and torch threads, of a Ray Train worker")
     max_failures: int = option(3, "worker failures a run survives")
     compile: bool = option(False, "torch.compile the network")
     flow: str | None = option(None, "run or trial name of the flow that a diffusion is trained on")
 
     def __post_init__(self) -> None:
         require(self.noise_std >= 0, "train.noise_std", "at least 0", self.noise_std)
-        require_least(1, self, "train", "steps", "batch_size", "checkpoint_every", "num_workers")
+        require_least(1, self, "train", "steps", "batch_size", "checkpoint_every", "num_workers", "cpus_per_worker")
         require_least(0, self, "train", "warmup_steps", "max_failures", "random_seed")
         require(self.learning_rate > 0, "train.learning_rate", "above 0", self.learning_rate)
         require(self.clip_norm > 0, "train.clip_norm", "above 0", self.clip_norm)
@@ -235,17 +236,20 @@ class Search(Section):
     """The hyperparameter search of one stage after the other."""
 
     flow_trials: int = option(8, "trials of the flow stage")
-    denoiser_trials: int = option(4, "trials of the denoiser stage")
+    denoiser_trials: int = option(3, "trials of the denoiser stage")
     diffusion_trials: int = option(6, "trials of the diffusion stage")
-    flow_steps: int = option(900, "training steps of a flow trial that is not stopped")
-    denoiser_steps: int = option(400, "training steps of a denoiser trial that is not stopped")
+    flow_steps: int = option(600, "training steps of a flow trial that is not stopped")
+    denoiser_steps: int = option(300, "training steps of a denoiser trial that is not stopped")
     diffusion_steps: int = option(400, "training steps of a diffusion trial that is not stopped")
-    flow_refit_steps: int = option(1500, "training steps of a flow that is handed on")
-    denoiser_refit_steps: int = option(800, "training steps of a denoiser that is handed on")
-    diffusion_refit_steps: int = option(600, "training steps of a diffusion that is handed on")
+    flow_refit_steps: int = option(1000, "training steps of a flow that is handed on")
+    denoiser_refit_steps: int = option(400, "training steps of a denoiser that is handed on")
+    diffusion_refit_steps: int = option(450, "training steps of a diffusion that is handed on")
     rungs: int = option(2, "rungs of ASHA; 1: no trial is stopped early")
     reduction_factor: int = option(3, "ASHA keeps the best 1/k of a rung")
     top_k: int = option(2, "trials that a stage hands on, besides the best of each loss")
+    margin: float = option(
+        0.15, "a finalist this much worse than the best, trained at full length, is not handed on, whatever its loss"
+    )
     finalist_seeds: int = option(3, "seeds with which a stage's finalists are trained again")
     cpus_per_trial: int = option(1, "CPUs, and torch threads, of a trial")
     gpus_per_trial: float = option(0.0, "GPUs of a trial; a fraction shares one")
@@ -305,11 +309,15 @@ class Evaluation(Section):
 
     windows: int = option(64, "held-out windows a trial is scored on")
     test_windows: int = option(128, "test windows that the chosen combination and the baselines are scored on, once")
-    fit_windows: int = option(32, "training windows that multipliers and beta are fitted on")
+    fit_windows: int = option(16, "training windows that multipliers and beta are fitted on")
     horizon: int = option(8, "frames predicted")
-    members: int = option(8, "ensemble members")
+    members: int = option(4, "ensemble members of a forecast on validation")
+    test_members: int = option(8, "ensemble members of a forecast on test")
     steps: list[int] = option([1, 2], "integration steps a frame to choose from; the first scores the trials")
     alphas: list[float] = option([1.0], "denoising magnitudes to choose from")
+    multipliers: list[float] = option(
+        [0.3, 0.45, 0.65, 0.85, 1.1], "multipliers of the flow's residual std to choose a constant diffusion from"
+    )
     betas: list[float] = option([0.5, 0.75, 1.0, 1.5, 2.0], "diffusion magnitudes to choose from")
     climatology_members: int = option(16, "training frames in the climatology's ensemble")
     finalists: int = option(4, "combinations that are decoded and scored in pixels on validation")
@@ -320,9 +328,15 @@ class Evaluation(Section):
         require_least(
             1, self, "evaluation", "windows", "test_windows", "fit_windows", "horizon", "finalists", "batch_size"
         )
-        require_least(2, self, "evaluation", "members", "climatology_members")
+        require_least(2, self, "evaluation", "members", "test_members", "climatology_members")
         require(bool(self.steps) and min(self.steps) >= 1, "evaluation.steps", "one or more counts of 1 on", self.steps)
         require(bool(self.alphas) and min(self.alphas) >= 0, "evaluation.alphas", "one or more from 0 on", self.alphas)
+        require(
+            bool(self.multipliers) and min(self.multipliers) > 0,
+            "evaluation.multipliers",
+            "one or more above 0",
+            self.multipliers,
+        )
         require(bool(self.betas) and min(self.betas) > 0, "evaluation.betas", "one or more above 0", self.betas)
 
 

@@ -12,7 +12,6 @@ from typing import Any, Literal
 import numpy as np
 import ray
 import torch
-from tqdm import tqdm
 
 from raypipe import cli, forecast, records
 from raypipe.combination import Combination, CombinationScorer, Result, combinations, published_combination
@@ -173,7 +172,7 @@ def _score_split(
     task = ray.remote(num_cpus=search.cpus_per_trial, num_gpus=min(1.0, search.gpus_per_trial), max_retries=2)(_score)
     pending = {task.remote(sources, split, c, count, decode, search.cpus_per_trial): c for c in left}
     name = f"{'decode' if decode else 'score'} on {SPLIT_NAMES[split]}"
-    with tqdm(total=len(left), desc=name, unit="combination", dynamic_ncols=True) as bar:
+    with cli.progress_bar(name, len(left), "combination") as bar:
         while pending:
             done, _ = ray.wait(list(pending))
             for reference in done:

@@ -125,10 +125,7 @@ def fit_magnitude(
     steps: int,
 ) -> Fitted:
     """The candidate (a multiplier, or beta) whose dynamics score best on the given, training, windows."""
-    members = max(2, evaluation.members // 2)
-    scored = [
-        Fitted(value, score(make(value), forecasts, evaluation, steps, members).ratio.value) for value in candidates
-    ]
+    scored = [Fitted(value, score(make(value), forecasts, evaluation, steps).ratio.value) for value in candidates]
     return min(scored, key=lambda fitted: fitted.ratio if np.isfinite(fitted.ratio) else np.inf)
 
 

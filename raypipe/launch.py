@@ -1,6 +1,5 @@
 """Ray underneath the verbs: the cluster, and trainings under TorchTrainer."""
 
-import json
 import logging
 import os
 import tempfile
@@ -19,8 +18,9 @@ from ray.exceptions import RayTaskError
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from torch import nn
-from tqdm import tqdm
 
+from raypipe.checkpoint import read_meta
+from raypipe.cli import progress_bar
 from raypipe.config import ConfigError
 from raypipe.device import train_backend
 from raypipe.fit import Progress
@@ -81,7 +81,12 @@ class Job(Protocol):
 
 @dataclass(frozen=True)
 class Settings:
-    """How jobs run under Ray Train. name: of the Ray run, unique below `storage`; resuming takes the same name."""
+    """How jobs run under Ray Train.
+
+    name: of the Ray run, unique below `storage`; resuming takes the same name. side_by_side: each worker
+    trains jobs of its own, which beats sharing each job where there are as many jobs as workers.
+    start_from: a saved model folder that the (only) job goes on from.
+    """
 
     storage: Path
     name: str
@@ -92,10 +97,11 @@ class Settings:
     wandb: bool = False
     start_from: Path | None = None
     show_progress: bool = True
+    side_by_side: bool = False
 
 
 def train_jobs(jobs: Sequence[Job], settings: Settings) -> None:
-    """Train the jobs one after the other in one worker group, whose start costs more than a short training.
+    """Train the jobs in one worker group, whose start costs more than a short training.
 
     Finished jobs are skipped, an interrupted one goes on from its last checkpoint, failed workers are
     replaced up to max_failures times. Raises ConfigError if the cluster can never hold the workers.
@@ -126,7 +132,8 @@ def train_jobs(jobs: Sequence[Job], settings: Settings) -> None:
 
 def finished(job: Job) -> bool:
     """Whether the trained model stands in its folder."""
-    return (job.folder / "config.json").is_file()
+    folder = job.folder
+    return (folder / "config.json").is_file() and read_meta(folder).step >= job.steps
 
 
 def check_resources(settings: Settings) -> None:
@@ -147,72 +154,108 @@ def check_resources(settings: Settings) -> None:
 
 
 def _work(payload: dict[str, Any]) -> None:
-    """A Ray Train worker's loop over the jobs."""
+    """A Ray Train worker's part: all jobs together with the other ranks, or its own jobs beside theirs."""
     settings: Settings = payload["settings"]
+    jobs: list[Job] = payload["jobs"]
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     device = ray.train.torch.get_device()
     torch.set_num_threads(max(1, int(settings.cpus_per_worker)))
-    latest = ray.train.get_checkpoint()
 
     def wrap(module: nn.Module) -> nn.Module:
-        if world_size == 1:
-            return module
         return nn.parallel.DistributedDataParallel(module, device_ids=[device] if device.type == "cuda" else None)
 
-    for number, job in enumerate(payload["jobs"]):
-        # Every rank must take the same turn, and a folder may appear between two looks at it.
-        if _agreed(finished(job), world_size, device):
+    for turn in range(0, len(jobs), world_size if settings.side_by_side else 1):
+        mine = jobs[turn] if not settings.side_by_side else jobs[turn + rank] if turn + rank < len(jobs) else None
+        if mine is not None and not settings.side_by_side and _most(finished(mine), world_size, device):
             continue
-        trainee = job.build(rank, world_size, device, wrap)
-        if latest is not None:
-            with latest.as_directory() as folder:
-                if json.loads((Path(folder) / "job.json").read_text()) == str(job.folder):
-                    trainee.restore(Path(folder) / "model")
-        if trainee.step == 0 and settings.start_from is not None:
-            trainee.restore(settings.start_from)
-        monitor = Monitor(job.folder, trainee.step, wandb=settings.wandb) if rank == 0 else None
+        if settings.side_by_side or world_size == 1:
+            worker = _begin(mine, settings, 0, 1, device, None)
+        else:
+            worker = _begin(mine, settings, rank, world_size, device, wrap)
+        rounds = 0 if worker is None else worker.reports_left
+        most = _most(rounds, world_size, device)
+        if worker is not None:
+            worker.train(keeps=settings.side_by_side or rank == 0)
+        for _ in range(most - rounds):
+            ray.train.report({})  # a report waits for all ranks, those without a job too
+
+
+def _begin(
+    job: Job | None, settings: Settings, rank: int, world_size: int, device: torch.device, wrap: Any
+) -> "_Worker | None":
+    """The job taken up where its last checkpoint left it; None if there is none to do."""
+    if job is None or finished(job):
+        return None
+    trainee = job.build(rank, world_size, device, wrap)
+    latest = ray.train.get_checkpoint()
+    if latest is not None:
+        with latest.as_directory() as folder:
+            saved = Path(folder) / _slug(job)
+            if saved.is_dir():
+                trainee.restore(saved)
+    if trainee.step == 0 and settings.start_from is not None:
+        trainee.restore(settings.start_from)
+    return _Worker(job, trainee, wandb=settings.wandb)
+
+
+def _slug(job: Job) -> str:
+    """Tells the jobs of a run apart."""
+    return f"{job.folder.parent.name}-{job.folder.name}"
+
+
+@dataclass(frozen=True)
+class _Worker:
+    """One rank at one job."""
+
+    job: Job
+    trainee: Trainee
+    wandb: bool
+
+    @property
+    def reports_left(self) -> int:
+        every, start, end = self.job.checkpoint_every, self.trainee.step, self.job.steps
+        return end // every - start // every + (end % every != 0 and start < end)
+
+    def train(self, *, keeps: bool) -> None:
+        """To the end of the job; the rank that `keeps` writes checkpoints, metrics and the model."""
+        job, monitor = self.job, Monitor(self.job.folder, self.trainee.step, wandb=self.wandb) if keeps else None
+
+        def report(progress: Progress) -> None:
+            if monitor is not None:
+                monitor.log(asdict(progress))
+            if progress.step % job.checkpoint_every and progress.step != job.steps:
+                return
+            if not keeps:
+                ray.train.report({})
+                return
+            with tempfile.TemporaryDirectory() as folder:
+                self.trainee.save(Path(folder) / _slug(job))
+                ray.train.report(asdict(progress), checkpoint=Checkpoint.from_directory(folder))
+
         try:
-            _train(trainee, job, number, rank, monitor)
+            self.trainee.advance(job.steps, report, max(1, job.checkpoint_every // REPORTS_A_CHECKPOINT))
         finally:
             if monitor is not None:
                 monitor.close()
-        if rank == 0:
-            trainee.save(job.folder)
+        if keeps:
+            self.trainee.save(job.folder)
 
 
-def _train(trainee: Trainee, job: Job, number: int, rank: int, monitor: Monitor | None) -> None:
-    def report(progress: Progress) -> None:
-        if monitor is not None:
-            monitor.log(asdict(progress))
-        if progress.step % job.checkpoint_every and progress.step != job.steps:
-            return
-        metrics = {"job": number, **asdict(progress)}
-        if rank != 0:
-            ray.train.report(metrics)
-            return
-        with tempfile.TemporaryDirectory() as folder:
-            trainee.save(Path(folder) / "model")
-            (Path(folder) / "job.json").write_text(json.dumps(str(job.folder)))
-            ray.train.report(metrics, checkpoint=Checkpoint.from_directory(folder))
-
-    trainee.advance(job.steps, report, max(1, job.checkpoint_every // REPORTS_A_CHECKPOINT))
-
-
-def _agreed(mine: bool, world_size: int, device: torch.device) -> bool:
-    """Rank 0's view."""
+def _most(mine: int, world_size: int, device: torch.device) -> int:
+    """The largest value of any rank."""
     if world_size == 1:
-        return mine
-    view = torch.tensor([int(mine)], device=device)
-    torch.distributed.broadcast(view, 0)
-    return bool(view.item())
+        return int(mine)
+    value = torch.tensor([int(mine)], device=device)
+    torch.distributed.all_reduce(value, torch.distributed.ReduceOp.MAX)
+    return int(value.item())
 
 
 @contextmanager
 def _shown(jobs: Sequence[Job], show: bool) -> Iterator[None]:
     """A progress line over all steps of the jobs, from the metrics that the workers write."""
     over = threading.Event()
-    bar = tqdm(total=sum(job.steps for job in jobs), unit="step", disable=not show, leave=True, dynamic_ncols=True)
+    bar = progress_bar("train", sum(job.steps for job in jobs), "step", disable=not show)
 
     def watch() -> None:
         while not over.wait(0.5):
@@ -229,8 +272,7 @@ def _shown(jobs: Sequence[Job], show: bool) -> Iterator[None]:
             name, row = latest
             bar.set_description_str(f"train {name}", refresh=False)
             bar.set_postfix_str(f"loss {row['loss']:.4g}, {row['windows_per_second']:.0f} windows/s", refresh=False)
-        bar.n = done
-        bar.refresh()
+        bar.update(done - bar.n)
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()

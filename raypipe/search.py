@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import sys
 import time
 import warnings
 from collections.abc import Mapping
@@ -18,9 +19,9 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from ray import tune
 from ray.tune.search.optuna import OptunaSearch
-from tqdm import tqdm
 
 from raypipe import checkpoint, config, records
+from raypipe.cli import progress_bar
 from raypipe.config import LOSSES, Axis, Component, Experiment
 from raypipe.fit import DivergedError, Progress
 from raypipe.launch import Settings, train_jobs
@@ -301,9 +302,7 @@ class TrialLog(tune.Callback):
         self._stage = stage
         self._path = stage.workspace.trials
         self._rows = records.read_rows(self._path)
-        self._bar = tqdm(
-            total=total, initial=done, desc=f"search {stage.component}", unit="trial", dynamic_ncols=True, leave=True
-        )
+        self._bar = progress_bar(f"search {stage.component}", total, "trial", initial=done)
         self._show()
 
     def on_trial_result(
@@ -313,8 +312,10 @@ class TrialLog(tune.Callback):
         row = self._row(trial.config, result)
         key = (row["stage"], row["trial"], row["step"])
         self._rows = [r for r in self._rows if (r["stage"], r["trial"], r["step"]) != key] + [row]
-        if result.get("done"):
-            self._end(trial.config["trial"], "failed" if result["failure"] else "finished")
+        if result["failure"]:
+            self._end(row["trial"], "failed")
+        elif result["train_step"] >= self._stage.rungs[-1]:
+            self._end(row["trial"], "finished")
         self._write()
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -384,7 +385,8 @@ class TrialLog(tune.Callback):
         if best:
             top = best[0]
             loss = f" {top.loss}" if top.loss else ""
-            self._bar.set_postfix_str(f"best {top.objective:.3f} ({top.name}: s {top.noise_std:.3g}{loss})")
+            text = f"best {top.objective:.3f} ({top.name}: s {top.noise_std:.3g}{loss})"
+            self._bar.set_postfix_str(text, refresh=sys.stderr.isatty())
 
 
 def _last_line(path: str | None) -> str | None:

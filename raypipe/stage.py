@@ -158,7 +158,8 @@ class Scorer:
             module.eval()
         make, std = _DYNAMICS[component](self, module)
         evaluation, steps = self._experiment.evaluation, self._experiment.evaluation.steps[0]
-        fitted = forecast.fit_magnitude(make, evaluation.betas, self._fitting, evaluation, steps)
+        candidates = evaluation.betas if component == "diffusion" else evaluation.multipliers
+        fitted = forecast.fit_magnitude(make, candidates, self._fitting, evaluation, steps)
         result = forecast.score(make(fitted.value), self._held_out, evaluation, steps)
         if module is not None:
             module.train(was_training)

@@ -90,7 +90,7 @@ _LOSSES: Mapping[tuple[Component, str | None], _Loss] = {
 
 
 class AutoencoderTask:
-    """Reconstruction of frames, uint8 [b, 1, H, W, 3]: mean absolute error, plus the quantizer's loss if any.
+    """Reconstruction of frames, uint8 [b, 1, H, W, 3]: mean squared error, plus the quantizer's loss if any.
 
     background: the median frame of each clip, uint8 [clips, H, W, 3]; pixels away from it weigh
     `foreground_weight` times as much, since moving bodies cover few of them.
@@ -103,7 +103,7 @@ class AutoencoderTask:
         self._background = background
 
     def loss(self, batch: TrainBatch) -> Tensor:
-        """Weighted mean absolute error on a scale of [-1, 1], plus the auxiliary loss."""
+        """Weighted mean squared error on a scale of [-1, 1], plus the auxiliary loss."""
         frames = to_float(batch.data[:, 0])
         weight = torch.ones_like(frames[:, :1])
         if self._background is not None and self._settings.foreground_weight > 1:
@@ -113,7 +113,7 @@ class AutoencoderTask:
         if self._settings.symmetries:
             frames, weight = self._turn(batch, frames, weight)
         result: Reconstruction = self.module(frames)
-        import os; d = result.frames.float() - frames; error = (d.square() if os.environ.get("L2") else d.abs() + d.square() if os.environ.get("L12") else d.abs()) * weight
+        error = (result.frames.float() - frames).square() * weight
         return error.mean() / weight.mean() + result.auxiliary_loss
 
     def _turn(self, batch: TrainBatch, frames: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,6 @@ from typing import Any
 
 import ray
 import torch
-from tqdm import tqdm
 
 from raypipe import checkpoint, cli, config
 from raypipe.autoencoding import AutoencoderTraining
@@ -89,7 +88,7 @@ class ComponentJob:
 
 def prepare(experiment: Experiment, workspace: Workspace, *, use_gpu: bool = False) -> Sources:
     """Dataset, autoencoder and latent cache of an experiment, made where they are missing."""
-    with tqdm(desc=f"make dataset {experiment.dataset.name}", unit="frame", leave=False) as bar:
+    with cli.progress_bar(f"make dataset {experiment.dataset.name}", None, "frame", leave=False) as bar:
         prepare_dataset(workspace, experiment, partial(_advance, bar))
     begin(workspace, experiment)
     sources = Sources(experiment, workspace)
@@ -114,7 +113,7 @@ def _check_lengths(sources: Sources) -> None:
             )
 
 
-def _advance(bar: "tqdm[Any]", done: int, total: int) -> None:
+def _advance(bar: Any, done: int, total: int) -> None:
     bar.total = total
     bar.update(done - bar.n)
 
@@ -165,6 +164,7 @@ def run_settings(
         name=name,
         num_workers=workers,
         use_gpu=use_gpu,
+        cpus_per_worker=experiment.train.cpus_per_worker,
         max_failures=experiment.train.max_failures,
         **more,
     )
@@ -190,7 +190,7 @@ def _prepare_latents(sources: Sources, use_gpu: bool) -> None:
         shards = len(sources.frames(split).shard_names)
         world = min(shards, max(1, int(ray.cluster_resources().get("GPU" if use_gpu else "CPU", 1))))
         tasks += [encode.remote(sources, split, rank, world) for rank in range(world)]
-    with tqdm(total=len(tasks), desc="encode frames", unit="part", leave=False) as bar:
+    with cli.progress_bar("encode frames", len(tasks), "part", leave=False) as bar:
         while tasks:
             done, tasks = ray.wait(tasks)
             ray.get(done)

