@@ -6,12 +6,11 @@ A second run goes on where the first stopped.
 
 import statistics
 from collections.abc import Sequence
+from typing import Any
 
 import pipeline
 
 from raypipe import cli, records
-from raypipe.config import COMPONENTS
-from raypipe.finalists import read_finalists
 from raypipe.workspace import Workspace, manifest, write_json
 
 METRICS = ("crps_ratio", "crps_ratio_pixels", "psnr", "ssim", "spread_skill", "nfe_per_frame")
@@ -34,28 +33,10 @@ def main(argv: Sequence[str] | None = None) -> int:
                 + (["--resume"] if begun else [])
             )
         rows.append(_test_scores(workspace))
-    names = [name for name in rows[0] if all(name in row for row in rows)]
-    summary = {
-        name: {
-            metric: _spread([row[name][metric] for row in rows])
-            for metric in METRICS
-            if rows[0][name][metric] is not None
-        }
-        for name in names
-    }
-    stages = {
-        component: [
-            [f.trial, f.noise_std, f.loss, f.objective]
-            for f in read_finalists(Workspace(storage, f"{experiment.name}-seed0"), component)
-        ]
-        for component in COMPONENTS
-    }
+    summary = {name: {metric: _spread([row[name][metric] for row in rows]) for metric in METRICS} for name in rows[0]}
     path = storage / f"{experiment.name}-seeds.json"
-    write_json(path, manifest(experiment, summary=summary, finalists_of_seed_0=stages, seeds_run=args.seeds))
-    body = [
-        [name, *(f"{v['mean']:.3f} +- {v['sd']:.3f}" if (v := summary[name].get(m)) else "-" for m in METRICS)]
-        for name in names
-    ]
+    write_json(path, manifest(experiment, summary=summary, runs=args.seeds))
+    body = [[name, *(_text(scores[metric]) for metric in METRICS)] for name, scores in summary.items()]
     cli.say(f"\ntest, mean +- sd over {args.seeds} seeds:")
     cli.say(cli.table(body, ["", *METRICS]))
     cli.say(f"\nwritten  {path}")
@@ -63,15 +44,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _test_scores(workspace: Workspace) -> dict[str, records.Row]:
+    """The test rows by name, best first."""
     rows = [r for r in records.read_rows(workspace.evaluation / "combinations.parquet") if r["split"] == "test"]
-    return {
-        "chosen" if row["chosen"] else str(row["baseline"]): row for row in sorted(rows, key=lambda r: r["crps_ratio"])
-    }
+    return {r["baseline"] or "chosen": r for r in sorted(rows, key=lambda r: r["crps_ratio"])}
 
 
-def _spread(values: Sequence[float]) -> dict[str, object]:
+def _spread(values: Sequence[float]) -> dict[str, Any]:
     sd = statistics.stdev(values) if len(values) > 1 else 0.0
     return {"mean": statistics.mean(values), "sd": sd, "values": list(values)}
+
+
+def _text(spread: dict[str, Any]) -> str:
+    return f"{spread['mean']:.3f} +- {spread['sd']:.3f}"
 
 
 if __name__ == "__main__":

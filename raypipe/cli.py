@@ -59,23 +59,21 @@ def parse(parser: Parser, argv: Sequence[str] | None) -> tuple[argparse.Namespac
             close = difflib.get_close_matches(flag, flags, n=1, cutoff=0.5)
             parser.error(f"unknown argument {flag!r}" + (f"; did you mean {close[0]!r}?" if close else ""))
         if not value:
-            if not rest:
+            if not rest or rest[0].startswith("--"):
                 parser.error(f"argument {flag}: expected a value")
             value = rest.pop(0)
         overrides[name] = config.parse_value(value)
     return args, overrides
 
 
-def experiment(
-    args: argparse.Namespace, overrides: dict[str, Any], defaults: dict[str, Any] | None = None
-) -> Experiment:
+def experiment(args: argparse.Namespace, overrides: dict[str, Any]) -> Experiment:
     """The validated experiment of `--config`, `--name` and the overrides, weakest first: defaults, file, flags."""
     values = dict(overrides)
     if args.name:
         values["name"] = args.name
     if args.config:
         return config.load(args.config, values)
-    return config.from_dict(config.override(defaults or {}, values), source="command line")
+    return config.from_dict(config.override({}, values), source="command line")
 
 
 def with_overrides(base: Experiment, overrides: dict[str, Any]) -> Experiment:
@@ -113,12 +111,22 @@ def run(main: Callable[[Sequence[str] | None], int], prog: str, argv: Sequence[s
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         return main(argv)
-    except ConfigError as error:
+    except ValueError as error:
+        if not isinstance(error, ConfigError) and not _raised_here(error):
+            raise
         sys.stderr.write(f"{prog}: error: {' '.join(str(error).split())}\n")
         return BAD_INPUT
     except KeyboardInterrupt:
         sys.stderr.write(f"{prog}: interrupted; the same command with --resume goes on\n")
         return INTERRUPTED
+
+
+def _raised_here(error: BaseException) -> bool:
+    """Whether raypipe itself raised it, which it does for bad input; a library's ValueError is a bug of ours."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and str(trace.tb_frame.f_globals.get("__name__", "")).startswith("raypipe")
 
 
 def progress_bar(name: str, total: int | None, unit: str, **more: Any) -> "tqdm[Any]":

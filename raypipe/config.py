@@ -7,50 +7,21 @@ values of a wrong type and values out of range raise ``ConfigError`` with the fi
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, cast, get_type_hints
 
 import yaml
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
+
+from raypipe.rules import ConfigError as ConfigError
+from raypipe.rules import Section, nearest, option, require, require_least, section
 
 Component = Literal["flow", "denoiser", "diffusion"]
 COMPONENTS: tuple[Component, ...] = ("flow", "denoiser", "diffusion")
-
-
-class ConfigError(ValueError):
-    """Bad input to an experiment: one line that names the field, the rule and the value."""
-
-
-def option(default: Any, text: str) -> Any:
-    """A field with its one-line meaning; a list or dict default becomes a fresh copy per instance."""
-    if isinstance(default, list | dict):
-        return field(default_factory=lambda: type(default)(default), metadata={"help": text})
-    return field(default=default, metadata={"help": text})
-
-
-def section(cls: type) -> Any:
-    return field(default_factory=cls)
-
-
-def require(ok: bool, name: str, rule: str, value: object) -> None:
-    if not ok:
-        raise ConfigError(f"{name}: must be {rule}, not {value!r}")
-
-
-class Section:
-    """Base of the dataclasses below: no unknown keys, no nan or inf."""
-
-    __pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)
-
-
-def require_least(least: int, values: Section, prefix: str, *names: str) -> None:
-    for name in names:
-        require(getattr(values, name) >= least, f"{prefix}.{name}", f"at least {least}", getattr(values, name))
 
 
 @dataclass(frozen=True)
@@ -394,12 +365,6 @@ def _hints(cls: type) -> dict[str, Any]:
 @cache
 def _adapter() -> TypeAdapter[Experiment]:
     return TypeAdapter(Experiment)
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """`; did you mean 'x'?`, or the empty string if nothing is near."""
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def _known_at(path: Sequence[str | int]) -> list[str]:

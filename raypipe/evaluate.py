@@ -19,7 +19,7 @@ from raypipe.config import COMPONENTS, ConfigError, Experiment
 from raypipe.data.frames import to_float, to_uint8
 from raypipe.files import atomic_folder, atomic_path
 from raypipe.finalists import Finalist, read_finalists
-from raypipe.launch import start_ray
+from raypipe.launch import plain_errors, start_ray
 from raypipe.metrics.ensemble import Score
 from raypipe.predictor import load_predictor
 from raypipe.report import write_report
@@ -176,7 +176,8 @@ def _score_split(
         while pending:
             done, _ = ray.wait(list(pending))
             for reference in done:
-                table.add(split, ray.get(reference))
+                with plain_errors():
+                    table.add(split, ray.get(reference))
                 pending.pop(reference)
                 bar.update()
 

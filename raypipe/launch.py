@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
@@ -15,7 +16,16 @@ import ray.train
 import ray.train.torch
 import torch
 from ray.exceptions import RayTaskError
-from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train import (
+    Checkpoint,
+    CheckpointConfig,
+    ControllerError,
+    FailureConfig,
+    RunConfig,
+    ScalingConfig,
+    TrainingFailedError,
+    WorkerGroupError,
+)
 from ray.train.torch import TorchConfig, TorchTrainer
 from torch import nn
 
@@ -23,7 +33,7 @@ from raypipe.checkpoint import read_meta
 from raypipe.cli import progress_bar
 from raypipe.config import ConfigError
 from raypipe.device import train_backend
-from raypipe.fit import Progress
+from raypipe.fit import DivergedError, Progress
 from raypipe.monitor import Monitor, read_metrics
 
 logger = logging.getLogger(__name__)
@@ -126,7 +136,7 @@ def train_jobs(jobs: Sequence[Job], settings: Settings) -> None:
             checkpoint_config=CheckpointConfig(num_to_keep=KEEP_CHECKPOINTS),
         ),
     )
-    with _shown(left, settings.show_progress):
+    with _shown(left, settings.show_progress), _interruptible(), plain_errors():
         trainer.fit()
 
 
@@ -287,9 +297,40 @@ def _shown(jobs: Sequence[Job], show: bool) -> Iterator[None]:
         bar.close()
 
 
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Ctrl-C as KeyboardInterrupt: Ray Train's handler aborts the run, then exits the process with code 0."""
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit:
+        raise KeyboardInterrupt from None
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def plain_errors() -> Iterator[None]:
+    """Bad input that a worker found (ValueError, DivergedError) as ConfigError, without Ray's wrapping."""
+    try:
+        yield
+    except (RayTaskError, TrainingFailedError) as error:
+        cause = root_cause(error)
+        if isinstance(cause, ValueError | DivergedError):
+            raise ConfigError(str(cause)) from error
+        raise
+
+
 def root_cause(error: BaseException) -> BaseException:
-    """What a worker raised, under what Ray wrapped around it."""
-    seen = error
-    while isinstance(seen, RayTaskError) and isinstance(seen.cause, BaseException):
-        seen = seen.cause
-    return seen
+    """What a worker raised first, under all that Ray wrapped around it."""
+    inner: Any = None
+    if isinstance(error, WorkerGroupError):
+        inner = next(iter(error.worker_failures.values()), None)
+    elif isinstance(error, ControllerError):
+        inner = error.controller_failure
+    elif isinstance(error, RayTaskError):
+        inner = error.cause
+    else:
+        inner = getattr(error, "_base_exc", None)
+    return error if not isinstance(inner, BaseException) else root_cause(inner)

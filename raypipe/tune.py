@@ -17,7 +17,7 @@ import torch
 from raypipe import checkpoint, cli, config, records
 from raypipe.config import COMPONENTS, LOSSES, Axis, Component, ConfigError, Experiment
 from raypipe.finalists import NO_DENOISER, Finalist, published, read_finalists, write_finalists
-from raypipe.launch import Settings, start_ray, train_jobs
+from raypipe.launch import Settings, plain_errors, start_ray, train_jobs
 from raypipe.records import Trial
 from raypipe.search import Stage, run_search
 from raypipe.sources import Sources
@@ -165,7 +165,8 @@ def _score_all(stage: Stage, jobs: Sequence[ComponentJob], *, with_none: bool) -
     if with_none:
         parents = stage.parents(stage.experiment)
         pending[NO_DENOISER] = task.remote(sources, stage.component, parents, None, search.cpus_per_trial, stage)
-    return dict(zip(pending, ray.get(list(pending.values())), strict=True))
+    with plain_errors():
+        return dict(zip(pending, ray.get(list(pending.values())), strict=True))
 
 
 def _score(

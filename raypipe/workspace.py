@@ -17,6 +17,7 @@ from filelock import FileLock
 from raypipe import config
 from raypipe.config import Component, ConfigError, Experiment
 from raypipe.data.demo import make_demo
+from raypipe.data.shards import open_shards
 from raypipe.files import atomic_path
 
 Split = Literal["train", "val", "test"]
@@ -99,9 +100,11 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def begin(workspace: Workspace, experiment: Experiment) -> None:
-    """Record what runs: config.yaml and manifest.json, unless they stand already."""
+    """Record what runs: config.yaml and manifest.json, unless they stand already. The dataset must be there."""
     if not (workspace.folder / "config.yaml").exists():
-        write_json(workspace.folder / "manifest.json", manifest(experiment))
+        root = workspace.dataset(experiment)
+        dataset = {split: open_shards(root / split).content_hash() for split in SPLITS}
+        write_json(workspace.folder / "manifest.json", manifest(experiment, dataset=dataset))
         write_atomic(workspace.folder / "config.yaml", yaml.safe_dump(config.to_dict(experiment), sort_keys=False))
 
 

@@ -16,7 +16,7 @@ MIDDLE = {
     *("forecast", "predictor", "film", "monitor", "records", "finalists", "combination", "plots"),
 }
 FOLDERS = {"data", "models", "sde", "metrics"}
-BASE = {"config", "device", "cli", "files"}
+BASE = {"rules", "config", "device", "cli", "files"}
 LAYERS = (BASE, FOLDERS, MIDDLE, VERBS | RAY)  # from the bottom up
 CLUSTER = {"ray", "optuna"}
 MAX_LINES = 500

@@ -1,0 +1,71 @@
+"""What many tests share: one torch thread, and a tiny experiment with a real dataset, autoencoder and latents."""
+
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+
+from raypipe import checkpoint, config
+from raypipe.data.latents import cache_latents, finish
+from raypipe.models.autoencoder import build_autoencoder, measure_scale
+from raypipe.sources import Sources, frame_encoder
+from raypipe.workspace import SPLITS, Workspace, begin, prepare_dataset
+
+TINY = {
+    "name": "tiny",
+    "dataset.image_size": 32,
+    "dataset.num_frames": 5,
+    "demo.train_clips": 6,
+    "demo.val_clips": 4,
+    "demo.test_clips": 3,
+    "demo.clip_frames": 10,
+    "autoencoder.width": 8,
+    "autoencoder.batch_size": 4,
+    "model.num_input_frames": 2,
+    "model.inner_dim": 16,
+    "train.batch_size": 4,
+    "train.steps": 20,
+    "train.warmup_steps": 5,
+    "evaluation.windows": 6,
+    "evaluation.test_windows": 5,
+    "evaluation.fit_windows": 5,
+    "evaluation.horizon": 3,
+    "evaluation.members": 3,
+    "evaluation.test_members": 4,
+    "evaluation.climatology_members": 5,
+}
+"""Latents of 4 x 4 x 4; every network call costs a millisecond or two."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tiny_sources(tmp_path_factory):
+    """A prepared experiment: demo frames, an untrained autoencoder with its scale, and the latent cache. Read only."""
+    experiment = config.replace(config.Experiment(), **TINY)
+    workspace = Workspace(tmp_path_factory.mktemp("storage"), experiment.name)
+    sources = Sources(experiment, workspace)
+    begin(workspace, experiment)
+    prepare_dataset(workspace, experiment, lambda done, total: None)
+    torch.manual_seed(0)
+    autoencoder = build_autoencoder(experiment.autoencoder)
+    frames = sources.frames("train")
+    some = torch.stack([torch.from_numpy(frames.clip(i)) for i in range(len(frames))]).flatten(0, 1)
+    autoencoder.scale.copy_(measure_scale(autoencoder, [some.movedim(-1, 1) / 127.5 - 1]))
+    checkpoint.save_autoencoder(workspace.autoencoder, autoencoder, experiment.autoencoder)
+    for split in SPLITS:
+        encode = frame_encoder(checkpoint.load_autoencoder(workspace.autoencoder))
+        cache_latents(sources.frames(split), sources.cache(split), encode, 16, sources.key(split))
+        finish(sources.frames(split), sources.cache(split), sources.key(split))
+    return sources
+
+
+@pytest.fixture
+def own_sources(tiny_sources, tmp_path):
+    """A copy of the tiny experiment that a test may write to."""
+    shutil.copytree(tiny_sources.workspace.storage, tmp_path / "storage")
+    return Sources(tiny_sources.experiment, replace(tiny_sources.workspace, storage=tmp_path / "storage"))

@@ -1,0 +1,82 @@
+"""The README is true: short, and each of its commands is run by a test."""
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+RUN_BY = {
+    "make demo": "test_readme.py::test_make_demo_is_the_pipeline",
+    "make test": "test_readme.py::test_make_test_is_what_ci_runs",
+    "python experiments/pipeline.py": "test_pipeline.py",
+    "python experiments/tune_flow.py": "test_search.py",
+    "python -m raypipe.train": "test_train.py",
+    "python -m raypipe.evaluate": "test_pipeline.py",
+    "python -m raypipe.generate": "test_pipeline.py",
+    "python -m raypipe.convert_to_h5": "test_convert.py",
+    "python -m raypipe.checkpoint import": "test_published.py",
+    "python -m raypipe.checkpoint export": "test_published.py",
+    "ray start --head": "test_jobs.py",
+    "ray job submit --working-dir . -- python -m raypipe.evaluate": "test_jobs.py",
+    "ray up cluster.yaml": "test_cluster.py",
+}
+"""Every command of the README, by its beginning, and the test that runs it (`ray up` needs an AWS account: its file
+is validated the way Ray does it)."""
+
+COMMANDS = [
+    line.split("#")[0].strip()
+    for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+    for line in block.splitlines()
+    if line.strip() and not line.startswith("#")
+]
+
+
+def test_it_is_short():
+    assert len(README.splitlines()) < 200
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_each_command_is_run_by_a_test(command):
+    beginning = max((known for known in RUN_BY if command.startswith(known)), key=len, default=None)
+    assert beginning is not None, f"no test is named for {command!r}"
+    file, _, name = RUN_BY[beginning].partition("::")
+    text = (ROOT / "tests" / file).read_text()
+    wanted = name or beginning.split()[-1 if beginning.startswith("ray") else -1].split(".")[-1].split("/")[-1]
+    assert wanted.removesuffix(".py") in text
+
+
+def test_no_command_is_listed_in_vain():
+    assert all(any(command.startswith(known) for command in COMMANDS) for known in RUN_BY)
+
+
+def expansion(target):
+    made = subprocess.run(["make", "--dry-run", "--always-make", target], cwd=ROOT, capture_output=True, text=True)
+    assert made.returncode == 0, made.stderr
+    return made.stdout
+
+
+def test_make_demo_is_the_pipeline():
+    assert expansion("demo").rstrip().endswith("/bin/python experiments/pipeline.py")
+
+
+def test_make_test_is_what_ci_runs():
+    steps = expansion("test")
+    for step in ("ruff check", "ruff format --check", "mypy", "-m pytest"):
+        assert step in steps
+    assert "make test" in (ROOT / ".ci" / "run").read_text()
+
+
+def test_the_tree_names_every_file():
+    tree = README[README.index("## The tree") :]
+    missing = [p.name for p in (ROOT / "raypipe").glob("*.py") if p.name != "__init__.py" and p.name not in tree]
+    assert missing == []
+    assert all(f"{p.name}/" in tree for p in (ROOT / "raypipe").iterdir() if p.is_dir() and p.name != "__pycache__")
+
+
+def test_what_it_links_to_is_there():
+    for target in re.findall(r"\]\((?!http)([^)]+)\)", README):
+        assert (ROOT / target).is_file(), target

@@ -1,0 +1,204 @@
+"""The files of an experiment."""
+
+import json
+import os
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+from raypipe import config, workspace
+from raypipe.config import ConfigError
+from raypipe.data.shards import open_shards
+from raypipe.workspace import Workspace, begin, demo_key, fresh, git_commit, latest, prepare_dataset, write_atomic
+
+EXPERIMENT = config.replace(
+    config.Experiment(),
+    **{
+        "name": "e",
+        "dataset.image_size": 16,
+        "demo.train_clips": 2,
+        "demo.val_clips": 1,
+        "demo.test_clips": 1,
+        "demo.clip_frames": 3,
+        "search.flow": {"train.noise_std": {"low": 0.02, "high": 0.3, "log": True}},
+        "latents": {"mode": "off"},
+    },
+)
+
+
+def begun(storage, name, at):
+    """An experiment begun at a time (seconds)."""
+    start(Workspace(storage, name))
+    os.utime(storage / name / "config.yaml", (at, at))
+
+
+def start(place):
+    prepare_dataset(place, EXPERIMENT, lambda done, total: None)
+    begin(place, EXPERIMENT)
+    return place
+
+
+def test_where_things_lie(tmp_path):
+    place = Workspace(tmp_path, "e")
+    expected = {
+        place.autoencoder: "autoencoder",
+        place.study: "study.log",
+        place.trials: "trials.parquet",
+        place.evaluation: "evaluation",
+        place.best: "best",
+        place.run("flow", "flow-01"): "flow/flow-01",
+        place.latents("ab" * 32): "latents/abababababababab",
+    }
+    assert {path.relative_to(tmp_path / "e").as_posix() for path in expected} == set(expected.values())
+    assert all(path == tmp_path / "e" / name for path, name in expected.items())
+
+
+def test_the_built_in_dataset_is_known_by_its_settings(tmp_path):
+    place = Workspace(tmp_path, "e")
+    other = config.replace(EXPERIMENT, **{"demo.kick_probability": 0.5})
+    larger = config.replace(EXPERIMENT, **{"dataset.image_size": 32})
+    same = config.replace(EXPERIMENT, **{"train.steps": 3})
+    assert len({demo_key(e) for e in (EXPERIMENT, other, larger)}) == 3
+    assert place.dataset(same) == place.dataset(EXPERIMENT)
+    assert place.dataset(EXPERIMENT).parent == tmp_path / "datasets"
+    own = config.replace(EXPERIMENT, **{"dataset.root": str(tmp_path / "x" / ".." / "mine")})
+    assert place.dataset(own) == tmp_path / "mine"
+
+
+def test_begin_records_what_runs_and_does_so_once(tmp_path):
+    place = start(Workspace(tmp_path, "e"))
+    assert place.experiment() == EXPERIMENT
+    manifest = json.loads((place.folder / "manifest.json").read_text())
+    assert manifest["versions"]["torch"] == version("torch")
+    assert manifest["seeds"] == {"train": 0, "search": 0, "evaluation": 0, "demo": 0}
+    root = place.dataset(EXPERIMENT)
+    hashes = {split: open_shards(root / split).content_hash() for split in ("train", "val", "test")}
+    assert manifest["dataset"] == hashes and len(set(hashes.values())) == 3
+    before = {path.name: path.read_bytes() for path in place.folder.iterdir()}
+    assert set(before) == {"config.yaml", "manifest.json"}
+    begin(place, config.replace(EXPERIMENT, **{"train.steps": 1, "train.random_seed": 5}))
+    assert {path.name: path.read_bytes() for path in place.folder.iterdir()} == before
+
+
+def test_the_config_of_no_experiment_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"nothing.*no experiment here"):
+        Workspace(tmp_path, "nothing").experiment()
+
+
+def test_fresh_takes_the_first_free_name(tmp_path):
+    assert fresh(tmp_path, "e") == "e"
+    (tmp_path / "e").mkdir()  # a folder in which nothing has begun is free
+    assert fresh(tmp_path, "e") == "e"
+    begun(tmp_path, "e", 1)
+    assert fresh(tmp_path, "e") == "e-2"
+    begun(tmp_path, "e-2", 2)
+    assert fresh(tmp_path, "e") == "e-3"
+    assert fresh(tmp_path, "other") == "other"
+
+
+def test_latest_is_the_one_begun_last_that_has_it(tmp_path):
+    assert latest(tmp_path, lambda w: True) is None
+    for name, at in (("a", 30), ("a-2", 20), ("ab", 50), ("b", 40)):
+        begun(tmp_path, name, at)
+
+    def name(has, like=None):
+        return latest(tmp_path, has, like).name
+
+    assert name(lambda w: True) == "ab"
+    assert name(lambda w: w.name != "ab") == "b"
+    assert name(lambda w: True, like="a") == "a"
+    (tmp_path / "a-2" / "trials.parquet").touch()
+    assert name(lambda w: w.trials.exists()) == "a-2"
+    assert latest(tmp_path, lambda w: True, like="zzz") is None
+
+
+def test_write_atomic_replaces_whole_files(tmp_path):
+    path = tmp_path / "new" / "file"
+    write_atomic(path, "ä\n")
+    assert path.read_bytes() == "ä\n".encode()
+    write_atomic(path, b"\x00\xff")
+    assert path.read_bytes() == b"\x00\xff"
+    assert os.listdir(path.parent) == ["file"]
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    write_atomic(path, "old")
+
+    def full(self, data):
+        with self.open("wb") as file:
+            file.write(data[:1])
+        raise OSError("disk full")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match="disk full"):
+        write_atomic(path, "new")
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_write_atomic_onto_a_folder_leaves_nothing_behind(tmp_path):
+    (tmp_path / "folder" / "inside").mkdir(parents=True)
+    with pytest.raises(OSError, match="folder"):
+        write_atomic(tmp_path / "folder", "x")
+    assert os.listdir(tmp_path) == ["folder"]
+
+
+def test_the_built_in_dataset_is_made_once(tmp_path):
+    place, calls = Workspace(tmp_path, "e"), []
+    root = prepare_dataset(place, EXPERIMENT, lambda done, total: calls.append((done, total)))
+    assert root == place.dataset(EXPERIMENT)
+    assert calls == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert [len(open_shards(root / split)) for split in ("train", "val", "test")] == [2, 1, 1]
+    assert open_shards(root / "train").clip(0).shape == (3, 16, 16, 3)
+    prepare_dataset(place, EXPERIMENT, lambda done, total: calls.append((done, total)))
+    assert len(calls) == 4
+
+
+def test_a_dataset_that_is_not_there_is_named_with_the_remedy(tmp_path):
+    made = prepare_dataset(Workspace(tmp_path, "e"), EXPERIMENT, lambda done, total: None)
+    root = tmp_path / "own"
+    own = config.replace(EXPERIMENT, **{"dataset.root": str(root), "dataset.name": "kth"})
+    for lacking in ("train", "val", "test"):
+        with pytest.raises(ConfigError) as error:
+            prepare_dataset(Workspace(tmp_path, "e"), own, lambda done, total: None)
+        message = str(error.value)
+        assert message.startswith("dataset.root: ") and "\n" not in message
+        assert str(root / lacking) in message
+        assert "python -m raypipe.convert_to_h5" in message and f"--out_dir {root}" in message
+        root.mkdir(exist_ok=True)
+        (root / lacking).symlink_to(made / lacking)
+    assert prepare_dataset(Workspace(tmp_path, "e"), own, lambda done, total: None) == root
+    named = config.replace(EXPERIMENT, **{"dataset.name": "kth"})  # no root: none is simulated for another name
+    with pytest.raises(ConfigError, match="no shards"):
+        prepare_dataset(Workspace(tmp_path, "e"), named, lambda done, total: None)
+
+
+def test_git_commit_is_the_checkouts(monkeypatch, tmp_path):
+    head = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=Path(workspace.__file__).parent, capture_output=True, text=True, check=False
+    )
+    found = git_commit()
+    if head.returncode == 0:
+        assert found is not None
+        assert len(found.removesuffix("+")) >= 12
+        assert head.stdout.startswith(found.removesuffix("+"))
+    monkeypatch.setattr(workspace, "__file__", str(tmp_path / "workspace.py"))
+    assert git_commit() is None
+    git(tmp_path, "init", "-q")
+    (tmp_path / "file").write_text("1")
+    git(tmp_path, "add", "file")
+    git(tmp_path, "commit", "-qm", "first")
+    clean = git_commit()
+    assert clean == git(tmp_path, "rev-parse", "HEAD")[:12]
+    (tmp_path / "file").write_text("2")
+    assert git_commit() == f"{clean}+"
+    git(tmp_path, "tag", "-a", "v1", "-m", "x")  # a tag is not a commit
+    assert git_commit() == f"{clean}+"
+
+
+def git(folder, *argv):
+    identity = ("-c", "user.name=x", "-c", "user.email=x@example.org")
+    return subprocess.run(["git", *identity, *argv], cwd=folder, capture_output=True, text=True, check=True).stdout
