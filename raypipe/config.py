@@ -315,7 +315,7 @@ class Evaluation(Section):
 class Experiment(Section):
     """All of the above. ``name`` is the folder of its files under the storage root."""
 
-    name: str = option("demo", "folder of the experiment under the storage root")
+    name: str = option("demo", "folder of the experiment under the storage root; left out, the dataset's name")
     dataset: Dataset = section(Dataset)
     demo: Demo = section(Demo)
     autoencoder: Autoencoder = section(Autoencoder)
@@ -377,8 +377,13 @@ def _known_at(path: Sequence[str | int]) -> list[str]:
 
 
 def from_dict(tree: Mapping[str, Any], source: str = "config") -> Experiment:
-    """Validate a nested dict. ConfigError names `source`, the field, the rule and the value."""
+    """Validate a nested dict. ConfigError names `source`, the field, the rule and the value.
+
+    An experiment without a name takes its dataset's.
+    """
     tree = dict(tree)
+    if "name" not in tree and isinstance(tree.get("dataset"), Mapping) and "name" in tree["dataset"]:
+        tree["name"] = tree["dataset"]["name"]
     if "latents" in tree:
         tree["latents"] = Latents.from_yaml(tree["latents"])
     experiment = _validate(tree, source)

@@ -174,9 +174,9 @@ def _summarise(out_dir: Path, splits: Sequence[str], bad: Sequence[Bad]) -> None
     if absent:
         sys.stderr.write(f"without {', '.join(absent)}: training needs train and val, evaluation needs test\n")
     name = re.sub(r"[^\w.-]", "_", out_dir.resolve().name) or "videos"
-    sys.stdout.write(
-        f"\nnext: python -m raypipe.train --run-name f-01-nll --dataset.root {out_dir} --dataset.name {name}\n"
-    )
+    size = open_shards(out_dir / made[0]).frame_shape[0] if made else 64
+    flags = f"--dataset.root {out_dir} --dataset.name {name}" + ("" if size == 64 else f" --dataset.image_size {size}")
+    sys.stdout.write(f"\nnext: python -m raypipe.train --run-name f-01-nll {flags}\n")
 
 
 if __name__ == "__main__":

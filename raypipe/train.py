@@ -23,7 +23,7 @@ from raypipe.data.latents import cache_latents, finish
 from raypipe.launch import Settings, Trainee, finished, start_ray, train_jobs
 from raypipe.sources import Sources, frame_encoder
 from raypipe.stage import Parents, Training
-from raypipe.workspace import SPLITS, Split, Workspace, begin, prepare_dataset, write_json
+from raypipe.workspace import SPLITS, Split, Workspace, begin, dataset_hashes, prepare_dataset, write_json
 
 PROG = "raypipe.train"
 LETTERS: dict[str, Component] = {"f": "flow", "d": "denoiser", "g": "diffusion"}
@@ -92,15 +92,26 @@ def prepare(experiment: Experiment, workspace: Workspace, *, use_gpu: bool = Fal
         prepare_dataset(workspace, experiment, partial(_advance, bar))
     begin(workspace, experiment)
     sources = Sources(experiment, workspace)
-    _check_lengths(sources)
+    _check_frames(sources)
     _prepare_autoencoder(sources, use_gpu)
     _prepare_latents(sources, use_gpu)
     return sources
 
 
-def _check_lengths(sources: Sources) -> None:
-    """Refuse a dataset without a single clip that a training or a forecast could be cut from."""
-    experiment = sources.experiment
+def _check_frames(sources: Sources) -> None:
+    """Refuse another dataset than the experiment began with, frames of another size, and clips all too short."""
+    experiment, workspace = sources.experiment, sources.workspace
+    began = json.loads((workspace.folder / "manifest.json").read_text()).get("dataset")
+    if began != dataset_hashes(workspace.dataset(experiment)):
+        raise ConfigError(
+            f"--name: {workspace.name!r} in {workspace.storage} began with another dataset; take another --name"
+        )
+    height, width = sources.frames("train").frame_shape[:2]
+    if (height, width) != (experiment.dataset.image_size,) * 2:
+        raise ConfigError(
+            f"dataset.image_size: must be {height}, the size of the frames in {workspace.dataset(experiment)}, "
+            f"not {experiment.dataset.image_size}"
+        )
     given, stride = experiment.model.num_input_frames, experiment.dataset.frame_stride
     for split in SPLITS:
         frames = given + (1 if split == "train" else experiment.evaluation.horizon)

@@ -102,10 +102,14 @@ def write_json(path: Path, value: Any) -> None:
 def begin(workspace: Workspace, experiment: Experiment) -> None:
     """Record what runs: config.yaml and manifest.json, unless they stand already. The dataset must be there."""
     if not (workspace.folder / "config.yaml").exists():
-        root = workspace.dataset(experiment)
-        dataset = {split: open_shards(root / split).content_hash() for split in SPLITS}
+        dataset = dataset_hashes(workspace.dataset(experiment))
         write_json(workspace.folder / "manifest.json", manifest(experiment, dataset=dataset))
         write_atomic(workspace.folder / "config.yaml", yaml.safe_dump(config.to_dict(experiment), sort_keys=False))
+
+
+def dataset_hashes(root: Path) -> dict[str, str]:
+    """What identifies each split of a dataset."""
+    return {split: open_shards(root / split).content_hash() for split in SPLITS}
 
 
 def manifest(experiment: Experiment, **more: Any) -> dict[str, Any]:
