@@ -31,8 +31,8 @@ from raypipe.stage import Parents, Scored, Scorer, Training
 from raypipe.train import ComponentJob
 from raypipe.workspace import Workspace
 
-DRIVER_CPUS = 0.1
-"""Of a trial that only launches a TorchTrainer."""
+DRIVER_MEMORY = 2**20
+"""Bytes reserved by a trial that only launches a TorchTrainer: it must reserve something, and CPUs are its workers'."""
 
 
 @dataclass(frozen=True)
@@ -457,7 +457,7 @@ def _scheduler(stage: Stage) -> Any:
 def _resources(experiment: Experiment) -> tune.PlacementGroupFactory:
     search = experiment.search
     if search.workers_per_trial > 1:
-        return tune.PlacementGroupFactory([{"CPU": DRIVER_CPUS}])
+        return tune.PlacementGroupFactory([{"memory": DRIVER_MEMORY}])
     gpu = {"GPU": search.gpus_per_trial} if search.gpus_per_trial else {}
     return tune.PlacementGroupFactory([{"CPU": search.cpus_per_trial, **gpu}])
 
@@ -465,8 +465,7 @@ def _resources(experiment: Experiment) -> tune.PlacementGroupFactory:
 def concurrent_trials(experiment: Experiment) -> int:
     """As many trials as the cluster holds at once, so that none waits for workers that another's driver blocks."""
     search, total = experiment.search, ray.cluster_resources()
-    cpus = search.cpus_per_trial * search.workers_per_trial + (DRIVER_CPUS if search.workers_per_trial > 1 else 0)
-    fits = [math.floor(total.get("CPU", 1) / cpus)]
+    fits = [math.floor(total.get("CPU", 1) / (search.cpus_per_trial * search.workers_per_trial))]
     if search.gpus_per_trial:
         fits.append(math.floor(total.get("GPU", 0) / (search.gpus_per_trial * search.workers_per_trial)))
     most: int = max(1, min(fits))

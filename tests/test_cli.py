@@ -47,7 +47,11 @@ def test_flags_and_dotted_overrides():
 
 @pytest.mark.parametrize(
     ("flag", "meant"),
-    [("--train.nois_std", "--train.noise_std"), ("--nmae", "--name"), ("--evaluation.horizn=3", "--evaluation.horizon")],
+    [
+        ("--train.nois_std", "--train.noise_std"),
+        ("--nmae", "--name"),
+        ("--evaluation.horizn=3", "--evaluation.horizon"),
+    ],
 )
 def test_a_misspelt_flag_is_refused_with_the_nearest(capsys, flag, meant):
     line = refused(capsys, flag, "1")
