@@ -146,17 +146,21 @@ def finished(job: Job) -> bool:
     return (folder / "config.json").is_file() and read_meta(folder).step >= job.steps
 
 
+def scales_up() -> bool:
+    """Whether this is the head of a cluster that `ray up` made, which starts nodes for what waits."""
+    return Path("~/ray_bootstrap_config.yaml").expanduser().exists()
+
+
 def check_resources(settings: Settings) -> None:
     """Refuse what the cluster could only wait for; a cluster that scales up is taken at its word."""
     total = ray.cluster_resources()
     wanted = settings.num_workers * settings.cpus_per_worker
-    scales = os.environ.get("RAY_CLUSTER_SCALES") or (Path("~/ray_bootstrap_config.yaml").expanduser()).exists()
-    if not scales and total.get("CPU", 0) < wanted:
+    if not scales_up() and total.get("CPU", 0) < wanted:
         raise ConfigError(
             f"train.num_workers: {settings.num_workers} workers need {wanted:g} CPUs, and the cluster has "
             f"{total.get('CPU', 0):g}; take fewer workers"
         )
-    if settings.use_gpu and not scales and total.get("GPU", 0) < settings.num_workers:
+    if settings.use_gpu and not scales_up() and total.get("GPU", 0) < settings.num_workers:
         raise ConfigError(
             f"--num-gpus: {settings.num_workers} GPUs asked for, and the cluster has {total.get('GPU', 0):g}; "
             "leave it out to train on CPUs"

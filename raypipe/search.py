@@ -24,7 +24,7 @@ from raypipe import checkpoint, config, records
 from raypipe.cli import progress_bar
 from raypipe.config import LOSSES, Axis, Component, Experiment
 from raypipe.fit import DivergedError, Progress
-from raypipe.launch import Settings, train_jobs
+from raypipe.launch import Settings, scales_up, train_jobs
 from raypipe.monitor import Monitor
 from raypipe.sources import Sources
 from raypipe.stage import Parents, Scored, Scorer, Training
@@ -415,7 +415,7 @@ def run_search(stage: Stage, extra: Mapping[str, Axis] | None = None) -> None:
             num_samples=total - search.ended,
             search_alg=search,
             scheduler=_scheduler(stage),
-            max_concurrent_trials=concurrent_trials(experiment),
+            max_concurrent_trials=concurrent_trials(experiment) or None,
             reuse_actors=True,
         ),
         run_config=tune.RunConfig(
@@ -463,8 +463,13 @@ def _resources(experiment: Experiment) -> tune.PlacementGroupFactory:
 
 
 def concurrent_trials(experiment: Experiment) -> int:
-    """As many trials as the cluster holds at once, so that none waits for workers that another's driver blocks."""
+    """As many trials as the cluster holds at once, so that none waits for workers that another's driver blocks.
+
+    A cluster that scales up is asked for all it may need: 0 leaves the number to Ray Tune.
+    """
     search, total = experiment.search, ray.cluster_resources()
+    if scales_up():
+        return search.max_concurrent or 0
     fits = [math.floor(total.get("CPU", 1) / (search.cpus_per_trial * search.workers_per_trial))]
     if search.gpus_per_trial:
         fits.append(math.floor(total.get("GPU", 0) / (search.gpus_per_trial * search.workers_per_trial)))
