@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from raypipe.files import atomic_path
+
 logger = logging.getLogger(__name__)
 
 METRICS = "metrics.jsonl"
@@ -20,10 +22,10 @@ class Monitor:
         self._folder = log_folder(folder)
         self._folder.mkdir(parents=True, exist_ok=True)
         kept = [row for row in read_metrics(folder) if row["step"] <= step]
-        self._file = (self._folder / METRICS).open("w")
-        for row in kept:
-            self._file.write(json.dumps(row) + "\n")
-        self._board = SummaryWriter(str(self._folder), purge_step=step)
+        with atomic_path(self._folder / METRICS) as temporary:
+            temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        self._file = (self._folder / METRICS).open("a")
+        self._board = SummaryWriter(str(self._folder), purge_step=step + 1)  # purges that step too
         self._wandb = start_wandb(folder) if wandb else None
 
     def log(self, metrics: Mapping[str, Any]) -> None:

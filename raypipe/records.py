@@ -100,7 +100,7 @@ def hand_on(trials: Sequence[Trial], top_k: int) -> list[Trial]:
         if best not in chosen:
             chosen.append(best)
     if not any(_levels_differ(a, b) for a in chosen for b in chosen):
-        chosen += [trial for trial in trials if _levels_differ(trial, chosen[0])][:1]
+        chosen += [trial for trial in trials if any(_levels_differ(trial, other) for other in chosen)][:1]
     return sorted(chosen, key=lambda trial: trial.objective)
 
 

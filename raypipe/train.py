@@ -20,7 +20,7 @@ from raypipe import checkpoint, cli, config
 from raypipe.autoencoding import AutoencoderTraining
 from raypipe.config import LOSSES, Component, ConfigError, Experiment
 from raypipe.data.latents import cache_latents, finish
-from raypipe.launch import Settings, Trainee, finished, start_ray, train_jobs
+from raypipe.launch import Settings, Trainee, check_resources, finished, start_ray, train_jobs
 from raypipe.sources import Sources, frame_encoder
 from raypipe.stage import Parents, Training
 from raypipe.workspace import SPLITS, Split, Workspace, begin, dataset_hashes, prepare_dataset, write_json
@@ -90,22 +90,28 @@ def prepare(experiment: Experiment, workspace: Workspace, *, use_gpu: bool = Fal
     """Dataset, autoencoder and latent cache of an experiment, made where they are missing."""
     with cli.progress_bar(f"make dataset {experiment.dataset.name}", None, "frame", leave=False) as bar:
         prepare_dataset(workspace, experiment, partial(_advance, bar))
-    begin(workspace, experiment)
     sources = Sources(experiment, workspace)
     _check_frames(sources)
+    begin(workspace, experiment)
+    _check_dataset(sources)
     _prepare_autoencoder(sources, use_gpu)
     _prepare_latents(sources, use_gpu)
     return sources
 
 
-def _check_frames(sources: Sources) -> None:
-    """Refuse another dataset than the experiment began with, frames of another size, and clips all too short."""
+def _check_dataset(sources: Sources) -> None:
+    """Refuse another dataset than the experiment began with."""
     experiment, workspace = sources.experiment, sources.workspace
     began = json.loads((workspace.folder / "manifest.json").read_text()).get("dataset")
     if began != dataset_hashes(workspace.dataset(experiment)):
         raise ConfigError(
             f"--name: {workspace.name!r} in {workspace.storage} began with another dataset; take another --name"
         )
+
+
+def _check_frames(sources: Sources) -> None:
+    """Refuse frames of another size than the experiment's, and clips that are all too short."""
+    experiment, workspace = sources.experiment, sources.workspace
     height, width = sources.frames("train").frame_shape[:2]
     if (height, width) != (experiment.dataset.image_size,) * 2:
         raise ConfigError(
@@ -301,6 +307,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     settings = _settings(experiment, workspace, name, args)
 
     start_ray()
+    check_resources(settings)
     prepare(experiment, workspace, use_gpu=bool(args.num_gpus))
     parents = _parents(experiment, workspace, args.flow, bool(args.num_gpus))
     job = ComponentJob(experiment, workspace, name, parents)
@@ -352,7 +359,7 @@ def _settings(experiment: Experiment, workspace: Workspace, name: str, args: Any
 def _checkpoint_at(storage: Path, ray_name: str, folder: Path, step: int) -> Path:
     """The saved model of a run at a step: one of its last checkpoints, or the trained one."""
     found: dict[int, Path] = {}
-    for candidate in [*sorted(storage.glob(f"{ray_name}*/checkpoint_*/model")), folder]:
+    for candidate in [*sorted(storage.glob(f"*/checkpoint_*/{ray_name}")), folder]:
         if (candidate / "config.json").is_file():
             found[checkpoint.read_meta(candidate).step] = candidate
     if step not in found:

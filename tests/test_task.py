@@ -116,7 +116,7 @@ def test_noise_has_its_level_and_times_their_share_at_zero():
         assert noise.std().item() == pytest.approx(level, rel=0.02)
         assert abs(noise.mean().item()) < 0.02 * level
         assert (u == 0).double().mean().item() == pytest.approx(0.3, abs=0.036)  # five standard errors
-        assert 0 <= u.min() and u.max() < 1
+        assert u.min() >= 0 and u.max() < 1
         assert u[u > 0].mean().item() == pytest.approx(0.5, abs=0.03)
     noise, _ = shown(resting[:8], **{"train.noise_std": 0.0})
     assert noise.abs().max() < 1e-6

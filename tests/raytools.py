@@ -1,0 +1,229 @@
+"""What the tests with a real Ray share: tiny settings, processes that leave nothing behind, one finished pipeline."""
+
+import functools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import torch
+from safetensors.torch import load_file
+
+from raypipe import checkpoint, cli, config
+from raypipe.config import Experiment
+from raypipe.models.autoencoder import build_autoencoder
+
+ROOT = Path(__file__).parents[1]
+TAG = "RAYPIPE_TEST_PROCESS"
+"""Variable that a process under test hands down to all it starts, which is how they are found again."""
+
+DATA: dict[str, Any] = {
+    "dataset.image_size": 32,
+    "dataset.num_frames": 7,
+    "demo.train_clips": 12,
+    "demo.val_clips": 4,
+    "demo.test_clips": 4,
+    "demo.clip_frames": 10,
+}
+TINY: dict[str, Any] = DATA | {
+    "autoencoder.width": 8,
+    "autoencoder.steps": 60,
+    "model.inner_dim": 8,
+    "train.steps": 24,
+    "train.warmup_steps": 2,
+    "train.checkpoint_every": 6,
+    "search.flow_trials": 3,
+    "search.denoiser_trials": 1,
+    "search.diffusion_trials": 2,
+    "search.flow_steps": 18,
+    "search.denoiser_steps": 12,
+    "search.diffusion_steps": 12,
+    "search.flow_refit_steps": 24,
+    "search.denoiser_refit_steps": 12,
+    "search.diffusion_refit_steps": 12,
+    "search.finalist_seeds": 2,
+    "evaluation.windows": 6,
+    "evaluation.test_windows": 4,
+    "evaluation.fit_windows": 4,
+    "evaluation.members": 2,
+    "evaluation.test_members": 2,
+    "evaluation.climatology_members": 4,
+    "evaluation.horizon": 3,
+    "evaluation.multipliers": [0.5, 1.0],
+    "evaluation.betas": [0.5, 1.0],
+    "evaluation.steps": [1],
+    "evaluation.finalists": 2,
+}
+
+
+def tiny(**values: Any) -> Experiment:
+    """An experiment that trains in a second; `values` by dotted name."""
+    return config.from_dict(config.override({}, TINY | values))
+
+
+def flags(values: dict[str, Any]) -> list[str]:
+    """The same on a command line."""
+    return [text for name, value in values.items() for text in (f"--{name}", json.dumps(value))]
+
+
+def save_autoencoder(folder: Path) -> Path:
+    """An untrained autoencoder for `autoencoder.path`, where what is tested comes after it."""
+    settings = config.Autoencoder(width=8)
+    torch.manual_seed(0)
+    checkpoint.save_autoencoder(folder, build_autoencoder(settings), settings)
+    return folder
+
+
+def same_weights(a: Path, b: Path) -> bool:
+    """Bit for bit."""
+    ours, theirs = load_file(a / "model.safetensors"), load_file(b / "model.safetensors")
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@torch.no_grad()
+def difference(a: Path, b: Path) -> float:
+    """Between the answers of two flows, relative to their size.
+
+    Not between their weights: a key's bias has no effect, so its gradient is rounding error, which Adam enlarges.
+    """
+    ours, theirs = checkpoint.load_component(a), checkpoint.load_component(b)
+    generator = torch.Generator().manual_seed(0)
+    x, u = torch.randn(16, 16, 4, 4, generator=generator), torch.rand(16, generator=generator)
+    expected = theirs(x, u)
+    return float((ours(x, u) - expected).norm() / expected.norm())
+
+
+def outcome(main: Callable[[Sequence[str] | None], int], prog: str, argv: Sequence[str]) -> int:
+    """The exit code of a verb, called in this process."""
+    try:
+        return cli.run(main, prog, [str(arg) for arg in argv])
+    except SystemExit as done:
+        return int(done.code or 0)
+
+
+def listing(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+def wait_for(what: Callable[[], Any], seconds: float = 60, message: str = "") -> Any:
+    """The first true value of `what()`."""
+    until = time.monotonic() + seconds
+    while not (value := what()):
+        assert time.monotonic() < until, message or f"nothing happened in {seconds} s"
+        time.sleep(0.05)
+    return value
+
+
+@dataclass(frozen=True)
+class Process:
+    """A process under test, with everything that it starts; its output goes to files."""
+
+    popen: "subprocess.Popen[bytes]"
+    tag: str
+    log: Path
+
+    @property
+    def out(self) -> str:
+        return self.log.with_suffix(".out").read_text()
+
+    @property
+    def err(self) -> str:
+        return self.log.with_suffix(".err").read_text()
+
+    def finish(self, seconds: float = 240) -> int:
+        """Its exit code."""
+        return self.popen.wait(seconds)
+
+    def interrupt(self) -> None:
+        """What Ctrl-C does in a terminal: SIGINT to the whole process group."""
+        os.killpg(self.popen.pid, signal.SIGINT)
+
+    def family(self) -> list[int]:
+        """The ids of it and of everything that it started and that still runs, whoever its parent is by now."""
+        mark = f"{TAG}={self.tag}".encode()
+        found = []
+        for folder in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):
+                if mark in (folder / "environ").read_bytes():
+                    found.append(int(folder.name))
+        return found
+
+    def gone(self, seconds: float = 20) -> None:
+        """Wait until nothing is left of it."""
+        wait_for(lambda: not self.family(), seconds, f"still running: {self.family()}")
+
+
+@contextmanager
+def started(log: Path, argv: Sequence[Any], storage: Path, *, cwd: Path = ROOT, **variables: str) -> Iterator[Process]:
+    """Run a command with its own Ray, in a session of its own; in the end nothing of it is left."""
+    tag = uuid.uuid4().hex
+    log.parent.mkdir(parents=True, exist_ok=True)
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | {
+        "RAY_ADDRESS": "local",
+        "RAY_AUTH_MODE": "disabled",
+        "RAYPIPE_STORAGE": str(storage),
+        "WANDB_MODE": "offline",
+        TAG: tag,
+        **variables,
+    }
+    with log.with_suffix(".out").open("wb") as out, log.with_suffix(".err").open("wb") as err:
+        popen = subprocess.Popen(
+            [sys.executable, *map(str, argv)], cwd=cwd, env=environ, stdout=out, stderr=err, start_new_session=True
+        )
+    process = Process(popen, tag, log)
+    try:
+        yield process
+    finally:
+        for left in process.family():
+            with suppress(ProcessLookupError):
+                os.kill(left, signal.SIGKILL)
+        popen.wait(30)
+
+
+def complete(log: Path, argv: Sequence[Any], storage: Path, **variables: str) -> Process:
+    """Run a command to its end, which must be a good one."""
+    with started(log, argv, storage, **variables) as process:
+        assert process.finish() == 0, process.err[-4000:]
+    return process
+
+
+def check_files(folder: Path) -> None:
+    """Every file of an experiment can be read, and no temporary one is left; Ray's own are Ray's business."""
+    ours = [p for p in folder.rglob("*") if p.is_file() and "ray" not in p.relative_to(folder).parts]
+    assert ours
+    for path in ours:
+        assert not path.name.endswith(".tmp")
+        if path.suffix == ".json":
+            json.loads(path.read_text())
+        elif path.suffix == ".parquet":
+            pq.read_table(path)
+        elif path.suffix == ".safetensors":
+            load_file(path)
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A storage root with one experiment, `demo`, through which the whole pipeline has run."""
+
+    storage: Path
+    process: Process
+
+    @property
+    def folder(self) -> Path:
+        return self.storage / "demo"
+
+
+@functools.cache
+def finished_pipeline(base: Path) -> Finished:
+    """experiments/pipeline.py, run once a test session as a user would; nobody may change what it wrote."""
+    storage = base / "pipeline"
+    return Finished(storage, complete(base / "pipeline-log", ["experiments/pipeline.py", *flags(TINY)], storage))

@@ -1,0 +1,266 @@
+"""The combinations of what the stages hand on, and their scores on the tiny experiment."""
+
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from raypipe import checkpoint, config
+from raypipe.combination import (
+    CONSTANT,
+    Combination,
+    CombinationScorer,
+    combinations,
+    decode_frames,
+    published_combination,
+    true_frames,
+)
+from raypipe.data.frames import to_float
+from raypipe.finalists import NO_DENOISER, Finalist
+from raypipe.forecast import forecast_windows
+from raypipe.metrics import ensemble
+from raypipe.models.components import build_component
+from raypipe.sde.dynamics import ConstantDiffusion, Dynamics
+from raypipe.sde.rollout import rollout
+from raypipe.sources import Sources
+
+STD = (0.3, 0.4, 0.5, 0.6)
+PERSISTENCE = Combination(None, None, None, baseline="persistence")
+CLIMATOLOGY = Combination(None, None, None, baseline="climatology")
+
+
+def finalist(name, flow=None, **more):
+    """A finalist whose model is told from its trial by a seed's number."""
+    return Finalist(name, f"{name}-s1", 0.5, (0.5,), 1.0, STD, 0.1, None, flow=flow, **more)
+
+
+FLOWS = [finalist("f1"), finalist("f2"), finalist("f3"), finalist("f4", handed_on=False, published=True)]
+DENOISERS = [
+    finalist("d1"),
+    finalist(NO_DENOISER),
+    finalist("d2"),
+    finalist("d3", handed_on=False, published=True),
+]
+DIFFUSIONS = [
+    finalist("g1", flow="f1-s1"),
+    finalist("g2", flow="f2-s1"),
+    finalist("g3", flow="f1-s1"),
+    finalist("g4", flow="f1-s1"),
+    finalist("g5", flow="f2-s1", handed_on=False),
+    finalist("g6", flow="f4-s1", handed_on=False, published=True),
+]
+
+
+def settings(**values):
+    return config.replace(
+        config.Experiment(), **{"evaluation.alphas": [1.0, 1.5], "evaluation.steps": [1, 2], **values}
+    )
+
+
+def parts(found):
+    return [(c.flow, c.denoiser, c.diffusion, c.alpha, c.steps) for c in found]
+
+
+def test_combinations_of_the_top_two():
+    found = combinations(FLOWS, DENOISERS, DIFFUSIONS, settings(), 2)
+    expected = {
+        (f, d, g, alpha, steps)
+        for f, own in (("f1", ("g1", "g3")), ("f2", ("g2",)))
+        for g in (CONSTANT, *own)
+        for d, alphas in ((None, (1.0,)), ("d1", (1.0, 1.5)))
+        for alpha in alphas
+        for steps in (1, 2)
+    }
+    assert len(found) == len(expected) == (3 + 2) * 3 * 2
+    assert set(parts(found)) == expected
+    for c in found:
+        assert c.flow_model == f"{c.flow}-s1" and c.residual_std == STD
+        assert c.denoiser_model == (f"{c.denoiser}-s1" if c.denoiser else None)
+        assert c.diffusion_model == (None if c.diffusion == CONSTANT else f"{c.diffusion}-s1")
+        assert c.beta is None and c.baseline is None
+
+
+def test_more_than_two_denoisers_are_tried_where_k_allows():
+    denoisers = {c.denoiser for c in combinations(FLOWS, DENOISERS, DIFFUSIONS, settings(), 3)}
+    assert denoisers == {None, "d1", "d2"}  # "no denoiser" is one of the three
+
+
+def test_the_best_alone():
+    found = combinations(FLOWS, DENOISERS, DIFFUSIONS, settings(**{"evaluation.steps": [3]}), 1)
+    assert set(parts(found)) == {
+        ("f1", d, g, alpha, 3)
+        for d, alphas in ((None, (1.0,)), ("d1", (1.0, 1.5)))
+        for alpha in alphas
+        for g in (CONSTANT, "g1")
+    }
+
+
+def test_without_denoisers_or_diffusions_the_flow_goes_alone():
+    found = combinations(FLOWS[:1], DENOISERS[1:2], [], settings(**{"evaluation.steps": [1]}), 2)
+    assert parts(found) == [("f1", None, CONSTANT, 1.0, 1)]
+
+
+def test_keys_tell_combinations_apart_but_not_their_betas():
+    found = combinations(FLOWS, DENOISERS, DIFFUSIONS, settings(), 3)
+    everything = [
+        *found,
+        published_combination(FLOWS, DENOISERS, DIFFUSIONS, 1),
+        published_combination(FLOWS, DENOISERS, DIFFUSIONS, 2),
+        PERSISTENCE,
+        CLIMATOLOGY,
+        replace(found[0], baseline="flow", diffusion=None),
+    ]
+    assert len({c.key for c in everything}) == len(everything)
+    assert replace(found[0], beta=0.3).key == found[0].key
+
+
+def test_the_published_default():
+    found = published_combination(FLOWS, DENOISERS, DIFFUSIONS, 2)
+    assert parts([found]) == [("f4", "d3", "g6", 1.0, 2)]
+    assert (found.beta, found.baseline) == (1.0, "published")
+    assert (found.flow_model, found.denoiser_model, found.diffusion_model) == ("f4-s1", "d3-s1", "g6-s1")
+
+
+@pytest.fixture(scope="module")
+def sources(tiny_sources, tmp_path_factory):
+    """The tiny experiment with two flows, a denoiser and a diffusion of random weights."""
+    storage = tmp_path_factory.mktemp("combination") / "storage"
+    shutil.copytree(tiny_sources.workspace.storage, storage)
+    experiment = config.replace(
+        tiny_sources.experiment, **{"evaluation.multipliers": [0.2, 0.7], "evaluation.betas": [0.1, 0.3]}
+    )
+    found = Sources(experiment, replace(tiny_sources.workspace, storage=storage))
+    for seed, (component, name) in enumerate(
+        [("flow", "f1-s1"), ("flow", "f2-s1"), ("denoiser", "d1-s1"), ("diffusion", "g1-s1")]
+    ):
+        torch.manual_seed(seed)
+        module = build_component(component, experiment.model, found.channels)
+        meta = checkpoint.Meta(found.channels, component=component, model=experiment.model)
+        checkpoint.save_component(found.workspace.run(component, name), module, meta)
+    return found
+
+
+@pytest.fixture(scope="module")
+def scorer(sources):
+    return CombinationScorer(sources, "val", 6)
+
+
+def made(flow="f1", denoiser=None, diffusion=CONSTANT, **more):
+    given = Combination(
+        flow,
+        denoiser,
+        diffusion,
+        flow_model=f"{flow}-s1",
+        denoiser_model=f"{denoiser}-s1" if denoiser else None,
+        diffusion_model=None if diffusion in (None, CONSTANT) else f"{diffusion}-s1",
+        residual_std=STD,
+    )
+    return replace(given, **more)
+
+
+def test_persistence_has_ratio_1(sources, scorer):
+    result = scorer.score(PERSISTENCE, decode=True)
+    assert result.score.ratio.value == 1.0
+    assert result.score.members == 1
+    assert result.pixels.crps_ratio == pytest.approx(1.0, abs=1e-6)
+    assert (result.nfe_per_frame, result.seconds_per_frame) == (0, 0.0)
+    # PSNR by hand, from the frames in the shards: the last given one, K = 2, against the three that follow
+    windows = forecast_windows(sources.split("val"), sources.experiment, 6, sources.experiment.evaluation.seed)
+    by_hand = []
+    for clip, start in zip(windows.clips, windows.starts, strict=True):
+        frames = sources.frames("val").clip(clip).astype(np.float64)
+        for t in range(start + 2, start + 5):
+            by_hand.append(10 * np.log10(255**2 / np.mean((frames[t] - frames[start + 1]) ** 2)))
+    assert result.pixels.psnr == pytest.approx(np.mean(by_hand), rel=1e-4)
+    assert 0 < result.pixels.ssim < 1
+
+
+def test_true_frames_are_those_of_the_windows(sources):
+    windows = forecast_windows(sources.split("val"), sources.experiment, 6, 0)
+    truth, last = true_frames(sources, "val", windows)
+    assert truth.shape == (6, 3, 32, 32, 3) and last.shape == (6, 32, 32, 3)
+    autoencoder = checkpoint.load_autoencoder(sources.workspace.autoencoder)
+    with torch.no_grad():
+        encoded = autoencoder.encode(to_float(truth).flatten(0, 1)).view_as(windows.truth)
+        torch.testing.assert_close(encoded, windows.truth, atol=0.01, rtol=0.01)  # the cache is in float16
+        torch.testing.assert_close(autoencoder.encode(to_float(last)), windows.last, atol=0.01, rtol=0.01)
+
+
+def test_climatology(sources, scorer):
+    result = scorer.score(CLIMATOLOGY, decode=True)
+    assert result.score.members == 5
+    assert np.isfinite([result.score.ratio.value, result.score.spread_skill]).all()
+    assert np.isfinite([result.pixels.crps_ratio, result.pixels.psnr, result.pixels.ssim]).all()
+    assert result.nfe_per_frame == 0
+    assert (result.score.variance[:, :1] == result.score.variance).all()  # the same frames at every step
+
+
+def test_decoding_a_frame_that_is_shown_at_every_step(sources):
+    autoencoder = checkpoint.load_autoencoder(sources.workspace.autoencoder)
+    one = torch.randn(3, 1, 4, 4, 4, generator=torch.Generator().manual_seed(0))
+    shown = decode_frames(autoencoder, one.expand(-1, 5, -1, -1, -1))
+    assert shown.shape == (3, 1, 3, 32, 32)
+    torch.testing.assert_close(shown.expand(-1, 5, -1, -1, -1), decode_frames(autoencoder, one.repeat(1, 5, 1, 1, 1)))
+
+
+def test_magnitudes_come_from_their_lists(scorer):
+    assert scorer.fit(made()).beta in (0.2, 0.7)
+    assert scorer.fit(made(diffusion="g1")).beta in (0.1, 0.3)
+    assert scorer.fit(made(beta=0.55)).beta == 0.55
+    for fixed in (PERSISTENCE, CLIMATOLOGY, made(diffusion=None)):
+        assert scorer.fit(fixed) == fixed
+
+
+def test_the_magnitude_is_fitted_on_training_windows(sources):
+    """The best of the list, by its score on the windows that the fit is said to use."""
+    experiment = sources.experiment
+    evaluation = experiment.evaluation
+    windows = forecast_windows(sources.split("train"), experiment, evaluation.fit_windows, evaluation.seed + 1)
+    flow = checkpoint.load_component(sources.workspace.run("flow", "f1-s1"))
+    ratios = {}
+    for beta in (0.2, 0.7):
+        dynamics = Dynamics(flow, diffusion=ConstantDiffusion(beta * torch.tensor(STD)))
+        members = rollout(dynamics, windows.context, 3, steps=2, members=3, seed=evaluation.seed)
+        ratios[beta] = ensemble.score(members, windows.truth, windows.last).ratio.value
+    assert CombinationScorer(sources, "test", 2).fit(made(steps=2)).beta == min(ratios, key=ratios.get)
+
+
+@pytest.mark.parametrize(
+    ("combination", "calls"),
+    [
+        (made(diffusion=None), 1),
+        (made(beta=0.5), 1),  # a constant costs no call
+        (made(denoiser="d1", beta=0.5), 2),
+        (made(denoiser="d1", diffusion="g1", beta=0.5), 3),
+        (made(denoiser="d1", diffusion="g1", beta=0.5, alpha=0.0), 2),
+    ],
+)
+def test_evaluations_a_frame(scorer, combination, calls):
+    for steps in (1, 2):
+        result = scorer.score(replace(combination, steps=steps), decode=False)
+        assert result.nfe_per_frame == calls * steps
+        assert result.seconds_per_frame > 0
+        assert result.pixels is None
+        assert np.isfinite(result.score.crps).all()
+
+
+def test_every_part_of_a_combination_counts(scorer):
+    base = made(denoiser="d1", diffusion="g1", beta=0.5)
+    changes = [{}, {"flow_model": "f2-s1"}, {"denoiser_model": None}, {"alpha": 2.0}, {"beta": 0.6}, {"steps": 2}]
+    changes += [{"diffusion": CONSTANT, "diffusion_model": None}]
+    ratios = {scorer.score(replace(base, **change), decode=False).score.ratio.value for change in changes}
+    assert len(ratios) == len(changes)
+    assert scorer.score(base, decode=False).score.ratio.value in ratios  # and nothing else does
+
+
+def test_members(sources, scorer):
+    assert scorer.score(made(beta=0.5), decode=False).score.members == 3
+    assert scorer.score(made(diffusion=None), decode=False).score.members == 1
+    test = CombinationScorer(sources, "test", 5)
+    found = test.score(made(beta=0.5), decode=True)
+    assert found.score.members == 4
+    assert found.score.crps.shape == (5, 3)
+    assert np.isfinite([found.pixels.crps_ratio, found.pixels.psnr, found.pixels.ssim]).all()
+    assert found.pixels.crps_ratio != pytest.approx(1.0, abs=1e-3)

@@ -1,0 +1,99 @@
+"""What a training writes while it runs."""
+
+import json
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from raypipe.monitor import METRICS, Monitor, log_folder, read_metrics
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "flow" / "flow-00"
+
+
+def record(folder, after, steps, loss=1.0, **more):
+    monitor = Monitor(folder, after, **more)
+    for step in steps:
+        monitor.log({"step": step, "loss": loss / step})
+    monitor.close()
+
+
+def steps(folder):
+    return [row["step"] for row in read_metrics(folder)]
+
+
+def test_rows_come_back(folder):
+    assert read_metrics(folder) == []
+    record(folder, 0, [5, 10])
+    assert read_metrics(folder) == [{"step": 5, "loss": 0.2}, {"step": 10, "loss": 0.1}]
+    assert log_folder(folder) == folder.parent / "flow-00.log"
+    assert not folder.exists()  # the model's folder is the model's alone
+
+
+def test_rows_are_there_as_soon_as_they_are_logged(folder):
+    monitor = Monitor(folder, 0)
+    monitor.log({"step": 5, "loss": 0.2})
+    assert steps(folder) == [5]
+    monitor.close()
+
+
+def test_resuming_drops_what_comes_after_its_step(folder):
+    record(folder, 0, [5, 10, 15, 20])
+    record(folder, 10, [15], loss=30.0)  # the checkpoint was of step 10
+    assert read_metrics(folder) == [
+        {"step": 5, "loss": 0.2},
+        {"step": 10, "loss": 0.1},
+        {"step": 15, "loss": 2.0},
+    ]
+    record(folder, 0, [5])  # begun anew
+    assert steps(folder) == [5]
+
+
+def test_what_was_kept_survives_before_the_next_row(folder):
+    record(folder, 0, [5, 10])
+    monitor = Monitor(folder, 10)
+    assert steps(folder) == [5, 10]
+    monitor.close()
+
+
+def test_a_torn_last_line_is_ignored(folder):
+    record(folder, 0, [5, 10])
+    path = log_folder(folder) / METRICS
+    whole = path.read_text()
+    for cut in (1, 5, len(whole) // 2 - 1):
+        path.write_text(whole[:-cut])
+        assert steps(folder) == [5]
+    path.write_text(whole + '{"step": 15, "lo')
+    assert steps(folder) == [5, 10]
+    record(folder, 15, [20])
+    assert steps(folder) == [5, 10, 20]
+    assert all(json.loads(line) for line in path.read_text().splitlines())
+    path.write_text("")
+    assert steps(folder) == []
+
+
+def test_tensorboard_reads_the_same(folder):
+    record(folder, 0, [5, 10, 15])
+    (events,) = log_folder(folder).glob("events.out.tfevents.*")
+    events.rename(events.with_name("events.out.tfevents.0000000001.first"))  # names are ordered by the second
+    record(folder, 10, [15, 20], loss=60.0)
+    board = EventAccumulator(str(log_folder(folder)))
+    board.Reload()
+    assert board.Tags()["scalars"] == ["loss"]
+    found = {event.step: event.value for event in board.Scalars("loss")}
+    assert found == pytest.approx({5: 0.2, 10: 0.1, 15: 4.0, 20: 3.0})
+    assert len(board.Scalars("loss")) == 4  # the dropped row is purged
+
+
+def test_wandb_records_offline(folder, monkeypatch, tmp_path):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    for name in ("WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR", "HOME"):
+        monkeypatch.setenv(name, str(tmp_path / "home"))
+    record(folder, 0, [5, 10], wandb=True)
+    runs = list((log_folder(folder) / "wandb").glob("offline-run-*"))
+    assert len(runs) == 1
+    assert [path.stat().st_size > 0 for path in runs[0].glob("run-*.wandb")] == [True]
+    assert steps(folder) == [5, 10]
