@@ -1,16 +1,22 @@
 """The whole pipeline once a seed, and what the seeds agree on: `python experiments/repeat.py [--seeds 3]`.
 
-Writes <storage>/<name>-seeds.json: test scores of the chosen combination and the baselines, mean and spread.
+Writes <storage>/<name>-seeds.json: test scores of the chosen combination and the baselines, mean and spread; and
+<storage>/<name>-seeds.png: a test clip of seed 0, the truth over a prediction over its quarters of a frame.
 A second run goes on where the first stopped.
 """
 
 import statistics
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pipeline
+from PIL import Image
 
 from raypipe import cli, records
+from raypipe.files import atomic_path
+from raypipe.film import strip
 from raypipe.workspace import Workspace, manifest, write_json
 
 METRICS = ("crps_ratio", "crps_ratio_pixels", "psnr", "ssim", "spread_skill", "nfe_per_frame")
@@ -39,8 +45,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     body = [[name, *(_text(scores[metric]) for metric in METRICS)] for name, scores in summary.items()]
     cli.say(f"\ntest, mean +- sd over {args.seeds} seeds:")
     cli.say(cli.table(body, ["", *METRICS]))
-    cli.say(f"\nwritten  {path}")
+    picture = path.with_suffix(".png")
+    save_picture(Workspace(storage, f"{experiment.name}-seed0").folder / "samples" / "sample-2.npz", picture)
+    cli.say(f"\nwritten  {path} and {picture}")
     return 0
+
+
+def save_picture(sample: Path, path: Path) -> None:
+    """Three strips, each after the last known frame: what followed, what was predicted, and its in-between frames."""
+    with np.load(sample, allow_pickle=False) as kept:
+        known, horizon = int(kept["given"]), kept["prediction"].shape[1]
+        last = kept["truth"][known - 1 : known]
+        futures = kept["truth"][known : known + horizon], kept["prediction"][0], kept["interpolated"][:horizon]
+    strips = [strip(np.concatenate([last, future]), known=1) for future in futures]
+    with atomic_path(path) as temporary:
+        Image.fromarray(np.concatenate(strips)).save(temporary, "PNG", optimize=True)
 
 
 def _test_scores(workspace: Workspace) -> dict[str, records.Row]:

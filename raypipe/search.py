@@ -302,7 +302,12 @@ class TrialLog(tune.Callback):
         self._stage = stage
         self._path = stage.workspace.trials
         self._rows = records.read_rows(self._path)
-        self._bar = progress_bar(f"search {stage.component}", total, "trial", initial=done)
+        self._total, self._done = total, done
+        self._bar: Any = None
+
+    def setup(self, *args: Any, **info: Any) -> None:
+        """Show the line; not sooner, for Tune pickles its callbacks, and standard error is not always picklable."""
+        self._bar = progress_bar(f"search {self._stage.component}", self._total, "trial", initial=self._done)
         self._show()
 
     def on_trial_result(
@@ -334,7 +339,8 @@ class TrialLog(tune.Callback):
         self._write()
 
     def close(self) -> None:
-        self._bar.close()
+        if self._bar is not None:
+            self._bar.close()
 
     def _row(self, trial_config: Mapping[str, Any], result: Mapping[str, Any]) -> records.Row:
         stage = self._stage

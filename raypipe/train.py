@@ -88,7 +88,7 @@ class ComponentJob:
 
 def prepare(experiment: Experiment, workspace: Workspace, *, use_gpu: bool = False) -> Sources:
     """Dataset, autoencoder and latent cache of an experiment, made where they are missing."""
-    with cli.progress_bar(f"make dataset {experiment.dataset.name}", None, "frame", leave=False) as bar:
+    with cli.progress_bar(f"make dataset {experiment.dataset.name}", None, "clip", leave=False, delay=1) as bar:
         prepare_dataset(workspace, experiment, partial(_advance, bar))
     sources = Sources(experiment, workspace)
     _check_frames(sources)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from raypipe import checkpoint, config
+from raypipe import checkpoint, config, forecast
 from raypipe.combination import (
     CONSTANT,
     Combination,
@@ -36,19 +36,19 @@ def finalist(name, flow=None, **more):
     return Finalist(name, f"{name}-s1", 0.5, (0.5,), 1.0, STD, 0.1, None, flow=flow, **more)
 
 
-FLOWS = [finalist("f1"), finalist("f2"), finalist("f3"), finalist("f4", handed_on=False, published=True)]
+FLOWS = [finalist("f1"), finalist("f4", handed_on=False, published=True), finalist("f2"), finalist("f3")]
 DENOISERS = [
+    finalist("d3", handed_on=False, published=True),
     finalist("d1"),
     finalist(NO_DENOISER),
     finalist("d2"),
-    finalist("d3", handed_on=False, published=True),
 ]
 DIFFUSIONS = [
+    finalist("g5", flow="f2-s1", handed_on=False),
     finalist("g1", flow="f1-s1"),
     finalist("g2", flow="f2-s1"),
     finalist("g3", flow="f1-s1"),
     finalist("g4", flow="f1-s1"),
-    finalist("g5", flow="f2-s1", handed_on=False),
     finalist("g6", flow="f4-s1", handed_on=False, published=True),
 ]
 
@@ -98,7 +98,7 @@ def test_the_best_alone():
 
 
 def test_without_denoisers_or_diffusions_the_flow_goes_alone():
-    found = combinations(FLOWS[:1], DENOISERS[1:2], [], settings(**{"evaluation.steps": [1]}), 2)
+    found = combinations(FLOWS[:1], DENOISERS[2:3], [], settings(**{"evaluation.steps": [1]}), 2)
     assert parts(found) == [("f1", None, CONSTANT, 1.0, 1)]
 
 
@@ -184,8 +184,8 @@ def test_true_frames_are_those_of_the_windows(sources):
     autoencoder = checkpoint.load_autoencoder(sources.workspace.autoencoder)
     with torch.no_grad():
         encoded = autoencoder.encode(to_float(truth).flatten(0, 1)).view_as(windows.truth)
-        torch.testing.assert_close(encoded, windows.truth, atol=0.01, rtol=0.01)  # the cache is in float16
-        torch.testing.assert_close(autoencoder.encode(to_float(last)), windows.last, atol=0.01, rtol=0.01)
+        torch.testing.assert_close(encoded, windows.truth, atol=0.06, rtol=0.02)  # the cache is in float16
+        torch.testing.assert_close(autoencoder.encode(to_float(last)), windows.last, atol=0.06, rtol=0.02)
 
 
 def test_climatology(sources, scorer):
@@ -213,7 +213,7 @@ def test_magnitudes_come_from_their_lists(scorer):
         assert scorer.fit(fixed) == fixed
 
 
-def test_the_magnitude_is_fitted_on_training_windows(sources):
+def test_the_magnitude_is_fitted_on_training_windows(sources, monkeypatch):
     """The best of the list, by its score on the windows that the fit is said to use."""
     experiment = sources.experiment
     evaluation = experiment.evaluation
@@ -224,7 +224,10 @@ def test_the_magnitude_is_fitted_on_training_windows(sources):
         dynamics = Dynamics(flow, diffusion=ConstantDiffusion(beta * torch.tensor(STD)))
         members = rollout(dynamics, windows.context, 3, steps=2, members=3, seed=evaluation.seed)
         ratios[beta] = ensemble.score(members, windows.truth, windows.last).ratio.value
+    used, fit_magnitude = [], forecast.fit_magnitude
+    monkeypatch.setattr(forecast, "fit_magnitude", lambda *given: used.append(given[2]) or fit_magnitude(*given))
     assert CombinationScorer(sources, "test", 2).fit(made(steps=2)).beta == min(ratios, key=ratios.get)
+    assert torch.equal(used[0].truth, windows.truth)
 
 
 @pytest.mark.parametrize(

@@ -110,6 +110,10 @@ def test_the_top_k_go_on_with_the_best_of_each_loss_and_two_noise_levels():
     assert names(hand_on([trial("a", 0.1, 0.1), trial("b", 0.2, 0.14)], 1)) == ["a"]  # hardly another level
     assert names(hand_on([trial("a", 0.1, 0.0), trial("b", 0.2, 0.0), trial("c", 0.3, 0.01)], 1)) == ["a", "c"]
     assert names(hand_on([trial("a", 0.1, 0.1, None), trial("b", 0.2, 0.3, None)], 1)) == ["a", "b"]
+    mixed = [trial("a", 0.1, 0.1), trial("b", 0.2, 0.3), trial("c", 0.3, 0.1, "mse")]
+    assert names(hand_on(mixed, 1)) == ["a", "b", "c"]  # best first, whatever each goes on for
+    near = [trial("a", 0.1, 0.12), trial("b", 0.2, 0.1), trial("c", 0.3, 0.16)]
+    assert names(hand_on(near, 2)) == ["a", "b", "c"]  # c differs from b, if not from a
     assert hand_on([], 2) == []
 
 
@@ -121,7 +125,7 @@ def differ(a, b):
 @given(
     drawn=st.lists(
         st.tuples(
-            st.floats(0, 2), st.sampled_from([0.0, 0.05, 0.08, 0.1, 0.12, 0.16, 0.4]), st.sampled_from(["nll", "mse"])
+            st.integers(0, 9), st.sampled_from([0.0, 0.05, 0.08, 0.1, 0.12, 0.16, 0.4]), st.sampled_from(["nll", "mse"])
         ),
         min_size=1,
         max_size=9,

@@ -205,7 +205,7 @@ def test_a_saved_folder_says_what_it_is(tiny_sources, flow, tmp_path, component,
 def test_frames_encoded_on_the_fly_train_as_the_cache_does(tiny_sources):
     cached = losses(training(with_settings(tiny_sources, **{"train.loss": "mse"})), 3)
     off = losses(training(with_settings(tiny_sources, **{"train.loss": "mse", "latents": {"mode": "off"}})), 3)
-    assert off == pytest.approx(cached, rel=0.01)  # the cache is in float16
+    assert off == pytest.approx(cached, rel=0.02)  # the cache is in float16
     assert off != cached
 
 

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -179,15 +180,6 @@ def test_two_workers_on_two_nodes_train_the_flow_that_one_worker_trains(cluster,
     assert [row["step"] for row in ours] == [row["step"] for row in theirs]
 
 
-@pytest.mark.slow
-def test_jobs_side_by_side_come_out_as_one_after_the_other(workspace, values, reference):
-    jobs = make_jobs(workspace, values, "beside")
-    train_jobs(jobs, settings(workspace, "beside", num_workers=2, side_by_side=True))
-    for ours, theirs in zip(jobs, reference, strict=True):
-        assert same_weights(ours.folder, theirs.folder)
-        assert checkpoint.read_meta(ours.folder) == checkpoint.read_meta(theirs.folder)
-
-
 @dataclass(frozen=True)
 class DyingJob:
     """A job whose worker dies at a step, as from a lack of memory; `mark` tells that it has."""
@@ -230,28 +222,32 @@ class DyingTrainee:
 
 
 @pytest.mark.slow
-def test_a_worker_that_dies_is_replaced_and_goes_on_from_its_checkpoint(workspace, values, reference, tmp_path):
-    (job,) = make_jobs(workspace, values, "dying", 1)
-    every = job.checkpoint_every
-    mark = tmp_path / "mark"
-    train_jobs([DyingJob(job, at=2 * every + 1, mark=mark)], settings(workspace, "dying", max_failures=1))
-    assert mark.read_text() == f"died and went on from {2 * every}"
-    assert same_weights(job.folder, reference[0].folder)
-    assert [row["step"] for row in read_metrics(job.folder)] == list(range(1, STEPS + 1))
+def test_jobs_side_by_side_come_out_as_one_after_the_other_even_if_a_worker_dies(
+    workspace, values, reference, tmp_path
+):
+    jobs = make_jobs(workspace, values, "beside")
+    mark, at = tmp_path / "mark", 2 * jobs[0].checkpoint_every
+    dying = [DyingJob(jobs[0], at + 1, mark), *jobs[1:]]
+    train_jobs(dying, settings(workspace, "beside", num_workers=2, side_by_side=True, max_failures=1))
+    assert mark.read_text() == f"died and went on from {at}"
+    for ours, theirs in zip(jobs, reference, strict=True):
+        assert same_weights(ours.folder, theirs.folder)
+        assert checkpoint.read_meta(ours.folder) == checkpoint.read_meta(theirs.folder)
+        assert [row["step"] for row in read_metrics(ours.folder)] == list(range(1, STEPS + 1))
 
 
 @pytest.mark.slow
-def test_resume_step_goes_on_from_that_checkpoint(workspace, values, reference, storage):
+def test_resume_step_goes_on_from_that_checkpoint(long_reference, storage, values, tmp_path):
     """In place of what the run became, and to the same end, since every draw is tied to its step."""
-    argv = ["--storage", storage, "--name", "reference", "--run-name", "f-01-nll", *flags(values)]
-    assert outcome(train.main, train.PROG, argv) == 0
-    folder = workspace.run("flow", "f-01-nll")
-    assert same_weights(folder, reference[0].folder)
-    (folder / "model.safetensors").unlink()  # to be sure that it comes back
-    assert outcome(train.main, train.PROG, [*argv, "--resume-step", "12"]) == 0
-    assert same_weights(folder, reference[0].folder)
-    steps = [row["step"] for row in read_metrics(folder)]
-    assert steps == list(range(1, STEPS + 1))
+    folder = long_reference.folder
+    shutil.copytree(folder, tmp_path / "before")
+    written = (folder / "model.safetensors").stat().st_mtime_ns
+    argv = ["--storage", storage, "--name", "reference", "--component", "flow", "--run-name", "long"]
+    assert outcome(train.main, train.PROG, [*argv, *flags(values | LONG), "--resume-step", "300"]) == 0
+    assert (folder / "model.safetensors").stat().st_mtime_ns > written
+    assert same_weights(folder, tmp_path / "before")
+    assert [row["step"] for row in read_metrics(folder)] == list(range(20, 601, 20))
+    assert len(list(folder.with_name("long.log").glob("events.out.tfevents.*"))) == 2
 
 
 # ---- refusals
@@ -292,7 +288,7 @@ def refusal(capfd, argv) -> str:
             ["--run-name", "f-01-nll", "--resume-step", "12"],
             r"--resume-step: no checkpoint of 'flow-f-01-nll' at step 12",
         ),
-        (["--loss", "regression"], r"train\.loss: must be nll or mse or left out for a flow, not 'regression'"),
+        (["--loss", "regression"], r"train\.loss: must be nll or mse for a flow, not 'regression'"),
         (["--num-workers", "3"], r"train\.batch_size: must be a multiple of train.num_workers \(3\), not 16"),
         (["--num-workers", "16"], r"train\.num_workers: 16 workers need 16 CPUs, and the cluster has 2; take fewer"),
         (["--num-gpus", "2"], r"--num-gpus: 2 GPUs asked for, and the cluster has 0; leave it out"),
@@ -307,8 +303,7 @@ def test_bad_input_is_one_line_and_nothing_is_written(cluster, tmp_path, monkeyp
         with ShardWriter(Path("short") / split) as writer:
             writer.add("clip", np.zeros((4, 32, 32, 3), np.uint8))
     before = raytools.listing(tmp_path)
-    data = [] if "--dataset.root" in argv else flags(raytools.DATA)
-    line = refusal(capfd, [*argv, *data, "--storage", tmp_path / "storage"])
+    line = refusal(capfd, [*argv, *flags(TINY), "--storage", tmp_path / "storage"])
     assert re.search(says, line), line
     assert raytools.listing(tmp_path) == before
 

@@ -1,0 +1,278 @@
+"""The search of a stage: its axes, the study that outlives a process, trials that fail, interrupted searches."""
+
+import json
+import math
+import os
+from functools import partial
+
+import optuna
+import pytest
+import ray
+from hypothesis import given
+from hypothesis import strategies as st
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import TrialState
+
+from raypipe import checkpoint, records, train, tune
+from raypipe.config import Axis
+from raypipe.launch import start_ray
+from raypipe.search import Stage, StudySearch, decode, distribution, published_point, run_search
+from raypipe.workspace import Workspace
+from tests import raytools
+from tests.raytools import TINY, flags, outcome, started, tiny, wait_for
+
+optuna.logging.set_verbosity(optuna.logging.ERROR)
+
+
+@given(st.floats(1e-3, 1), st.floats(1.5, 1000))
+def test_an_eighth_of_a_range_with_zero_stands_for_zero(low, ratio):
+    axis = Axis(low=low, high=low * ratio, log=True, zero=True)
+    drawn = distribution("train.noise_std", axis)
+    assert isinstance(drawn, FloatDistribution) and drawn.log and drawn.high == axis.high
+    assert math.log(low / drawn.low) / math.log(drawn.high / drawn.low) == pytest.approx(1 / 8)
+    assert decode(axis, drawn.low) == 0
+    assert decode(axis, low * 0.999) == 0
+    assert decode(axis, low) == low
+    assert decode(axis, axis.high) == axis.high
+
+
+def test_axes_become_the_distributions_of_their_fields():
+    assert distribution("train.loss", Axis(choices=["nll", "mse"])) == CategoricalDistribution(["nll", "mse"])
+    assert distribution("train.batch_size", Axis(low=4, high=16)) == IntDistribution(4, 16)
+    rate = Axis(low=1e-3, high=5e-3, log=True)
+    assert distribution("train.learning_rate", rate) == FloatDistribution(1e-3, 5e-3, log=True)
+    assert decode(rate, 1e-4) == 1e-4  # zero does not belong to it
+    assert decode(Axis(choices=[False, True]), False) is False
+
+
+def test_the_published_default_is_a_point_of_the_space():
+    flow = published_point(tiny(), "flow")
+    assert flow == {
+        "train.noise_std": 0.1,
+        "train.loss": "nll",
+        "model.time_input": False,
+        "train.learning_rate": tiny().train.learning_rate,
+    }
+    assert published_point(tiny(), "diffusion")["train.loss"] == "regression"
+    elsewhere = tiny(**{"search.flow": {"train.noise_std": {"low": 0.2, "high": 0.4}, "model.depth": {"choices": [2]}}})
+    assert published_point(elsewhere, "flow") == {"train.noise_std": 0.2, "model.depth": 2}  # as near as it gets
+
+
+# ---- the study
+
+
+def open_storage(path):
+    return JournalStorage(JournalFileBackend(str(path)))
+
+
+def make_search(path, **values):
+    experiment = tiny(**values)
+    return StudySearch(Stage(experiment, Workspace(path.parent, "x"), "flow"), open_storage(path), extra={})
+
+
+def test_the_first_trial_is_the_published_default_and_the_next_are_not(tmp_path):
+    search = make_search(tmp_path / "study.log")
+    first, second = search.suggest("a"), search.suggest("b")
+    assert first == {"trial": "flow-00", "values": published_point(tiny(), "flow")}
+    assert second["trial"] == "flow-01" and second["values"] != first["values"]
+
+
+def test_a_search_takes_up_what_ran_and_never_what_ended(tmp_path):
+    search = make_search(tmp_path / "study.log")
+    _, running, other = (search.suggest(trial) for trial in "abc")
+    search.on_trial_complete("a", {"objective": 0.7, "failure": None})
+    search.on_trial_complete("c", {"objective": math.inf, "failure": "the loss is nan by step 9"})
+    del search
+
+    again = make_search(tmp_path / "study.log")
+    assert again.ended == 2
+    assert again.suggest("d") == running
+    fresh = again.suggest("e")
+    assert fresh["trial"] == "flow-03"
+    assert fresh["values"] not in [running["values"], other["values"], published_point(tiny(), "flow")]
+    again.on_trial_complete("d", {"objective": 0.6, "failure": None})
+    trials = optuna.load_study(study_name="flow", storage=open_storage(tmp_path / "study.log")).get_trials()
+    states = [trial.state for trial in trials]
+    assert states == [TrialState.COMPLETE, TrialState.COMPLETE, TrialState.FAIL, TrialState.RUNNING]
+    assert [trial.value for trial in trials] == [0.7, 0.6, None, None]
+
+
+def test_a_trial_cut_off_while_it_was_proposed_is_not_taken_up(tmp_path):
+    storage = open_storage(tmp_path / "study.log")
+    study = optuna.create_study(study_name="flow", storage=storage)
+    study.ask({"train.loss": CategoricalDistribution(["nll", "mse"])})  # the other axes are missing
+    search = make_search(tmp_path / "study.log")
+    assert search.suggest("a")["trial"] == "flow-01"
+    assert [trial.state for trial in study.get_trials()] == [TrialState.FAIL, TrialState.RUNNING]
+
+
+def test_a_rung_that_is_reported_twice_counts_once(tmp_path):
+    search = make_search(tmp_path / "study.log")
+    search.suggest("a")
+    search.on_trial_result("a", {"objective": 0.7, "train_step": 6})
+    search.on_trial_result("a", {"objective": 0.9, "train_step": 6})
+    search.on_trial_result("a", {"objective": math.inf, "train_step": 18})
+    (trial,) = optuna.load_study(study_name="flow", storage=open_storage(tmp_path / "study.log")).get_trials()
+    assert trial.intermediate_values == {6: 0.7}
+
+
+# ---- one Ray for the rest, with the two CPUs of a small machine
+
+
+@pytest.fixture(scope="module")
+def two_cpus():
+    before = dict(os.environ)
+    os.environ |= {"RAY_AUTH_MODE": "disabled", "RAY_ADDRESS": "local"}
+    try:
+        ray.init("local", num_cpus=2, include_dashboard=True, logging_level="WARNING", log_to_driver=False)
+        start_ray()
+        yield
+    finally:
+        ray.shutdown()
+        os.environ.clear()
+        os.environ.update(before)
+
+
+@pytest.fixture(scope="module")
+def storage(tmp_path_factory):
+    root = tmp_path_factory.mktemp("search") / "storage"
+    raytools.save_autoencoder(root.parent / "autoencoder")
+    return root
+
+
+@pytest.fixture(scope="module")
+def values(storage):
+    return TINY | {"autoencoder.path": str(storage.parent / "autoencoder")}
+
+
+def make_stage(storage, values, name, **more):
+    experiment = tiny(**values | more | {"name": name})
+    workspace = Workspace(storage, name)
+    train.prepare(experiment, workspace)
+    return Stage(experiment, workspace, "flow")
+
+
+@pytest.fixture(scope="module")
+def failing(two_cpus, storage, values):
+    """A search of three: one was finished and one, whose loss is soon not a number, was running when it was cut off."""
+    axis = {"train.learning_rate": {"choices": [3e-3, 1e30]}, "train.noise_std": {"low": 0.05, "high": 0.3}}
+    stage = make_stage(storage, values, "failing", **{"search.flow": axis, "search.rungs": 1})
+    search = StudySearch(stage, open_storage(stage.workspace.study), extra={})
+    search.suggest("a")
+    search.on_trial_complete("a", {"objective": 0.9, "failure": None})
+    study = optuna.load_study(study_name="flow", storage=open_storage(stage.workspace.study))
+    study.enqueue_trial({"train.learning_rate": 1e30, "train.noise_std": 0.2})
+    study.ask({name: distribution(name, axis) for name, axis in stage.experiment.search.axes("flow").items()})
+    study.enqueue_trial({"train.learning_rate": 3e-3, "train.noise_std": 0.3})
+    run_search(stage)
+    return stage
+
+
+@pytest.mark.slow
+def test_a_trial_that_fails_is_recorded_and_the_search_goes_on(failing):
+    rows = {row["trial"]: row for row in records.read_rows(failing.workspace.trials)}
+    assert sorted(rows) == ["flow-01", "flow-02"]
+    bad, good = rows["flow-01"], rows["flow-02"]
+    assert (bad["status"], bad["objective"], bad["noise_std"]) == ("failed", None, 0.2)
+    assert "the loss is" in bad["error"] or "not finite" in bad["error"]
+    assert (good["status"], good["error"], good["noise_std"]) == ("finished", None, 0.3)
+    assert 0 < good["objective"] < 2 and good["objective_se"] > 0
+    assert [trial.name for trial in records.last_rungs(list(rows.values()), "flow")] == ["flow-02"]
+    trials = optuna.load_study(study_name="flow", storage=open_storage(failing.workspace.study)).get_trials()
+    assert [trial.state for trial in trials] == [TrialState.COMPLETE, TrialState.FAIL, TrialState.COMPLETE]
+    assert trials[2].value == pytest.approx(good["objective"])
+
+
+@pytest.mark.slow
+def test_the_objective_is_the_forecast_not_the_training_loss(failing):
+    (good,) = [row for row in records.read_rows(failing.workspace.trials) if row["trial"] == "flow-02"]
+    folder = failing.workspace.run("flow", "flow-02")
+    score = records.read_score(folder, failing.rungs[-1])
+    assert good["objective"] == pytest.approx(score.crps.mean() / score.reference.mean())
+    losses = [json.loads(line)["loss"] for line in (folder.with_name("flow-02.log") / "metrics.jsonl").open()]
+    assert abs(losses[-1] - good["objective"]) > 1e-3
+    assert checkpoint.read_meta(folder).step == failing.rungs[-1]
+
+
+@pytest.mark.slow
+def test_trials_of_two_workers_finish_on_two_cpus(two_cpus, storage, values):
+    """Each is a TorchTrainer; what launches it may not take the CPUs that its workers need."""
+    alone = make_stage(storage, values, "alone", **{"search.flow_trials": 1, "search.rungs": 1})
+    run_search(alone)
+    both = make_stage(
+        storage, values, "both", **{"search.flow_trials": 1, "search.rungs": 1, "search.workers_per_trial": 2}
+    )
+    run_search(both)
+    (one,), (two,) = (records.read_rows(stage.workspace.trials) for stage in (alone, both))
+    assert (two["status"], two["step"]) == ("finished", TINY["search.flow_steps"])
+    assert two["objective"] == pytest.approx(one["objective"], rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["--trials", "-3"], "argument --trials: must be a whole number from 1 on, not -3"),
+        (["--trails", "3"], "unknown argument '--trails'; did you mean '--trials'?"),
+        (
+            ["--search.flow_trails", "3"],
+            "unknown argument '--search.flow_trails'; did you mean '--search.flow_trials'?",
+        ),
+        (["--search.flow_trials", "0"], "search.flow_trials: must be at least 1, not 0"),
+        (["--resume", "--name", "nothing"], "--resume: nothing to resume in"),
+    ],
+)
+def test_bad_flags_are_one_line(tmp_path, capfd, argv, says):
+    assert outcome(partial(tune.main, "flow"), "tune_flow.py", [*argv, "--storage", tmp_path / "storage"]) == 2
+    out, err = capfd.readouterr()
+    assert out == "" and err.count("\n") == 1
+    assert err.startswith("tune_flow.py: error: ") and says in err
+    assert raytools.listing(tmp_path) == []
+
+
+# ---- Ctrl-C
+
+
+def states(workspace):
+    if not workspace.study.exists():
+        return []
+    return [t.state for t in optuna.load_study(study_name="flow", storage=open_storage(workspace.study)).get_trials()]
+
+
+def ended(workspace):
+    return {row["trial"] for row in records.read_rows(workspace.trials) if row["status"] != "running"}
+
+
+@pytest.mark.slow
+def test_an_interrupted_search_goes_on_where_it_was(storage, values, tmp_path):
+    trials, workspace = 7, Workspace(storage, "demo")
+    one = {"search.flow_trials": trials, "search.finalist_seeds": 1, "search.top_k": 1, "search.flow_steps": 240, "search.rungs": 1}
+    argv = ["experiments/tune_flow.py", *flags(values | one)]
+    with started(tmp_path / "first", argv, storage) as process:
+        wait_for(lambda: process.popen.poll() is not None or len(ended(workspace)) >= 2, 120)
+        process.interrupt()
+        assert process.finish(60) == 130, process.err
+        assert "tune_flow.py: interrupted; the same command with --resume goes on" in process.err.splitlines()[-1]
+        assert "Traceback" not in process.err
+        process.gone()
+    raytools.check_files(workspace.folder)
+    before = ended(workspace)
+    assert 2 <= len(before) < trials
+    assert TrialState.RUNNING in states(workspace)
+    running = {f"flow-{i:02d}" for i, state in enumerate(states(workspace)) if state == TrialState.RUNNING}
+    models = [workspace.run("flow", name) / "model.safetensors" for name in before]
+    written = {path: path.stat().st_mtime_ns for path in models}
+
+    with started(tmp_path / "second", [*argv, "--resume"], storage) as process:
+        assert process.finish(180) == 0, process.err
+        process.gone()
+    assert states(workspace) == [TrialState.COMPLETE] * trials
+    rows = [row for row in records.read_rows(workspace.trials) if not row["refit"]]
+    assert sorted(row["trial"] for row in rows) == [f"flow-{i:02d}" for i in range(trials)]
+    assert {row["status"] for row in rows} == {"finished"}
+    assert running <= {row["trial"] for row in rows}
+    assert {path: path.stat().st_mtime_ns for path in models} == written
+    assert workspace.finalists("flow").is_file()
+    assert "next   python experiments/tune_denoiser.py" in process.out
+    assert sorted(p.name for p in storage.iterdir() if p.name.startswith("demo")) == ["demo"]
