@@ -81,7 +81,7 @@ def fit(
     `batches(step)` gives this rank's part of the step's global batch. Ranks' losses are weighted by their
     parts' sizes, so that the gradient is that of the global batch whatever the number of ranks.
     `report` is called every `every` steps, on multiples of it, and at the end.
-    Raises DivergedError as soon as a report's mean loss is not finite.
+    Raises DivergedError at the first report whose mean loss or gradient norm is not finite.
     """
     stop = schedule.steps if stop is None else stop
     parameters = [p for p in task.module.parameters() if p.requires_grad]
@@ -103,8 +103,9 @@ def fit(
         count, windows = count + 1, windows + batch.total
         if (step + 1) % every == 0 or step + 1 == stop:
             mean_loss, mean_norm = (losses / count).tolist()
-            if not math.isfinite(mean_loss):
-                raise DivergedError(f"the loss is {mean_loss} by step {step + 1}; a lower learning rate may help")
+            if not (math.isfinite(mean_loss) and math.isfinite(mean_norm)):
+                what = f"loss is {mean_loss}" if not math.isfinite(mean_loss) else f"gradient's norm is {mean_norm}"
+                raise DivergedError(f"the {what} by step {step + 1}; a lower learning rate may help")
             now = time.perf_counter()
             report(Progress(step + 1, mean_loss, mean_norm, schedule.rate(step), windows / (now - since)))
             losses.zero_()

@@ -73,7 +73,7 @@ def read(shards: Shards, clip: int, start: int, count: int, stride: int) -> np.n
 
 @torch.no_grad()
 def residual_std(flow: nn.Module, forecasts: Forecasts, sigma: float) -> Tensor:
-    """The standard deviation of v - f(X, 0) on each channel, [C], over windows at u = 0 and without noise."""
+    """The root mean square of v - f(X, 0) on each channel, [C], over windows at u = 0 and without noise."""
     given = forecasts.context.shape[1]
     frames = torch.cat([forecasts.context, forecasts.truth], 1).to(next(flow.parameters()).device)
     total = torch.zeros(frames.shape[2], dtype=torch.float64)

@@ -43,6 +43,8 @@ class ComponentTask:
     def loss(self, batch: TrainBatch) -> Tensor:
         """The component's loss (the design's section 1), averaged over this rank's windows."""
         window = batch.data if self._encode is None else self._encode(batch)
+        if self._settings.model.dropout > 0:  # a resumed training drops what an uninterrupted one would
+            torch.manual_seed(step_seed(self._settings.train.random_seed, batch.step, 3 + batch.offset))
         draws = self._draws(batch, window)
         sample = sample_path(window, draws, self._settings.train.noise_std, self._settings.sde.sigma)
         output = self.module(sample.noisy, sample.time)
@@ -68,8 +70,13 @@ def published_loss(component: Component, loss: str | None) -> str | None:
 
 def step_generator(seed: int, step: int, stream: int) -> torch.Generator:
     """The generator of one training step; streams keep its users apart."""
+    return torch.Generator().manual_seed(step_seed(seed, step, stream))
+
+
+def step_seed(seed: int, step: int, stream: int) -> int:
+    """64 bits that depend on all three."""
     high, low = np.random.SeedSequence([seed, step, stream]).generate_state(2, np.uint32)
-    return torch.Generator().manual_seed(int(high) << 32 | int(low))
+    return int(high) << 32 | int(low)
 
 
 _Loss = Callable[[Tensor, PathSample, Tensor | None, float], Tensor]
@@ -113,8 +120,9 @@ class AutoencoderTask:
         if self._settings.symmetries:
             frames, weight = self._turn(batch, frames, weight)
         result: Reconstruction = self.module(frames)
-        error = (result.frames.float() - frames).square() * weight
-        return error.mean() / weight.mean() + result.auxiliary_loss
+        error = ((result.frames.float() - frames).square() * weight).mean((1, 2, 3))
+        # Normalised frame by frame, so that the gradient does not depend on how ranks share a batch.
+        return (error / weight.mean((1, 2, 3))).mean() + result.auxiliary_loss
 
     def _turn(self, batch: TrainBatch, frames: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
         """Flip and transpose each frame, one of the square's eight symmetries."""

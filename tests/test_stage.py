@@ -71,9 +71,10 @@ def test_a_training_lowers_its_loss(tiny_sources):
     assert np.mean(found[-10:]) < 0.8 * np.mean(found[:5])
 
 
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
 @pytest.mark.parametrize("component", config.COMPONENTS)
-def test_two_halves_are_the_whole_bit_for_bit(tiny_sources, flow, tmp_path, component):
-    sources = with_settings(tiny_sources, **{"train.component": component})
+def test_two_halves_are_the_whole_bit_for_bit(tiny_sources, flow, tmp_path, component, dropout):
+    sources = with_settings(tiny_sources, **{"train.component": component, "model.dropout": dropout})
     parents = Parents(flow=flow) if component == "diffusion" else Parents()
     whole = training(sources, parents)
     expected = losses(whole, 20)
