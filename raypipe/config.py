@@ -221,7 +221,7 @@ class Search(Section):
     margin: float = option(
         0.15, "a finalist this much worse than the best, trained at full length, is not handed on, whatever its loss"
     )
-    finalist_seeds: int = option(3, "seeds with which a stage's finalists are trained again")
+    finalist_seeds: int = option(2, "seeds with which a stage's finalists are trained again")
     cpus_per_trial: int = option(1, "CPUs, and torch threads, of a trial")
     gpus_per_trial: float = option(0.0, "GPUs of a trial; a fraction shares one")
     workers_per_trial: int = option(1, "Train workers of a trial; from 2 on a trial is a TorchTrainer")

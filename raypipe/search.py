@@ -14,7 +14,6 @@ from typing import Any
 import optuna
 import ray
 import torch
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from ray import tune
@@ -22,11 +21,12 @@ from ray.tune.search.optuna import OptunaSearch
 
 from raypipe import checkpoint, config, records
 from raypipe.cli import progress_bar
-from raypipe.config import LOSSES, Axis, Component, Experiment
+from raypipe.config import Axis, Component, Experiment
 from raypipe.fit import DivergedError, Progress
 from raypipe.launch import Settings, scales_up, train_jobs
 from raypipe.monitor import Monitor
 from raypipe.sources import Sources
+from raypipe.space import decode, distribution, first_points, published_point
 from raypipe.stage import Parents, Scored, Scorer, Training
 from raypipe.train import ComponentJob
 from raypipe.workspace import Workspace
@@ -188,49 +188,6 @@ class TrialJob(ComponentJob):
         return self.until
 
 
-def distribution(name: str, axis: Axis) -> BaseDistribution:
-    """Optuna's form of an axis. With `zero`, the lowest eighth of a log range stands for 0."""
-    if axis.choices is not None:
-        return CategoricalDistribution(axis.choices)
-    assert axis.low is not None
-    assert axis.high is not None
-    kind = dict(config.field_names())[name].type
-    if kind == "int":
-        return IntDistribution(int(axis.low), int(axis.high), log=axis.log)
-    low = axis.low * (axis.low / axis.high) ** (1 / 7) if axis.zero else axis.low
-    return FloatDistribution(low, axis.high, log=axis.log)
-
-
-def decode(axis: Axis, value: Any) -> Any:
-    """A proposed value as a config value: below the range is 0."""
-    return 0.0 if axis.zero and axis.low is not None and value < axis.low else value
-
-
-def published_point(experiment: Experiment, component: Component) -> dict[str, Any]:
-    """The published default as a point of the search space: always the first trial."""
-    published = {
-        "train.noise_std": 0.1,
-        "train.loss": LOSSES[component][0] if LOSSES[component] else None,
-        "model.time_input": False,
-    }
-    point = {}
-    for name, axis in experiment.search.axes(component).items():
-        value = published.get(name, _field(experiment, name))
-        if axis.choices is not None:
-            value = value if value in axis.choices else axis.choices[0]
-        elif axis.low is not None and axis.high is not None:
-            value = min(max(value, axis.low), axis.high)
-        point[name] = value
-    return point
-
-
-def _field(experiment: Experiment, name: str) -> Any:
-    value: Any = experiment
-    for part in name.split("."):
-        value = getattr(value, part)
-    return value
-
-
 class StudySearch(OptunaSearch):
     """OptunaSearch over a study that outlives the process: trials that were running are taken up again first."""
 
@@ -243,16 +200,20 @@ class StudySearch(OptunaSearch):
         states = [trial.state for trial in known]
         self._interrupted = [trial for trial in known if trial.state == optuna.trial.TrialState.RUNNING]
         self.ended = sum(state.is_finished() for state in states)
-        point = published_point(experiment, stage.component) | {n: (a.choices or [None])[0] for n, a in extra.items()}
+        default = published_point(experiment, stage.component) | {n: (a.choices or [None])[0] for n, a in extra.items()}
+        startup = min(
+            experiment.search.trials(stage.component), max(4, experiment.search.trials(stage.component) // 2 + 1)
+        )
+        first = first_points(self._axes, default, startup, experiment.search.seed)
         super().__init__(
             {name: distribution(name, axis) for name, axis in self._axes.items()},
             metric="objective",
             mode="min",
-            points_to_evaluate=[] if known else [point],
+            points_to_evaluate=[] if known else first,
             sampler=optuna.samplers.TPESampler(
                 # The same seed on a study with results would propose its first points again.
                 seed=experiment.search.seed + 1000 * self.ended,
-                n_startup_trials=max(4, experiment.search.trials(stage.component) // 3),
+                n_startup_trials=startup,
                 multivariate=True,
                 constant_liar=True,
             ),

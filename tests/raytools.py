@@ -164,7 +164,7 @@ class Process:
 
 @contextmanager
 def started(log: Path, argv: Sequence[Any], storage: Path, *, cwd: Path = ROOT, **variables: str) -> Iterator[Process]:
-    """Run a command with its own Ray, in a session of its own; in the end nothing of it is left."""
+    """Run a command of Python's with a Ray of its own, in its own session; in the end nothing of it is left."""
     tag = uuid.uuid4().hex
     log.parent.mkdir(parents=True, exist_ok=True)
     environ = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | {
@@ -175,6 +175,7 @@ def started(log: Path, argv: Sequence[Any], storage: Path, *, cwd: Path = ROOT, 
         TAG: tag,
         **variables,
     }
+    environ = {name: value for name, value in environ.items() if value}
     with log.with_suffix(".out").open("wb") as out, log.with_suffix(".err").open("wb") as err:
         popen = subprocess.Popen(
             [sys.executable, *map(str, argv)], cwd=cwd, env=environ, stdout=out, stderr=err, start_new_session=True
@@ -189,9 +190,9 @@ def started(log: Path, argv: Sequence[Any], storage: Path, *, cwd: Path = ROOT, 
         popen.wait(30)
 
 
-def complete(log: Path, argv: Sequence[Any], storage: Path, **variables: str) -> Process:
+def complete(log: Path, argv: Sequence[Any], storage: Path, *, cwd: Path = ROOT, **variables: str) -> Process:
     """Run a command to its end, which must be a good one."""
-    with started(log, argv, storage, **variables) as process:
+    with started(log, argv, storage, cwd=cwd, **variables) as process:
         assert process.finish() == 0, process.err[-4000:]
     return process
 

@@ -19,6 +19,8 @@ from raypipe import checkpoint, records, train, tune
 from raypipe.config import Axis
 from raypipe.launch import start_ray
 from raypipe.search import Stage, StudySearch, decode, distribution, published_point, run_search
+from raypipe.sources import Sources
+from raypipe.stage import Parents, Scorer, Training
 from raypipe.workspace import Workspace
 from tests import raytools
 from tests.raytools import TINY, flags, outcome, started, tiny, wait_for
@@ -178,7 +180,7 @@ def test_a_trial_that_fails_is_recorded_and_the_search_goes_on(failing):
     assert (bad["status"], bad["objective"], bad["noise_std"]) == ("failed", None, 0.2)
     assert "the loss is" in bad["error"] or "not finite" in bad["error"]
     assert (good["status"], good["error"], good["noise_std"]) == ("finished", None, 0.3)
-    assert 0 < good["objective"] < 2 and good["objective_se"] > 0
+    assert good["objective"] > 0 and good["objective_se"] > 0
     assert [trial.name for trial in records.last_rungs(list(rows.values()), "flow")] == ["flow-02"]
     trials = optuna.load_study(study_name="flow", storage=open_storage(failing.workspace.study)).get_trials()
     assert [trial.state for trial in trials] == [TrialState.COMPLETE, TrialState.FAIL, TrialState.COMPLETE]
@@ -199,15 +201,18 @@ def test_the_objective_is_the_forecast_not_the_training_loss(failing):
 @pytest.mark.slow
 def test_trials_of_two_workers_finish_on_two_cpus(two_cpus, storage, values):
     """Each is a TorchTrainer; what launches it may not take the CPUs that its workers need."""
-    alone = make_stage(storage, values, "alone", **{"search.flow_trials": 1, "search.rungs": 1})
-    run_search(alone)
-    both = make_stage(
-        storage, values, "both", **{"search.flow_trials": 1, "search.rungs": 1, "search.workers_per_trial": 2}
-    )
-    run_search(both)
-    (one,), (two,) = (records.read_rows(stage.workspace.trials) for stage in (alone, both))
-    assert (two["status"], two["step"]) == ("finished", TINY["search.flow_steps"])
-    assert two["objective"] == pytest.approx(one["objective"], rel=1e-3)
+    one_trial = {"search.flow_trials": 1, "search.rungs": 1, "search.workers_per_trial": 2}
+    stage = make_stage(storage, values, "both", **one_trial)
+    run_search(stage)
+    (row,) = records.read_rows(stage.workspace.trials)
+    assert (row["status"], row["step"], row["error"]) == ("finished", TINY["search.flow_steps"], None)
+
+    experiment = stage.configure(published_point(stage.experiment, "flow"))
+    sources = Sources(experiment, stage.workspace)
+    training = Training(experiment, sources, Parents())  # the same without Ray
+    training.advance(TINY["search.flow_steps"], lambda progress: None)
+    alone = Scorer(experiment, sources, Parents())("flow", training.module)
+    assert row["objective"] == pytest.approx(alone.score.ratio.value, rel=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -246,8 +251,14 @@ def ended(workspace):
 
 @pytest.mark.slow
 def test_an_interrupted_search_goes_on_where_it_was(storage, values, tmp_path):
-    trials, workspace = 7, Workspace(storage, "demo")
-    one = {"search.flow_trials": trials, "search.finalist_seeds": 1, "search.top_k": 1, "search.flow_steps": 240, "search.rungs": 1}
+    trials, workspace = 5, Workspace(storage, "demo")
+    one = {
+        "search.flow_trials": trials,
+        "search.finalist_seeds": 1,
+        "search.top_k": 1,
+        "search.flow_steps": 150,
+        "search.rungs": 1,
+    }
     argv = ["experiments/tune_flow.py", *flags(values | one)]
     with started(tmp_path / "first", argv, storage) as process:
         wait_for(lambda: process.popen.poll() is not None or len(ended(workspace)) >= 2, 120)

@@ -1,0 +1,234 @@
+"""What experiments/pipeline.py leaves behind, and the commands that go on from there."""
+
+import json
+import os
+from types import SimpleNamespace
+
+import pytest
+import ray
+import torch
+
+import raypipe
+from raypipe import checkpoint, cli, evaluate, generate, records, train, tune
+from raypipe.config import COMPONENTS, LOSSES, ConfigError
+from raypipe.data.videos import read_video
+from raypipe.finalists import read_finalists
+from raypipe.launch import start_ray
+from raypipe.monitor import read_metrics
+from raypipe.search import published_point
+from raypipe.workspace import Workspace
+from tests import raytools
+from tests.raytools import TINY, finished_pipeline, flags, outcome, tiny
+
+pytestmark = pytest.mark.slow
+TRIAL_COLUMNS = {
+    *("stage", "trial", "step", "status", "objective", "objective_se", "noise_std", "loss", "learning_rate"),
+    *("seconds", "error"),
+}
+COMBINATION_COLUMNS = {
+    *("flow", "denoiser", "diffusion", "alpha", "beta", "steps", "solver", "split", "baseline", "chosen"),
+    *("crps_ratio", "crps_ratio_se", "crps_ratio_pixels", "psnr", "ssim", "spread_skill"),
+    *("nfe_per_frame", "seconds_per_frame"),
+}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    return finished_pipeline(tmp_path_factory.getbasetemp())
+
+
+@pytest.fixture(scope="module")
+def workspace(finished):
+    return Workspace(finished.storage, "demo")
+
+
+@pytest.fixture(scope="module")
+def trials(workspace):
+    return records.read_rows(workspace.trials)
+
+
+@pytest.fixture(scope="module")
+def combinations(workspace):
+    return records.read_rows(workspace.evaluation / "combinations.parquet")
+
+
+@pytest.fixture(scope="module")
+def some_ray():
+    before = dict(os.environ)
+    os.environ |= {"RAY_AUTH_MODE": "disabled", "RAY_ADDRESS": "local"}
+    try:
+        start_ray()
+        yield
+    finally:
+        ray.shutdown()
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def test_it_ends_with_the_table_and_the_report_and_leaves_no_process(finished, workspace):
+    finished.process.gone()
+    out, err = finished.process.out, finished.process.err
+    assert "Traceback" not in err
+    tail = out.rstrip().splitlines()[-3:]
+    assert tail[0].split() == ["best", str(workspace.best)]
+    assert tail[1].split() == ["report", str(workspace.evaluation / "report.html")]
+    assert tail[2].split() == ["next", "python", "-m", "raypipe.generate"]
+    assert "persistence" in out and "climatology" in out and "published default" in out
+
+
+def test_its_files_stand_where_the_design_says_and_can_be_read(workspace, trials, combinations):
+    folder = workspace.folder
+    raytools.check_files(folder)
+    for name in ("config.yaml", "manifest.json", "study.log", "evaluation/report.html", "best/manifest.json"):
+        assert (folder / name).is_file(), name
+    for name in ("autoencoder", "flow/flow-00", "best/autoencoder", "best/flow"):
+        for file in ("model.safetensors", "config.json"):
+            assert (folder / name / file).is_file(), name
+    assert (folder / "flow/flow-00/optimizer.safetensors").is_file()
+    assert len(list(folder.glob("latents/*/*/index.parquet"))) == 3
+    assert list(folder.glob("samples/*"))
+    assert set(trials[0]) >= TRIAL_COLUMNS
+    assert set(combinations[0]) >= COMBINATION_COLUMNS
+    assert workspace.experiment() == tiny()
+
+
+def test_the_manifest_says_what_ran(workspace):
+    manifest = json.loads((workspace.folder / "manifest.json").read_text())
+    assert {"python", "torch", "ray", "optuna"} <= set(manifest["versions"])
+    assert set(manifest["seeds"]) == {"train", "search", "evaluation", "demo"}
+    assert "commit" in manifest and manifest["dataset"]
+
+
+@pytest.mark.parametrize("component", COMPONENTS)
+def test_every_stage_begins_with_the_published_default(trials, workspace, component):
+    mine = [row for row in trials if row["stage"] == component and not row["refit"]]
+    first = next(row for row in mine if row["trial"] == f"{component}-00")
+    values = json.loads(first["values"])
+    point = published_point(tiny(), component)
+    assert {name: values[name] for name in point} == point
+    assert values["train.noise_std"] == first["noise_std"] == 0.1
+    assert first["loss"] == (LOSSES[component] or (None,))[0]
+    assert first["time_input"] is False
+    assert {row["trial"] for row in mine} == {f"{component}-{i:02d}" for i in range(TINY[f"search.{component}_trials"])}
+    assert {row["status"] for row in mine} <= {"finished", "stopped"}
+    finalists = read_finalists(workspace, component)
+    assert len([f for f in finalists if f.published]) == 1
+    assert any(f.handed_on for f in finalists)
+
+
+def test_an_objective_is_a_forecast_score_never_a_training_loss(trials, workspace):
+    for row in trials:
+        folder = workspace.run(row["stage"], row["trial"])
+        score = records.read_score(folder, row["step"])
+        assert row["objective"] == pytest.approx(score.crps.mean() / score.reference.mean()), row["trial"]
+        assert row["objective_se"] > 0
+        logged = [m["loss"] for m in read_metrics(folder) if m["step"] == row["step"]]
+        assert len(logged) == 1
+        assert abs(logged[0] - row["objective"]) > 1e-4
+
+
+def test_winners_are_trained_again_with_every_seed(trials, workspace):
+    for component in COMPONENTS:
+        for f in read_finalists(workspace, component):
+            if f.trial == "none":
+                continue
+            seeds = [f"{f.trial}-s{seed}" for seed in range(TINY["search.finalist_seeds"])]
+            rows = {row["trial"]: row for row in trials if row["stage"] == component and row["trial"] in seeds}
+            assert sorted(rows) == seeds
+            assert sorted(f.objectives) == pytest.approx(sorted(row["objective"] for row in rows.values()))
+            assert rows[f.model]["objective"] == min(row["objective"] for row in rows.values())
+            meta = checkpoint.read_meta(workspace.run(component, f.model))
+            assert meta.step == TINY[f"search.{component}_refit_steps"]
+
+
+def test_the_test_split_is_touched_by_the_chosen_and_the_four_baselines_alone(combinations):
+    tested = [row for row in combinations if row["split"] == "test"]
+    assert sorted(str(row["baseline"]) for row in tested) == ["None", "climatology", "flow", "persistence", "published"]
+    (chosen,) = [row for row in tested if row["baseline"] is None]
+    assert [row["chosen"] for row in tested].count(True) == 1 and chosen["chosen"]
+    for row in tested:
+        assert row["crps_ratio"] > 0 and row["crps_ratio_pixels"] > 0 and row["ssim"] is not None
+    (flow,) = [row for row in tested if row["baseline"] == "flow"]
+    assert (flow["flow"], flow["denoiser"], flow["diffusion"]) == (chosen["flow"], None, None)
+
+
+def test_the_chosen_is_the_best_on_validation(combinations):
+    mine = [row for row in combinations if row["split"] == "validation" and row["baseline"] is None]
+    (chosen,) = [row for row in mine if row["chosen"]]
+    assert chosen["crps_ratio"] == min(row["crps_ratio"] for row in mine)
+    (tested,) = [row for row in combinations if row["split"] == "test" and row["chosen"]]
+    parts = ("flow", "denoiser", "diffusion", "alpha", "beta", "steps")
+    assert [tested[part] for part in parts] == [chosen[part] for part in parts]
+
+
+def test_persistence_is_the_unit_and_the_published_default_is_as_published(combinations):
+    tested = {row["baseline"]: row for row in combinations if row["split"] == "test"}
+    assert tested["persistence"]["crps_ratio"] == pytest.approx(1, abs=1e-6)
+    assert tested["persistence"]["crps_ratio_pixels"] == pytest.approx(1, abs=1e-6)
+    published = tested["published"]
+    assert (published["alpha"], published["beta"], published["difference"]) == (1.0, 1.0, 0.0)
+    assert (published["flow"], published["denoiser"], published["diffusion"]) == ("flow-00", "denoiser-00", "published")
+
+
+def test_best_predicts(workspace, combinations):
+    (chosen,) = [row for row in combinations if row["split"] == "test" and row["chosen"]]
+    manifest = json.loads((workspace.best / "manifest.json").read_text())
+    assert [manifest[name] for name in COMPONENTS] == [chosen[name] for name in COMPONENTS]
+    predictor = raypipe.load_predictor(workspace.best)
+    clip = torch.from_numpy(raypipe.open_shards(workspace.dataset(tiny()) / "test").clip(0))
+    given = clip[None, :4].movedim(-1, 2) / 127.5 - 1
+    predicted = predictor.predict(given, 3, members=2, interpolate=2)
+    assert predicted.shape == (1, 2, 6, 3, 32, 32)
+    assert predicted.isfinite().all() and predicted.std() > 0.01
+
+
+def test_the_report_names_the_chosen_trials(workspace, combinations):
+    page = (workspace.evaluation / "report.html").read_text()
+    (chosen,) = [row for row in combinations if row["split"] == "test" and row["chosen"]]
+    assert page.lstrip().lower().startswith("<!doctype html>")
+    assert chosen["flow"] in page
+    assert f"{chosen['crps_ratio']:.3f}" in page
+
+
+def test_evaluating_again_keeps_what_is_scored(some_ray, workspace, combinations, capfd):
+    """A row that was scored anew would show in its seconds_per_frame."""
+    assert outcome(evaluate.main, evaluate.PROG, ["--storage", workspace.storage]) == 0
+    assert records.read_rows(workspace.evaluation / "combinations.parquet") == combinations
+    out, err = capfd.readouterr()
+    assert f"evaluating {workspace.folder}" in out
+    assert "score on" not in err and "decode on" not in err
+
+
+def test_generate_works_with_no_more_than_the_storage(workspace, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    assert outcome(generate.main, generate.PROG, ["--storage", workspace.storage]) == 0
+    written = [line.split()[1] for line in capfd.readouterr().out.splitlines() if line.startswith("wrote")]
+    assert sorted(path.rsplit(".")[-1] for path in written) == ["gif", "mp4"]
+    (film,) = [path for path in written if path.endswith("mp4")]
+    assert len(read_video(film)) >= 6  # of 10: given ones and predicted ones
+
+
+def test_a_diffusion_is_trained_on_the_best_flow_of_the_search(some_ray, workspace, capfd):
+    argv = ["--storage", workspace.storage, "--run-name", "g-01-nll", *flags(TINY)]
+    assert outcome(train.main, train.PROG, argv) == 0
+    assert "trained diffusion g-01-nll: 24 steps, s = 0.1, loss nll" in capfd.readouterr().out
+    meta = checkpoint.read_meta(workspace.run("diffusion", "g-01-nll"))
+    assert meta.flow == read_finalists(workspace, "flow")[0].model
+
+
+def test_a_second_pipeline_takes_the_next_free_name(workspace):
+    def opened(*argv):
+        args, overrides = cli.parse(tune.make_parser("pipeline.py", ""), [*argv, "--storage", str(workspace.storage)])
+        experiment, found = tune.open_workspace(args, overrides, lambda w: not (w.best / "manifest.json").is_file())
+        return SimpleNamespace(name=experiment.name, folder=found.folder)
+
+    second = opened()
+    assert (second.name, second.folder) == ("demo-2", workspace.storage / "demo-2")
+    assert opened("--name", "mine").name == "mine"
+    with pytest.raises(
+        ConfigError, match=r"--name: 'demo' exists in .*; add --resume to go on with it, or take another"
+    ):
+        opened("--name", "demo")
+    with pytest.raises(ConfigError, match=r"--resume: no unfinished search 'demo' in .*; leave --resume out to begin"):
+        opened("--resume")
+    assert not second.folder.exists()
