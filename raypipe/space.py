@@ -62,13 +62,7 @@ def first_points(axes: Mapping[str, Axis], default: Mapping[str, Any], count: in
     strata = {name: (rng.permutation(count - 1) + rng.random(count - 1)) / max(1, count - 1) for name in ranges}
     points = [dict(default)]
     for i in range(count - 1):
-        choice = min(
-            combined,
-            key=lambda c: (
-                sum(all(p[n] == c[n] for n in listed) for p in points),
-                sum(used[n].count(c[n]) for n in listed),
-            ),
-        )
+        choice = min(combined, key=lambda c: (_times(points, c), sum(_times(points, {n: c[n]}) for n in listed)))
         drawn = {name: _quantile(distribution(name, axis), float(strata[name][i])) for name, axis in ranges.items()}
         points.append({**choice, **drawn})
     return points
