@@ -283,7 +283,7 @@ class Evaluation(Section):
     fit_windows: int = option(16, "training windows that multipliers and beta are fitted on")
     horizon: int = option(8, "frames predicted")
     members: int = option(4, "ensemble members of a forecast on validation")
-    test_members: int = option(8, "ensemble members of a forecast on test")
+    test_members: int = option(4, "ensemble members of a forecast on test")
     steps: list[int] = option([1, 2], "integration steps a frame to choose from; the first scores the trials")
     alphas: list[float] = option([1.0], "denoising magnitudes to choose from")
     multipliers: list[float] = option(

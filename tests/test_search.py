@@ -18,8 +18,9 @@ from optuna.trial import TrialState
 from raypipe import checkpoint, records, train, tune
 from raypipe.config import Axis
 from raypipe.launch import start_ray
-from raypipe.search import Stage, StudySearch, decode, distribution, published_point, run_search
+from raypipe.search import Stage, StudySearch, run_search
 from raypipe.sources import Sources
+from raypipe.space import decode, distribution, published_point
 from raypipe.stage import Parents, Scorer, Training
 from raypipe.workspace import Workspace
 from tests import raytools
@@ -116,7 +117,7 @@ def test_a_rung_that_is_reported_twice_counts_once(tmp_path):
     search.on_trial_result("a", {"objective": 0.7, "train_step": 6})
     search.on_trial_result("a", {"objective": 0.9, "train_step": 6})
     search.on_trial_result("a", {"objective": math.inf, "train_step": 18})
-    (trial,) = optuna.load_study(study_name="flow", storage=open_storage(tmp_path / "study.log")).get_trials()
+    trial = optuna.load_study(study_name="flow", storage=open_storage(tmp_path / "study.log")).get_trials()[0]
     assert trial.intermediate_values == {6: 0.7}
 
 
@@ -161,13 +162,12 @@ def failing(two_cpus, storage, values):
     """A search of three: one was finished and one, whose loss is soon not a number, was running when it was cut off."""
     axis = {"train.learning_rate": {"choices": [3e-3, 1e30]}, "train.noise_std": {"low": 0.05, "high": 0.3}}
     stage = make_stage(storage, values, "failing", **{"search.flow": axis, "search.rungs": 1})
-    search = StudySearch(stage, open_storage(stage.workspace.study), extra={})
-    search.suggest("a")
-    search.on_trial_complete("a", {"objective": 0.9, "failure": None})
-    study = optuna.load_study(study_name="flow", storage=open_storage(stage.workspace.study))
-    study.enqueue_trial({"train.learning_rate": 1e30, "train.noise_std": 0.2})
-    study.ask({name: distribution(name, axis) for name, axis in stage.experiment.search.axes("flow").items()})
-    study.enqueue_trial({"train.learning_rate": 3e-3, "train.noise_std": 0.3})
+    space = {name: distribution(name, axis) for name, axis in stage.experiment.search.axes("flow").items()}
+    study = optuna.create_study(study_name="flow", storage=open_storage(stage.workspace.study))
+    for rate, noise in [(3e-3, 0.1), (1e30, 0.2), (3e-3, 0.3)]:
+        study.enqueue_trial({"train.learning_rate": rate, "train.noise_std": noise})
+    study.tell(study.ask(space), 0.9)
+    study.ask(space)
     run_search(stage)
     return stage
 
@@ -250,7 +250,7 @@ def ended(workspace):
 
 
 @pytest.mark.slow
-def test_an_interrupted_search_goes_on_where_it_was(storage, values, tmp_path):
+def test_an_interrupted_search_goes_on_where_it_was(two_cpus, storage, values, tmp_path, capfd):
     trials, workspace = 5, Workspace(storage, "demo")
     one = {
         "search.flow_trials": trials,
@@ -275,9 +275,8 @@ def test_an_interrupted_search_goes_on_where_it_was(storage, values, tmp_path):
     models = [workspace.run("flow", name) / "model.safetensors" for name in before]
     written = {path: path.stat().st_mtime_ns for path in models}
 
-    with started(tmp_path / "second", [*argv, "--resume"], storage) as process:
-        assert process.finish(180) == 0, process.err
-        process.gone()
+    again = [*map(str, argv[1:]), "--resume", "--storage", str(storage)]
+    assert outcome(partial(tune.main, "flow"), "tune_flow.py", again) == 0
     assert states(workspace) == [TrialState.COMPLETE] * trials
     rows = [row for row in records.read_rows(workspace.trials) if not row["refit"]]
     assert sorted(row["trial"] for row in rows) == [f"flow-{i:02d}" for i in range(trials)]
@@ -285,5 +284,5 @@ def test_an_interrupted_search_goes_on_where_it_was(storage, values, tmp_path):
     assert running <= {row["trial"] for row in rows}
     assert {path: path.stat().st_mtime_ns for path in models} == written
     assert workspace.finalists("flow").is_file()
-    assert "next   python experiments/tune_denoiser.py" in process.out
+    assert "next   python experiments/tune_denoiser.py" in capfd.readouterr().out
     assert sorted(p.name for p in storage.iterdir() if p.name.startswith("demo")) == ["demo"]
