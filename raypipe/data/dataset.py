@@ -38,9 +38,7 @@ class WindowBatches:
     Raises ValueError if the sampler was made for another number of windows.
     """
 
-    def __init__(
-        self, shards: Shards, window: int, stride: int, sampler: Sampler, *, pin_memory: bool = False
-    ) -> None:
+    def __init__(self, shards: Shards, window: int, stride: int, sampler: Sampler, *, pin_memory: bool = False) -> None:
         self.shards, self.sampler, self.pin_memory = shards, sampler, pin_memory
         self.index = WindowIndex(shards.lengths, window, stride)
         if sampler.num_windows != len(self.index):
