@@ -139,7 +139,7 @@ class Process:
     def err(self) -> str:
         return self.log.with_suffix(".err").read_text()
 
-    def finish(self, seconds: float = 240) -> int:
+    def finish(self, seconds: float = 540) -> int:
         """Its exit code."""
         return self.popen.wait(seconds)
 

@@ -1,5 +1,6 @@
 """The README is true: short, and each of its commands is run by a test."""
 
+import os
 import re
 import subprocess
 from pathlib import Path
@@ -54,7 +55,9 @@ def test_no_command_is_listed_in_vain():
 
 
 def expansion(target):
-    made = subprocess.run(["make", "--dry-run", "--always-make", target], cwd=ROOT, capture_output=True, text=True)
+    outer = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+    command = ["make", "--no-print-directory", "--dry-run", "--always-make", target]
+    made = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=outer)
     assert made.returncode == 0, made.stderr
     return made.stdout
 

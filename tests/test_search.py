@@ -261,9 +261,9 @@ def test_an_interrupted_search_goes_on_where_it_was(two_cpus, storage, values, t
     }
     argv = ["experiments/tune_flow.py", *flags(values | one)]
     with started(tmp_path / "first", argv, storage) as process:
-        wait_for(lambda: process.popen.poll() is not None or len(ended(workspace)) >= 2, 120)
+        wait_for(lambda: process.popen.poll() is not None or len(ended(workspace)) >= 2, 300)
         process.interrupt()
-        assert process.finish(60) == 130, process.err
+        assert process.finish(120) == 130, process.err
         assert "tune_flow.py: interrupted; the same command with --resume goes on" in process.err.splitlines()[-1]
         assert "Traceback" not in process.err
         process.gone()

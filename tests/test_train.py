@@ -352,9 +352,9 @@ def test_ctrl_c_leaves_a_run_that_resume_takes_to_the_same_end(storage, values, 
     folder = Workspace(storage, "interrupted").run("flow", "f-01-nll")
     argv = ["-m", "raypipe.train", "--name", "interrupted", "--run-name", "f-01-nll", "--wandb", *flags(values | LONG)]
     with started(tmp_path / "first", argv, storage) as process:
-        wait_for(lambda: process.popen.poll() is not None or len(read_metrics(folder)) >= 8, 90)
+        wait_for(lambda: process.popen.poll() is not None or len(read_metrics(folder)) >= 8, 240)
         process.interrupt()
-        assert process.finish(60) == 130, process.err
+        assert process.finish(120) == 130, process.err
         assert "raypipe.train: interrupted; the same command with --resume goes on" in process.err.splitlines()[-1]
         assert "Traceback" not in process.err
         process.gone()
