@@ -7,6 +7,7 @@ diffusion the flow it is trained on.
 import json
 import re
 import shutil
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -342,7 +343,10 @@ def _settings(experiment: Experiment, workspace: Workspace, name: str, args: Any
     more: dict[str, Any] = {"use_gpu": bool(args.num_gpus), "wandb": args.wandb}
     if args.resume_step is not None:
         source = _checkpoint_at(storage, ray_name, folder, args.resume_step)
-        shutil.rmtree(folder, ignore_errors=True)
+        if folder.exists():  # it may be the very source
+            aside = folder.with_name(f".{folder.name}.before-{time.time_ns()}")
+            folder.rename(aside)
+            source = aside if source == folder else source
         number = len(list(storage.glob(f"{ray_name}*")))
         return run_settings(
             experiment, workspace, f"{ray_name}-from-{args.resume_step}-{number}", start_from=source, **more
@@ -351,7 +355,8 @@ def _settings(experiment: Experiment, workspace: Workspace, name: str, args: Any
         raise ConfigError(f"--run-name: {name!r} is trained already, in {folder}; take another --run-name or --name")
     if begun and not done and not args.resume:
         raise ConfigError(f"--run-name: {name!r} was begun and not finished; add --resume, or take another --run-name")
-    if args.resume and not begun and not done:
+    prepared = any(workspace.folder.glob("latents/*/test/index.parquet"))
+    if args.resume and not begun and not done and (prepared or not workspace.folder.exists()):
         raise ConfigError(f"--resume: no run {name!r} in {folder.parent}; leave --resume out to begin it")
     return run_settings(experiment, workspace, ray_name, **more)
 
