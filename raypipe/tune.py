@@ -267,7 +267,10 @@ def main(component: Component, argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--trials", type=cli.positive, metavar="N", help=f"trials of the {component} stage")
     args, overrides = cli.parse(parser, argv)
     if args.trials is not None:
-        overrides = {f"search.{component}_trials": args.trials, **overrides}
+        field = f"search.{component}_trials"
+        if field in overrides:
+            raise ConfigError(f"--trials: says the same as --{field}; give one of them")
+        overrides = {field: args.trials, **overrides}
     earlier = COMPONENTS[: COMPONENTS.index(component)]
 
     def unfinished(workspace: Workspace) -> bool:
