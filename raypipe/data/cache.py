@@ -41,13 +41,14 @@ class Cache:
         path = root / name
         try:
             (root / "locks").mkdir(parents=True, exist_ok=True)
-            with _lock(path):
-                if not (path.is_file() and path.stat().st_size == size):
-                    self._make(path, size, fill, source)
-                os.utime(path)  # when it was last used
-                yield path
-        except PermissionError as error:
+            held = _lock(path).acquire()
+        except OSError as error:
             raise ValueError(f"dataset.cache: {root} cannot be written ({error.strerror}); choose another") from None
+        with held:
+            if not (path.is_file() and path.stat().st_size == size):
+                self._make(path, size, fill, source)
+            os.utime(path)  # when it was last used
+            yield path
 
     def _make(self, path: Path, size: int, fill: Callable[[Path], None], source: str) -> None:
         temporary = path.with_name(path.name + PART)

@@ -25,6 +25,8 @@ from pyarrow import fs
 from raypipe.data.cache import Cache
 
 CHUNK = 1 << 20
+TRANSFER = "raypipe-transfer"
+"""Name of the threads that talk to storage."""
 
 log = logging.getLogger(__name__)
 
@@ -120,7 +122,7 @@ class RemoteFolder:
         for attempt in range(1, self.attempts + 1):
             try:
                 return call()
-            except pa.ArrowInvalid as error:
+            except pa.ArrowException as error:
                 raise ValueError(f"{uri}: cannot be opened ({_line(error)})") from None
             except FileNotFoundError:
                 raise ValueError(f"{uri}: no such file, folder or bucket; check dataset.root") from None
@@ -239,7 +241,7 @@ def _pump(make: Callable[[], Iterator[Any]], stall: float) -> Iterator[Any]:
             put("error", error)
 
     # A call that hangs in the operating system cannot be ended: the thread must not keep the process alive.
-    threading.Thread(target=work, daemon=True).start()
+    threading.Thread(target=work, name=TRANSFER, daemon=True).start()
     try:
         while True:
             try:
