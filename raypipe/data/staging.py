@@ -58,7 +58,7 @@ class RemoteFolder:
         cache: Cache | None = None,
         *,
         stall: float = 60.0,
-        attempts: int = 4,
+        attempts: int = 3,
         wait: float = 1.0,
         filesystem: fs.FileSystem | None = None,
     ) -> None:
