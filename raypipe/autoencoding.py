@@ -12,7 +12,7 @@ from raypipe.config import Experiment
 from raypipe.data.dataset import WindowBatches
 from raypipe.data.frames import to_float
 from raypipe.data.shards import Shards
-from raypipe.data.windows import Sampler
+from raypipe.data.windows import Sampler, WindowIndex
 from raypipe.fit import Progress, fit, make_optimizer
 from raypipe.models.autoencoder import build_autoencoder, measure_scale
 from raypipe.task import AutoencoderTask, autoencoder_schedule
@@ -46,7 +46,9 @@ class AutoencoderTraining:
         self.module = build_autoencoder(settings).to(device)
         self._schedule = autoencoder_schedule(settings)
         self.optimizer = make_optimizer(self.module, self._schedule)
-        sampler = Sampler(int(frames.lengths.sum()), settings.batch_size, seed, rank, world_size)
+        index = WindowIndex(frames.lengths, 1)
+        borders = index.borders(frames.shard_of)
+        sampler = Sampler(len(index), settings.batch_size, seed, rank, world_size, borders)
         self._batches = WindowBatches(frames, 1, 1, sampler, pin_memory=device.type == "cuda")
         background = backgrounds(frames) if settings.foreground_weight > 1 else None
         wrapped = self.module if wrap is None else wrap(self.module)

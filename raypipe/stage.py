@@ -60,8 +60,9 @@ class Training:
         self.optimizer = make_optimizer(self.module, self._schedule)
         window, stride = experiment.model.num_input_frames + 1, experiment.dataset.frame_stride
         shards = sources.training()
-        count = len(WindowIndex(shards.lengths, window, stride))
-        sampler = Sampler(count, train.batch_size, train.random_seed, rank, world_size)
+        index = WindowIndex(shards.lengths, window, stride)
+        borders = index.borders(shards.shard_of)
+        sampler = Sampler(len(index), train.batch_size, train.random_seed, rank, world_size, borders)
         self._batches = WindowBatches(shards, window, stride, sampler, pin_memory=device.type == "cuda")
         flow = None
         if train.component == "diffusion":

@@ -20,6 +20,7 @@ import torch
 from raypipe import checkpoint, cli, config
 from raypipe.autoencoding import AutoencoderTraining
 from raypipe.config import LOSSES, Component, ConfigError, Experiment
+from raypipe.data.dataset import warn_of_short_clips
 from raypipe.data.latents import cache_latents, finish
 from raypipe.launch import Settings, Trainee, check_resources, finished, start_ray, train_jobs
 from raypipe.sources import Sources, frame_encoder
@@ -122,13 +123,15 @@ def _check_frames(sources: Sources) -> None:
     given, stride = experiment.model.num_input_frames, experiment.dataset.frame_stride
     for split in SPLITS:
         frames = given + (1 if split == "train" else experiment.evaluation.horizon)
-        span, longest = (frames - 1) * stride + 1, int(sources.frames(split).lengths.max())
+        shards = sources.frames(split)
+        span, longest = (frames - 1) * stride + 1, int(shards.lengths.max())
         if longest < span:
             field = "model.num_input_frames" if split == "train" else "evaluation.horizon"
             raise ConfigError(
                 f"{field}: a window of {frames} frames, {stride} apart, spans {span}, and the longest clip of "
                 f"{split} has {longest}; lower it or dataset.frame_stride, or convert longer clips"
             )
+        warn_of_short_clips(shards, frames, stride)
 
 
 def _advance(bar: Any, done: int, total: int) -> None:

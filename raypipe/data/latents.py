@@ -74,13 +74,11 @@ def open_latents(folder: str | Path, key: str) -> Shards:
     if not (Path(folder) / INDEX).is_file():
         raise ValueError(f"{folder}: no finished latent cache here; encode the frames first")
     latents = open_shards(folder)
-    for name in latents.shard_names:
-        found = shard_rows(latents.folder / name)[1]
-        if found != key:
-            raise ValueError(
-                f"{latents.folder / name}: made under the key {found!r}, not {key!r} (another autoencoder or"
-                " dataset); delete the cache"
-            )
+    if latents.key != key:
+        raise ValueError(
+            f"{folder}: made under the key {latents.key!r}, not {key!r} (another autoencoder or dataset);"
+            " delete the cache"
+        )
     return latents
 
 

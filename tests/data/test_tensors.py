@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from raypipe.data.augment import Augmentation, augment, draw
-from raypipe.data.dataset import WindowBatches
+from raypipe.data.dataset import WindowBatches, warn_of_short_clips
 from raypipe.data.frames import to_float, to_uint8
 from raypipe.data.latents import cache_latents, finish, open_latents
 from raypipe.data.shards import ShardWriter, open_shards
@@ -102,6 +102,19 @@ def test_batches_are_the_windows_of_the_sampler(shards):
         assert (batch.total, batch.offset, batch.step) == (part.total, part.offset, step)
     with pytest.raises(ValueError, match="sampler: must be of"):
         WindowBatches(shards, 3, 1, sampler)
+
+
+def test_clips_that_are_too_short_are_named(shards, caplog):
+    lengths = shards.lengths.tolist()
+    warn_of_short_clips(shards, 1)
+    assert not caplog.messages
+    frames = min(lengths) + 1
+    warn_of_short_clips(shards, frames, named=1)
+    short = [i for i, length in enumerate(lengths) if length < frames]
+    (message,) = caplog.messages
+    assert f"{len(short)} of {len(shards)} clips are left out: shorter than {frames} frames" in message
+    assert f"({shards.names[short[0]]} ({lengths[short[0]]})" in message
+    assert len(short) == 1 or message.endswith(", ...)")
 
 
 def shrink(frames):
