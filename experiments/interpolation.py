@@ -87,10 +87,10 @@ def compare(dynamics: Dynamics, windows: Windows, workspace: Workspace, seed: in
 
     def decode(latents: Tensor) -> Tensor:
         parts = [autoencoder.decode(part.to(device)).cpu() for part in latents.flatten(0, 1).split(128)]
-        return torch.cat(parts).unflatten(0, latents.shape[:2])
+        return torch.cat(parts).view(*latents.shape[:2], *parts[0].shape[1:])
 
     parts = [autoencoder.encode(part.to(device)).cpu() for part in windows.given.flatten(0, 1).split(128)]
-    context = torch.cat(parts).unflatten(0, windows.given.shape[:2])
+    context = torch.cat(parts).view(*windows.given.shape[:2], *parts[0].shape[1:])
     share = torch.arange(1, STRIDE).view(-1, 1, 1, 1) / STRIDE
     made = {}
     for name, driven in (("flow alone", Dynamics(dynamics.flow)), ("one member", dynamics)):

@@ -25,7 +25,16 @@ from raypipe.data.latents import cache_latents, finish
 from raypipe.launch import Settings, Trainee, check_resources, finished, start_ray, train_jobs
 from raypipe.sources import Sources, frame_encoder
 from raypipe.stage import Parents, Training
-from raypipe.workspace import SPLITS, Split, Workspace, begin, dataset_hashes, prepare_dataset, write_json
+from raypipe.workspace import (
+    SPLITS,
+    Split,
+    Workspace,
+    begin,
+    check_dataset,
+    dataset_hashes,
+    prepare_dataset,
+    write_json,
+)
 
 PROG = "raypipe.train"
 LETTERS: dict[str, Component] = {"f": "flow", "d": "denoiser", "g": "diffusion"}
@@ -310,6 +319,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     workspace = Workspace(cli.storage_root(args), experiment.name)
     settings = _settings(experiment, workspace, name, args)
 
+    check_dataset(workspace, experiment)
     start_ray()
     check_resources(settings)
     prepare(experiment, workspace, use_gpu=bool(args.num_gpus))
