@@ -281,8 +281,8 @@ def _run_locally(
 
 def _died(task: Task, how: str) -> str:
     return (
-        f"{task.path}: the process making it was {how}, out of memory perhaps; the same command goes on from here,"
-        f" with fewer --num-workers if memory is short"
+        f"{task.path}: the process making it was {how}, out of memory or disk space perhaps; the same command goes on"
+        f" from here, with fewer --num-workers if memory is short"
     )
 
 

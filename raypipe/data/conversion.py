@@ -26,6 +26,8 @@ LAYOUTS = ("packed", "published")
 CLIPS_PER_SHARD = 100
 SMALL_SET = 16
 """A small set is cut into this many shards, so that there is work for as many processes."""
+DATASET_BYTES = 4096
+"""More than HDF5 takes for a dataset beside its content: measured, 3.1 kB for one compressed frame."""
 REPORT_FRAMES = 32
 """Progress is told after as many frames."""
 
@@ -184,8 +186,10 @@ def _clips(frames: Frames, kept: Sequence[tuple[Source, int]]) -> list[Clip]:
 
 def _write(task: Task, clips: Sequence[Clip]) -> None:
     room = os.statvfs(task.path.parent)
-    needed = sum(clip.frames.nbytes for clip in clips) if task.options.layout == "packed" else 0
-    # HDF5 does not recover from a disk that is full when a file is closed, so look before.
+    needed = (1 << 20) + sum(clip.frames.nbytes for clip in clips)
+    if task.options.layout == "published":
+        needed += DATASET_BYTES * sum(len(clip.frames) for clip in clips)
+    # HDF5 does not recover from a disk that is full, and may even crash, so look before.
     if room.f_bavail * room.f_frsize < needed:
         raise ValueError(f"{task.path}: cannot be written (No space left on device); free some and run the same again")
     if task.options.layout == "packed":

