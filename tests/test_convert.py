@@ -54,8 +54,10 @@ def contents(root):
     return {path.relative_to(root).as_posix(): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
 
 
-def inodes(root):
-    return {path.relative_to(root).as_posix(): path.stat().st_ino for path in root.rglob("*.hdf5")}
+def written(root):
+    """When each shard was written, and where: a number of a removed file may be given out again."""
+    stats = {path.relative_to(root).as_posix(): path.stat() for path in root.rglob("*.hdf5")}
+    return {name: (stat.st_ino, stat.st_mtime_ns) for name, stat in stats.items()}
 
 
 def names(out):
@@ -176,14 +178,14 @@ def test_official_layouts_and_shares(tmp_path):
 
 def test_finished_splits_are_kept(videos, tmp_path, capsys):
     convert(videos, tmp_path / "out")
-    before, standing = contents(tmp_path / "out"), inodes(tmp_path / "out")
+    before, standing = contents(tmp_path / "out"), written(tmp_path / "out")
     (tmp_path / "out" / "val" / "index.parquet").unlink()
     (tmp_path / "out" / "test" / "shard_0002.hdf5").unlink()
     capsys.readouterr()
     assert convert(videos, tmp_path / "out") == 0
     assert capsys.readouterr().err.count("finished already, kept") == 1
     assert contents(tmp_path / "out") == before
-    now = inodes(tmp_path / "out")
+    now = written(tmp_path / "out")
     assert [name for name in now if now[name] != standing[name]] == ["test/shard_0002.hdf5"]
 
 
@@ -204,7 +206,7 @@ def test_other_options_are_refused(videos, tmp_path, capsys, finished):
 
 def test_changed_sources_are_noticed(videos, tmp_path, capsys):
     convert(videos, tmp_path / "out")
-    standing = inodes(tmp_path / "out")
+    standing = written(tmp_path / "out")
     save_video(videos / "train" / "2.mkv", noise(9))
     capsys.readouterr()
     assert convert(videos, tmp_path / "out") == 2
@@ -213,7 +215,7 @@ def test_changed_sources_are_noticed(videos, tmp_path, capsys):
     (tmp_path / "out" / "train" / "index.parquet").unlink()
     assert convert(videos, tmp_path / "out") == 0
     np.testing.assert_array_equal(open_shards(tmp_path / "out" / "train").clip(2), resize(noise(9), 16))
-    now = inodes(tmp_path / "out")
+    now = written(tmp_path / "out")
     assert [name for name in now if now[name] != standing[name]] == ["train/shard_0003.hdf5"]
 
 
@@ -393,12 +395,12 @@ def test_a_run_that_was_cut_off_goes_on(long, tmp_path, workers, number):
         assert "Traceback" not in err
         assert list(train.glob("*.tmp")) == list(train.glob(".*.tmp")) == []
     records = {path.name[1:].replace(".json", ".hdf5") for path in train.glob(".shard_*.json")}
-    standing = inodes(train)
+    standing = written(train)
     assert 3 <= len(records) < 16
     assert not (train / "index.parquet").exists()
     assert convert(long, tmp_path / "out") == 0
-    assert {name for name, inode in inodes(train).items() if standing.get(name) == inode} == records
-    assert {path.name for path in train.iterdir()} == {*inodes(train), "index.parquet", "conversion.json"}
+    assert {name for name, stat in written(train).items() if standing.get(name) == stat} == records
+    assert {path.name for path in train.iterdir()} == {*written(train), "index.parquet", "conversion.json"}
     assert convert(long, tmp_path / "whole") == 0
     assert contents(tmp_path / "whole") == contents(tmp_path / "out")
 
