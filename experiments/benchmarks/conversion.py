@@ -29,8 +29,8 @@ LEAST = 5.0
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Conversion against the published way, as JSON lines.")
-    parser.add_argument("--clips", type=int, default=40, metavar="N", help=f"clips of {FRAMES} frames (default: 40)")
-    parser.add_argument("--repeats", type=int, default=3, metavar="N", help="the best of so many is taken (default: 3)")
+    parser.add_argument("--clips", type=int, default=100, metavar="N", help=f"clips of {FRAMES} frames (default: 100)")
+    parser.add_argument("--repeats", type=int, default=2, metavar="N", help="the best of so many is taken (default: 2)")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         data = Path(name) / "data"
