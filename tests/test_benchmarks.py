@@ -38,7 +38,8 @@ def test_windows_against_the_published_loader():
     found = lines("--quick", "--only", "windows", "--clips", "3")
     for line, processes in zip(found, (1, 2), strict=True):
         check(line, "windows", processes)
-        assert (line["window"], line["clips"], line["windows"]) == ([5, 64, 64, 3], [3, 120], 64)
+        assert (line["window"], line["clips"], line["baseline_windows"]) == ([5, 64, 64, 3], [3, 120], 64)
+        assert line["windows"] % 64 == 0
         assert line["at_least"] == 15
         assert line["ratio"] > 1
 

@@ -49,9 +49,9 @@ def main() -> None:
     parser.add_argument("--only", choices=PARTS, help="one comparison instead of all")
     args = parser.parse_args()
     clips = args.clips or (6 if args.quick else 200)
-    repeats = 1 if args.quick else 3
+    repeats = 1 if args.quick else 5
     parts: dict[str, Callable[[Path], None]] = {
-        "windows": lambda folder: windows(folder, clips, 64 if args.quick else 1600, repeats),
+        "windows": lambda folder: windows(folder, clips, 64 if args.quick else 400, repeats),
         "latents": lambda folder: latents(folder, clips, repeats),
         "conversion": lambda folder: conversion(2 if args.quick else 100, 1 if args.quick else 2),
         "growth": lambda folder: growth(folder, (10, 20) if args.quick else (100, 1000, 10000), args.quick),
@@ -76,9 +76,9 @@ def show(name: str, ours: float, baseline: float, against: str, least: float | N
 
 
 def best(repeats: int, *sides: Callable[[], float]) -> list[float]:
-    """The shortest seconds of each side, after one turn that does not count."""
-    turns = [[side() for side in sides] for _ in range(repeats + 1)]
-    return [min(times) for times in zip(*turns[1:], strict=True)]
+    """The shortest seconds of each side; they take turns."""
+    turns = [[side() for side in sides] for _ in range(repeats)]
+    return [min(times) for times in zip(*turns, strict=True)]
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -91,7 +91,11 @@ def seconds(work: Callable[[], object]) -> float:
 
 
 def windows(folder: Path, clips: int, count: int, repeats: int) -> None:
-    """`count` windows a turn, as uint8 batches in memory; the published loader would also convert them to float."""
+    """Windows as uint8 batches in memory; the published loader would also convert them to float.
+
+    A turn of the baseline reads `count` windows, one of ours as many as take as long: on a busy machine a turn of
+    milliseconds would slip between the turns of others, and one of seconds would not.
+    """
     packed, published = folder / "packed", folder / "published"
     content = np.stack(list(simulated(clips)))
     with ShardWriter(packed) as writer:
@@ -103,10 +107,11 @@ def windows(folder: Path, clips: int, count: int, repeats: int) -> None:
     for processes in (1, 2):
         loader = DataLoader(dataset, BATCH, num_workers=processes, persistent_workers=True)
         with Ranks(packed, processes, count // BATCH) as ranks:
-            ours, baseline = best(repeats, ranks.turn, partial(exhaust, loader))
+            rounds = max(1, round(exhaust(loader) / best(2, ranks.turn)[0]))  # which warms both up, too
+            ours, baseline = best(repeats, partial(ranks.turn, rounds), partial(exhaust, loader))
         show(
             "windows",
-            count / ours,
+            rounds * count / ours,
             count / baseline,
             "one lzf dataset a frame, file opened for every sample, 40 frames read to use 5 (DataLoader)",
             15.0,
@@ -114,7 +119,8 @@ def windows(folder: Path, clips: int, count: int, repeats: int) -> None:
             window=[WINDOW, SIZE, SIZE, 3],
             batch=BATCH,
             clips=[clips, FRAMES],
-            windows=count,
+            windows=rounds * count,
+            baseline_windows=count,
             repeats=repeats,
         )
 
@@ -154,11 +160,11 @@ class Ranks:
             self._pipes.append(mine)
             self._children.append(child)
 
-    def turn(self) -> float:
-        """Seconds from the word to begin until the last rank has all its batches."""
+    def turn(self, rounds: int = 1) -> float:
+        """Seconds from the word to begin until the last rank has all its batches, `rounds` times `steps`."""
         began = time.perf_counter()
         for pipe in self._pipes:
-            pipe.send(True)
+            pipe.send(rounds)
         for pipe in self._pipes:
             pipe.recv()
         return time.perf_counter() - began
@@ -168,7 +174,7 @@ class Ranks:
 
     def __exit__(self, *error: object) -> None:
         for pipe in self._pipes:
-            pipe.send(False)
+            pipe.send(0)
         for child in self._children:
             child.join()
 
@@ -179,8 +185,8 @@ def _rank(folder: Path, rank: int, world_size: int, steps: int, pipe: Any) -> No
         shards.clip(i)  # checksums
     mine = batches(shards, rank, world_size)
     step = 0
-    while pipe.recv():
-        for _ in range(steps):
+    while rounds := pipe.recv():
+        for _ in range(rounds * steps):
             mine.batch(step)
             step += 1
         pipe.send(step)
@@ -218,7 +224,9 @@ def latents(folder: Path, clips: int, repeats: int) -> None:
 
     count = len(ours.index)
     sides = (tensors, read, partial(memmap, plain), partial(memmap, np.asarray(plain)))
-    made, copied, mapped, viewed = (count / taken for taken in best(repeats, *(partial(seconds, s) for s in sides)))
+    best(1, *(partial(seconds, side) for side in sides))  # warm up
+    times = best(repeats, *(partial(seconds, side) for side in sides))
+    made, copied, mapped, viewed = (count / taken for taken in times)
     common = {"processes": 1, "window": [WINDOW, *LATENT], "batch": BATCH, "clips": [clips, FRAMES], "windows": count}
     against = "numpy memmap, slices stacked"
     show("latents", made, mapped, against, 0.5, **common, repeats=repeats)
@@ -263,7 +271,7 @@ def _measure(folder: Path, count: int) -> dict[str, Any]:
     epoch = seconds(lambda: deque(map(ours.batch, range(ours.sampler.steps_per_epoch)), maxlen=0))
     read = resident()
     steps = count // BATCH
-    taken = seconds(lambda: deque(map(ours.batch, range(steps)), maxlen=0))
+    taken = best(5, lambda: seconds(lambda: deque(map(ours.batch, range(steps)), maxlen=0)))[0]
     return {
         "rate": steps * BATCH / taken,
         "open_seconds": round(opening, 4),
