@@ -108,6 +108,7 @@ def expected(sources, split, i):
     return encode(sources.frames(split).clip(i)).astype(np.float16)
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_is_replaced_and_nothing_finished_is_done_twice(two_cpus, sources, tmp_path, capfd):
     prepare_latents(dying(sources, tmp_path))
     at_death = {name: tuple(stat) for name, stat in json.loads((tmp_path / "mark").read_text()).items()}
@@ -129,6 +130,7 @@ def test_a_worker_that_dies_is_replaced_and_nothing_finished_is_done_twice(two_c
     assert "encode frames" not in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_shard_that_kills_every_worker_is_named_and_what_is_done_is_kept(two_cpus, sources, tmp_path):
     deadly = dying(sources, tmp_path, always=True)
     with pytest.raises(ConfigError, match=r"train/shard_0004\.hdf5: 2 workers died encoding it.*the same command"):
