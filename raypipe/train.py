@@ -14,20 +14,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import ray
 import torch
 
 from raypipe import checkpoint, cli, config
 from raypipe.autoencoding import AutoencoderTraining
 from raypipe.config import LOSSES, Component, ConfigError, Experiment
 from raypipe.data.dataset import warn_of_short_clips
-from raypipe.data.latents import cache_latents, finish
+from raypipe.encoding import prepare_latents
 from raypipe.launch import Settings, Trainee, check_resources, finished, start_ray, train_jobs
-from raypipe.sources import Sources, frame_encoder
+from raypipe.sources import Sources
 from raypipe.stage import Parents, Training
 from raypipe.workspace import (
     SPLITS,
-    Split,
     Workspace,
     begin,
     check_dataset,
@@ -106,7 +104,7 @@ def prepare(experiment: Experiment, workspace: Workspace, *, use_gpu: bool = Fal
     begin(workspace, experiment)
     _check_dataset(sources)
     _prepare_autoencoder(sources, use_gpu)
-    _prepare_latents(sources, use_gpu)
+    prepare_latents(sources, use_gpu=use_gpu)
     return sources
 
 
@@ -207,39 +205,6 @@ def _copy(source: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copytree(source, temporary)
     temporary.rename(target)
-
-
-def _prepare_latents(sources: Sources, use_gpu: bool) -> None:
-    """Encode every split that is not cached yet, shards side by side in Ray tasks."""
-    wanted = [split for split in SPLITS if not (sources.cache(split) / "index.parquet").is_file()]
-    if not wanted:
-        return
-    encode = ray.remote(num_cpus=1, num_gpus=1 if use_gpu else 0, max_retries=2)(_encode)
-    tasks = []
-    for split in wanted:
-        shards = len(sources.frames(split).shard_names)
-        world = min(shards, max(1, int(ray.cluster_resources().get("GPU" if use_gpu else "CPU", 1))))
-        tasks += [encode.remote(sources, split, rank, world) for rank in range(world)]
-    with cli.progress_bar("encode frames", len(tasks), "part", leave=False) as bar:
-        while tasks:
-            done, tasks = ray.wait(tasks)
-            ray.get(done)
-            bar.update(len(done))
-    for split in wanted:
-        finish(sources.frames(split), sources.cache(split), sources.key(split))
-
-
-def _encode(sources: Sources, split: Split, rank: int, world: int) -> None:
-    autoencoder = checkpoint.load_autoencoder(sources.workspace.autoencoder)
-    cache_latents(
-        sources.frames(split),
-        sources.cache(split),
-        frame_encoder(autoencoder),
-        64,
-        sources.key(split),
-        None,
-        (rank, world),
-    )
 
 
 @dataclass(frozen=True)

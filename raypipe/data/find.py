@@ -92,7 +92,7 @@ def _clips_of_shards(folder: Path, root: Path, base: Path, files: Sequence[os.Di
     stamps = {entry.name: _stamp([entry]) for entry in files}
     prefix = "" if folder == root else f"{_below(folder, root)}/"
     for i, name in enumerate(shards.names):
-        path = shards.path(i)
+        path = Path(shards.path(i))
         origin = shards.sources[i] or _below(path, base)
         yield Source(prefix + name, folder, "shards", origin, stamps[path.name], clip=i)
 
