@@ -144,7 +144,7 @@ def test_a_shard_that_kills_every_worker_is_named_and_what_is_done_is_kept(two_c
 
 
 def test_what_a_worker_finds_wrong_is_one_line(two_cpus, sources):
-    path = sources.frames("train").path(2)
+    path = Path(sources.frames("train").path(2))
     path.write_bytes(path.read_bytes()[:-5])
     with pytest.raises(ConfigError, match=r"shard_0003\.hdf5") as caught:
         prepare_latents(sources)
@@ -172,7 +172,7 @@ def test_a_cache_of_another_autoencoder_is_refused(own_sources):
     checkpoint.save_autoencoder(own_sources.workspace.autoencoder, build_autoencoder(settings), settings)
     again = Sources(own_sources.experiment, own_sources.workspace)
     before.rename(again.cache("train").parent)
-    with pytest.raises(ValueError, match=r"shard_0001\.hdf5: made under the key .*another autoencoder or dataset"):
+    with pytest.raises(ValueError, match=r"train: made under the key .*another autoencoder or dataset"):
         prepare_latents(again)
 
 
@@ -183,5 +183,5 @@ def test_a_cache_of_other_frames_is_refused(own_sources):
     with ShardWriter(frames.folder, key=frames.key) as writer:
         for name, clip in zip(frames.names, content, strict=True):
             writer.add(name, clip[::-1])
-    with pytest.raises(ValueError, match=r"shard_0001\.hdf5: made under the key .*another autoencoder or dataset"):
+    with pytest.raises(ValueError, match=r"train: made under the key .*another autoencoder or dataset"):
         prepare_latents(own_sources)

@@ -29,7 +29,7 @@ LEAST = 5.0
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Conversion against the published way, as JSON lines.")
-    parser.add_argument("--clips", type=int, default=100, metavar="N", help=f"clips of {FRAMES} frames (default: 100)")
+    parser.add_argument("--clips", type=int, default=300, metavar="N", help=f"clips of {FRAMES} frames (default: 300)")
     parser.add_argument("--repeats", type=int, default=2, metavar="N", help="the best of so many is taken (default: 2)")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:

@@ -53,7 +53,7 @@ def main() -> None:
     parts: dict[str, Callable[[Path], None]] = {
         "windows": lambda folder: windows(folder, clips, 64 if args.quick else 400, repeats),
         "latents": lambda folder: latents(folder, clips, repeats),
-        "conversion": lambda folder: conversion(2 if args.quick else 100, 1 if args.quick else 2),
+        "conversion": lambda folder: conversion(2 if args.quick else 300, 1 if args.quick else 2),
         "growth": lambda folder: growth(folder, (10, 20) if args.quick else (100, 1000, 10000), args.quick),
     }
     for name in [args.only] if args.only else PARTS:

@@ -98,12 +98,13 @@ def test_a_torn_shard_is_not_taken_for_a_finished_one(shards, folder, damage):
 
 
 def test_a_cache_of_another_autoencoder_or_other_data_is_refused(shards, folder):
-    with pytest.raises(ValueError, match=r"shard_0001\.hdf5: made under the key 'k1', not 'k2' .*delete .*latents"):
+    with pytest.raises(ValueError, match=r"latents: made under the key 'k1', not 'k2' .*delete .*latents"):
         open_latents(folder, "k2")
     with h5py.File(folder / "shard_0003.hdf5", "a") as file:
         file.attrs["key"] = "k0"
+    latents = open_latents(folder, "k1")
     with pytest.raises(ValueError, match=r"shard_0003\.hdf5"):
-        open_latents(folder, "k1")
+        latents.clip(len(latents) - 1)
 
 
 def test_a_stale_cache_is_encoded_anew(shards, folder):
