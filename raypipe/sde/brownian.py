@@ -76,10 +76,10 @@ def standard_normal(keys: Tensor, count: int) -> Tensor:
     pairs = (count + 1) // 2
     counter = torch.arange(1, pairs + 1, device=keys.device) * _GOLDEN
     words = _mix(keys[:, None] + counter)
-    uniform = ((words >> 32).double() + (2**31 + 0.5)) * 2.0**-32  # the upper half, signed; never 0 or 1
-    angle = (words & 0xFFFFFFFF).double() * (2 * math.pi * 2.0**-32)
+    uniform = (words >> 32).double().add_(2**31 + 0.5).mul_(2.0**-32)  # the upper half, signed; never 0 or 1
+    angle = words.bitwise_and_(0xFFFFFFFF).double().mul_(2 * math.pi * 2.0**-32)
     radius = uniform.log_().mul_(-2).sqrt_()
-    return torch.cat([radius * angle.cos(), radius * angle.sin()], dim=1)[:, :count].float()
+    return torch.cat([(angle.cos() * radius).float(), (angle.sin_() * radius).float()], dim=1)[:, :count]
 
 
 def _signed(word: int) -> int:
@@ -99,11 +99,11 @@ def _absorb(state: Tensor, word: Tensor | int) -> Tensor:
 
 def _mix(z: Tensor) -> Tensor:
     """SplitMix64's finalizer, a bijection of 64-bit words."""
-    z = (z ^ _shift(z, 30)) * _FIRST
-    z = (z ^ _shift(z, 27)) * _SECOND
-    return z ^ _shift(z, 31)
+    z = (z ^ _shift(z, 30)).mul_(_FIRST)
+    z.bitwise_xor_(_shift(z, 27)).mul_(_SECOND)
+    return z.bitwise_xor_(_shift(z, 31))
 
 
 def _shift(z: Tensor, bits: int) -> Tensor:
     """To the right, filling with zeros, which int64's own shift does not."""
-    return (z >> bits) & ((1 << (64 - bits)) - 1)
+    return (z >> bits).bitwise_and_((1 << (64 - bits)) - 1)
