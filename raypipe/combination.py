@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from raypipe import checkpoint, forecast
-from raypipe.config import Experiment
+from raypipe.config import Experiment, Solver
 from raypipe.data.frames import to_float
 from raypipe.device import autocast, choose_device
 from raypipe.finalists import NO_DENOISER, Finalist
@@ -19,11 +19,11 @@ from raypipe.metrics import ensemble, frames
 from raypipe.metrics.ensemble import Score
 from raypipe.models.autoencoder import Autoencoder
 from raypipe.sde.dynamics import ConstantDiffusion, Dynamics
+from raypipe.sde.solvers import SOLVERS
 from raypipe.sources import Sources
 
 Baseline = Literal["persistence", "climatology", "flow", "published"]
 CONSTANT = "constant"
-SOLVER = "euler_maruyama"
 DECODE_BATCH = 256
 
 
@@ -43,6 +43,7 @@ class Combination:
     alpha: float = 1.0
     beta: float | None = None
     steps: int = 1
+    solver: Solver = "euler_maruyama"
     residual_std: tuple[float, ...] = ()
     baseline: Baseline | None = None
 
@@ -50,7 +51,9 @@ class Combination:
     def key(self) -> str:
         """Tells the combinations of one experiment apart, whatever beta comes out as."""
         parts = (self.baseline, self.flow_model, self.denoiser_model, self.diffusion_model, self.diffusion)
-        return "/".join(str(part) for part in (*parts, f"{self.alpha:g}", self.steps))
+        # The first solver there was has no name in the keys: records made before there were others stay good.
+        solver = () if self.solver == "euler_maruyama" else (self.solver,)
+        return "/".join(str(part) for part in (*parts, f"{self.alpha:g}", self.steps, *solver))
 
 
 def combinations(
@@ -61,6 +64,8 @@ def combinations(
     top_k: int,
 ) -> list[Combination]:
     """Every flow of the top k, without a denoiser and with the best, with the constant and with its own diffusions.
+
+    Each with every alpha, solver and number of steps that the experiment evaluates.
 
     A diffusion models what its own flow leaves over, so it goes with that flow alone. "No denoiser" is one
     of the k denoisers.
@@ -74,7 +79,8 @@ def combinations(
         for d in chosen_denoisers:
             for g in (None, *own):
                 for alpha in evaluation.alphas if d else evaluation.alphas[:1]:
-                    found += [_combination(f, d, g, alpha, steps) for steps in evaluation.steps]
+                    made = [_combination(f, d, g, alpha, steps) for steps in evaluation.steps]
+                    found += [replace(c, solver=solver) for solver in evaluation.solvers for c in made]
     return found
 
 
@@ -141,7 +147,12 @@ class CombinationScorer:
         made = self.dynamics(replace(combination, beta=1.0))
         candidates = evaluation.multipliers if combination.diffusion == CONSTANT else evaluation.betas
         fitted = forecast.fit_magnitude(
-            lambda beta: replace(made, beta=beta), candidates, fitting, evaluation, combination.steps
+            lambda beta: replace(made, beta=beta),
+            candidates,
+            fitting,
+            evaluation,
+            combination.steps,
+            combination.solver,
         )
         return replace(combination, beta=fitted.value)
 
@@ -166,7 +177,8 @@ class CombinationScorer:
             return forecast.climatology(train, held_out, evaluation.climatology_members, evaluation.seed), 0
         dynamics = self.dynamics(combination)
         members = 1 if not dynamics.stochastic else evaluation.test_members if self._split == "test" else None
-        return forecast.forecast(dynamics, held_out, evaluation, combination.steps, members), dynamics.evaluations
+        made = forecast.forecast(dynamics, held_out, evaluation, combination.steps, members, combination.solver)
+        return made, dynamics.evaluations(SOLVERS[combination.solver])
 
     def dynamics(self, combination: Combination) -> Dynamics:
         """The combination at work."""

@@ -23,6 +23,10 @@ from raypipe.rules import Section, nearest, option, require, require_least, sect
 Component = Literal["flow", "denoiser", "diffusion"]
 COMPONENTS: tuple[Component, ...] = ("flow", "denoiser", "diffusion")
 
+Solver = Literal["euler_maruyama", "milstein", "heun"]
+SOLVERS: tuple[Solver, ...] = ("euler_maruyama", "milstein", "heun")
+"""`raypipe.sde.solvers` says what each is."""
+
 
 @dataclass(frozen=True)
 class Dataset(Section):
@@ -292,6 +296,9 @@ class Evaluation(Section):
     members: int = option(4, "ensemble members of a forecast on validation")
     test_members: int = option(4, "ensemble members of a forecast on test")
     steps: list[int] = option([1, 2], "integration steps a frame to choose from; the first scores the trials")
+    solvers: list[Solver] = option(
+        ["euler_maruyama"], "solvers to choose from: euler_maruyama, milstein, heun; the first scores the trials"
+    )
     alphas: list[float] = option([1.0], "denoising magnitudes to choose from")
     multipliers: list[float] = option(
         [0.3, 0.45, 0.65, 0.85, 1.1], "multipliers of the flow's residual std to choose a constant diffusion from"
@@ -299,13 +306,15 @@ class Evaluation(Section):
     betas: list[float] = option([0.5, 0.75, 1.0, 1.5, 2.0], "diffusion magnitudes to choose from")
     climatology_members: int = option(16, "training frames in the climatology's ensemble")
     finalists: int = option(4, "combinations that are decoded and scored in pixels on validation")
-    batch_size: int = option(512, "rollouts (windows x members) integrated at once")
+    batch_size: int | None = option(
+        None, "forecasts (windows x members) integrated at once; none: as many as fit, or as a CPU's caches like"
+    )
     seed: int = option(0, "seed of windows and noise; the same for every trial")
 
     def __post_init__(self) -> None:
-        require_least(
-            1, self, "evaluation", "windows", "test_windows", "fit_windows", "horizon", "finalists", "batch_size"
-        )
+        require_least(1, self, "evaluation", "windows", "test_windows", "fit_windows", "horizon", "finalists")
+        require(self.batch_size is None or self.batch_size >= 1, "evaluation.batch_size", "at least 1", self.batch_size)
+        require(bool(self.solvers), "evaluation.solvers", "one or more", self.solvers)
         require_least(2, self, "evaluation", "members", "test_members", "climatology_members")
         require(bool(self.steps) and min(self.steps) >= 1, "evaluation.steps", "one or more counts of 1 on", self.steps)
         require(bool(self.alphas) and min(self.alphas) >= 0, "evaluation.alphas", "one or more from 0 on", self.alphas)

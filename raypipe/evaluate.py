@@ -117,7 +117,7 @@ class Table:
                 "alpha": c.alpha if c.denoiser else None,
                 "beta": c.beta,
                 "steps": c.steps or None,
-                "solver": "euler_maruyama" if c.steps else None,
+                "solver": c.solver if c.steps else None,
                 "split": SPLIT_NAMES[split],
                 "baseline": c.baseline,
                 "chosen": False,
@@ -211,7 +211,7 @@ def keep_best(sources: Sources, chosen: Combination) -> None:
                 alpha=chosen.alpha,
                 beta=1.0 if constant else chosen.beta,
                 steps=chosen.steps,
-                solver="euler_maruyama",
+                solver=chosen.solver,
                 constant_std=constant,
                 num_input_frames=experiment.model.num_input_frames,
                 image_size=experiment.dataset.image_size,
@@ -254,8 +254,8 @@ def save_samples(sources: Sources) -> None:
 def validation_table(rows: Sequence[records.Row]) -> str:
     """The combinations on validation, best first."""
     mine = sorted((r for r in rows if r["split"] == "validation"), key=lambda r: r["crps_ratio"])
-    columns = ["flow", "denoiser", "diffusion", "alpha", "beta", "steps", "crps_ratio", "crps_ratio_se", "difference",
-               "spread_skill", "nfe_per_frame"]  # fmt: skip
+    columns = ["flow", "denoiser", "diffusion", "alpha", "beta", "steps", "solver", "crps_ratio", "crps_ratio_se",
+               "difference", "spread_skill", "nfe_per_frame"]  # fmt: skip
     body = [[r["flow"], r["denoiser"] or "none", *(r[c] for c in columns[2:]), _note(r)] for r in mine]
     return cli.table(body, [*columns, ""])
 

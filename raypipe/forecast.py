@@ -8,10 +8,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from raypipe.config import Evaluation, Experiment
+from raypipe.config import Evaluation, Experiment, Solver
 from raypipe.data.shards import Shards
 from raypipe.data.windows import WindowIndex
-from raypipe.device import choose_device
+from raypipe.device import autocast, choose_device
 from raypipe.metrics import ensemble
 from raypipe.metrics.ensemble import Score
 from raypipe.sde.dynamics import Dynamics
@@ -87,26 +87,43 @@ def residual_std(flow: nn.Module, forecasts: Forecasts, sigma: float) -> Tensor:
 
 
 def forecast(
-    dynamics: Dynamics, forecasts: Forecasts, evaluation: Evaluation, steps: int, members: int | None = None
+    dynamics: Dynamics,
+    forecasts: Forecasts,
+    evaluation: Evaluation,
+    steps: int,
+    members: int | None = None,
+    solver: Solver | None = None,
 ) -> Tensor:
-    """The ensemble [n, M, H, C, h, w] of every window; noise depends on (seed, window's place) alone."""
-    return rollout(
-        dynamics,
-        forecasts.context,
-        forecasts.truth.shape[1],
-        steps=steps,
-        members=members or evaluation.members,
-        seed=evaluation.seed,
-        batch_size=evaluation.batch_size,
-        device=choose_device(),
-    )
+    """The ensemble [n, M, H, C, h, w] of every window, by evaluation's first solver unless another is given.
+
+    Noise depends on (seed, window's place) alone.
+    """
+    device = choose_device()
+    with autocast(device):
+        return rollout(
+            dynamics,
+            forecasts.context,
+            forecasts.truth.shape[1],
+            steps=steps,
+            members=members or evaluation.members,
+            seed=evaluation.seed,
+            solver=solver or evaluation.solvers[0],
+            batch_size=evaluation.batch_size,
+            device=device,
+        )
 
 
 def score(
-    dynamics: Dynamics, forecasts: Forecasts, evaluation: Evaluation, steps: int, members: int | None = None
+    dynamics: Dynamics,
+    forecasts: Forecasts,
+    evaluation: Evaluation,
+    steps: int,
+    members: int | None = None,
+    solver: Solver | None = None,
 ) -> Score:
     """The score in latents."""
-    return ensemble.score(forecast(dynamics, forecasts, evaluation, steps, members), forecasts.truth, forecasts.last)
+    made = forecast(dynamics, forecasts, evaluation, steps, members, solver)
+    return ensemble.score(made, forecasts.truth, forecasts.last)
 
 
 @dataclass(frozen=True)
@@ -123,9 +140,14 @@ def fit_magnitude(
     forecasts: Forecasts,
     evaluation: Evaluation,
     steps: int,
+    solver: Solver | None = None,
 ) -> Fitted:
     """The candidate (a multiplier, or beta) whose dynamics score best on the given, training, windows."""
-    scored = [Fitted(value, score(make(value), forecasts, evaluation, steps).ratio.value) for value in candidates]
+
+    def ratio(value: float) -> float:
+        return score(make(value), forecasts, evaluation, steps, solver=solver).ratio.value
+
+    scored = [Fitted(value, ratio(value)) for value in candidates]
     return min(scored, key=lambda fitted: fitted.ratio if np.isfinite(fitted.ratio) else np.inf)
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from raypipe import cli
-from raypipe.config import ConfigError
+from raypipe.config import SOLVERS, ConfigError
 from raypipe.data.frames import to_float, to_uint8
 from raypipe.data.packing import INDEX, PATTERN, ShardWriter
 from raypipe.data.shards import open_shards
@@ -57,6 +57,7 @@ def make_parser() -> cli.Parser:
                         "interval: K - 1 in-between ones and the whole one (default: 1)")  # fmt: skip
     parser.add_argument("--steps", type=cli.positive, metavar="N", help="integration steps a frame interval (default: "
                         "the model's)")  # fmt: skip
+    parser.add_argument("--solver", choices=SOLVERS, help="how the SDE is integrated (default: the model's)")
     parser.add_argument("--members", type=cli.positive, default=1, metavar="M", help="forecasts to draw (default: 1)")
     parser.add_argument("--seed", type=_seed, default=0, metavar="S", help="seed of the noise (default: 0)")
     parser.add_argument("--output", type=Path, metavar="OUT", help="what to write; the format's suffix is added "
@@ -94,7 +95,13 @@ def _generate(args: argparse.Namespace) -> int:
     context, rest = clip.frames[: manifest.num_input_frames], clip.frames[manifest.num_input_frames :]
     horizon = args.frames or len(rest) or MOST_FRAMES
     predicted = predictor.predict(
-        to_float(torch.from_numpy(context))[None], horizon, args.steps, args.members, args.interpolate, args.seed
+        to_float(torch.from_numpy(context))[None],
+        horizon,
+        args.steps,
+        args.members,
+        args.interpolate,
+        args.seed,
+        args.solver,
     )
     members = to_uint8(predicted[0]).numpy()
 

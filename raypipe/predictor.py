@@ -1,17 +1,17 @@
 """A finished search as one object that predicts video: `load_predictor(folder).predict(frames, horizon)`."""
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 from raypipe import checkpoint
-from raypipe.config import Component
-from raypipe.device import choose_device
+from raypipe.config import SOLVERS, Component, Solver
+from raypipe.device import autocast, choose_device
 from raypipe.models.autoencoder import Autoencoder
 from raypipe.sde.dynamics import ConstantDiffusion, Dynamics, Field
 from raypipe.sde.rollout import rollout
@@ -19,7 +19,7 @@ from raypipe.sde.rollout import rollout
 MANIFEST = "manifest.json"
 CONSTANT = "constant"
 """What a manifest calls a diffusion that is one standard deviation a channel, `constant_std`."""
-DECODE_BATCH = 64
+FRAME_BATCH = 64
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Manifest:
     denoiser: str | None = None
     diffusion: str | None = None
     constant_std: list[float] | None = None
-    solver: Literal["euler_maruyama"] = "euler_maruyama"
+    solver: Solver = "euler_maruyama"
     fps: float | None = None
 
 
@@ -77,31 +77,43 @@ class Predictor:
         members: int = 1,
         interpolate: int = 1,
         seed: int = 0,
+        solver: Solver | None = None,
+        first_frame: int = 0,
     ) -> Tensor:
         """What follows the last K frames of each clip: an ensemble of forecasts.
 
         frames: [b, T, 3, H, W] in [-1, 1], T at least K = manifest.num_input_frames, one frame interval
         apart. steps: of integration, a frame interval (None: the manifest's). interpolate = k: also the frames
         at 1/k, ..., (k-1)/k of every interval, before its whole one; they cost no step and change none.
+        solver: euler_maruyama, milstein or heun (None: the manifest's). first_frame: the number of the first
+        predicted frame. To go on from what was predicted before, give how many frames that were: at 0 the same
+        noise would come again.
 
         Returns [b, members, horizon * interpolate, 3, H, W] in [-1, 1], on the CPU. Members of a model without
-        noise are equal. Raises ValueError for frames of another shape or size, or counts below 1.
+        noise are equal. Raises ValueError for frames of another shape or size, counts below 1 or another solver.
         """
         steps = self.manifest.steps if steps is None else steps
         for name, count in (("horizon", horizon), ("steps", steps), ("members", members), ("interpolate", interpolate)):
             if count < 1:
                 raise ValueError(f"{name}: must be at least 1, not {count}")
+        if first_frame < 0:
+            raise ValueError(f"first_frame: must be at least 0, not {first_frame}")
+        if (solver or self.manifest.solver) not in SOLVERS:
+            raise ValueError(f"solver: must be one of {', '.join(SOLVERS)}, not {solver!r}")
         self._check(frames)
-        latents = rollout(
-            self.dynamics(),
-            self._encode(frames[:, -self.manifest.num_input_frames :].float()),
-            horizon,
-            steps=steps,
-            members=members,
-            seed=seed,
-            interpolate=interpolate,
-            device=self.device,
-        )
+        with autocast(self.device):
+            latents = rollout(
+                self.dynamics(),
+                self._encode(frames[:, -self.manifest.num_input_frames :].float()),
+                horizon,
+                steps=steps,
+                members=members,
+                seed=seed,
+                solver=solver or self.manifest.solver,
+                interpolate=interpolate,
+                first_frame=first_frame,
+                device=self.device,
+            )
         different = members if self.dynamics().stochastic else 1
         return self._decode(latents[:, :different]).expand(-1, members, -1, -1, -1, -1)
 
@@ -120,18 +132,17 @@ class Predictor:
             )
 
     def _encode(self, frames: Tensor) -> Tensor:
-        parts = [self.autoencoder.encode(part.to(self.device)).cpu() for part in _batches(frames.flatten(0, 1))]
-        encoded = torch.cat(parts)
-        return encoded.view(*frames.shape[:2], *encoded.shape[1:])
+        return self._frame_by_frame(self.autoencoder.encode, frames)
 
     def _decode(self, latents: Tensor) -> Tensor:
-        parts = [self.autoencoder.decode(part.to(self.device)).cpu() for part in _batches(latents.flatten(0, 2))]
-        decoded = torch.cat(parts)
-        return decoded.view(*latents.shape[:3], *decoded.shape[1:])
+        return self._frame_by_frame(self.autoencoder.decode, latents)
 
-
-def _batches(tensor: Tensor) -> list[Tensor]:
-    return [tensor[i : i + DECODE_BATCH] for i in range(0, len(tensor), DECODE_BATCH)]
+    def _frame_by_frame(self, apply: Callable[[Tensor], Tensor], frames: Tensor) -> Tensor:
+        """[..., C, H, W] through a network that takes [n, C, H, W], a batch after the other; float32, on the CPU."""
+        flat = frames.flatten(0, -4)
+        with autocast(self.device):
+            made = torch.cat([apply(part.to(self.device)).float().cpu() for part in flat.split(FRAME_BATCH)])
+        return made.view(*frames.shape[:-3], *made.shape[1:])
 
 
 def load_predictor(folder: str | Path) -> Predictor:

@@ -79,6 +79,7 @@ SCORES = [
     Column("alpha", "α", short, "denoising magnitude"),
     Column("beta", "β", short, "diffusion magnitude"),
     Column("steps", "steps", short, "integration steps a frame"),
+    Column("solver", "solver", text, numeric=False),
     Column("crps_ratio", "CRPS ratio", number(3), "CRPS over that of persistence, in latents: 0 is perfect",
            "crps_ratio_se"),
     Column("difference", "Δ published", number(3), "paired difference from the published default; below 0 is better",
@@ -106,7 +107,7 @@ TRIALS = [
     Column("seconds", "seconds", number(0)),
     Column("error", "error", text, numeric=False),
 ]
-_NOT_SHOWN = {"combination", "flow", "denoiser", "diffusion", "solver", "split", "baseline", "chosen", "fps"}
+_NOT_SHOWN = {"combination", "flow", "denoiser", "diffusion", "split", "baseline", "chosen", "fps"}
 
 
 def write_report(workspace: Workspace) -> Path:

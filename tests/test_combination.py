@@ -82,6 +82,15 @@ def test_combinations_of_the_top_two():
         assert c.beta is None and c.baseline is None
 
 
+def test_every_solver_that_is_asked_for():
+    solvers = ["heun", "euler_maruyama"]
+    found = combinations(FLOWS, DENOISERS, DIFFUSIONS, settings(**{"evaluation.solvers": solvers}), 2)
+    plain = combinations(FLOWS, DENOISERS, DIFFUSIONS, settings(), 2)
+    assert {c for c in found if c.solver == "euler_maruyama"} == set(plain)
+    assert {replace(c, solver="euler_maruyama") for c in found if c.solver == "heun"} == set(plain)
+    assert len(found) == 2 * len(plain) == len({c.key for c in found})
+
+
 def test_more_than_two_denoisers_are_tried_where_k_allows():
     denoisers = {c.denoiser for c in combinations(FLOWS, DENOISERS, DIFFUSIONS, settings(), 3)}
     assert denoisers == {None, "d1", "d2"}  # "no denoiser" is one of the three
@@ -249,9 +258,17 @@ def test_evaluations_a_frame(scorer, combination, calls):
         assert np.isfinite(result.score.crps).all()
 
 
+def test_solvers_cost_what_they_evaluate(scorer):
+    full = made(denoiser="d1", diffusion="g1", beta=0.5, steps=2)
+    for solver, calls in (("euler_maruyama", 3), ("milstein", 4), ("heun", 5)):
+        assert scorer.score(replace(full, solver=solver), decode=False).nfe_per_frame == 2 * calls
+    assert scorer.score(made(diffusion=None, solver="heun"), decode=False).nfe_per_frame == 2
+
+
 def test_every_part_of_a_combination_counts(scorer):
     base = made(denoiser="d1", diffusion="g1", beta=0.5)
     changes = [{}, {"flow_model": "f2-s1"}, {"denoiser_model": None}, {"alpha": 2.0}, {"beta": 0.6}, {"steps": 2}]
+    changes += [{"solver": "milstein"}, {"solver": "heun"}]
     changes += [{"diffusion": CONSTANT, "diffusion_model": None}]
     ratios = {scorer.score(replace(base, **change), decode=False).score.ratio.value for change in changes}
     assert len(ratios) == len(changes)

@@ -59,6 +59,12 @@ def flow_axis(**axis: object) -> dict:
         ({"dataset": {"stall_seconds": -1}}, "config: dataset.stall_seconds: must be above 0, not -1.0"),
         ({"name": "a/b"}, "config: name: must be letters, digits, '.', '_', '-', not 'a/b'"),
         ({"evaluation": {"members": 1}}, "config: evaluation.members: must be at least 2, not 1"),
+        ({"evaluation": {"solvers": []}}, "config: evaluation.solvers: must be one or more, not []"),
+        (
+            {"evaluation": {"solvers": ["euler"]}},
+            "config: evaluation.solvers.0: input should be 'euler_maruyama', 'milstein' or 'heun', not 'euler'",
+        ),
+        ({"evaluation": {"batch_size": 0}}, "config: evaluation.batch_size: must be at least 1, not 0"),
         ({"evaluation": {"steps": []}}, "config: evaluation.steps: must be one or more counts of 1 on, not []"),
         ({"search": {"reduction_factor": 1}}, "config: search.reduction_factor: must be at least 2, not 1"),
         # rules over more than one field

@@ -167,6 +167,14 @@ def test_forecasts_depend_on_the_seed_and_the_windows_place_alone():
     assert not torch.equal(forecast.forecast(dynamics, windows, replace(EVALUATION, seed=6), 1), whole)
 
 
+def test_the_first_solver_is_taken_unless_another_is_given():
+    windows = toy(noise(5, 5, 2, 2, 2))
+    dynamics = Dynamics(Flow(lambda last, before: last.sin(), 2))
+    heun = forecast.forecast(dynamics, windows, replace(EVALUATION, solvers=["heun", "milstein"]), 1)
+    assert torch.equal(forecast.forecast(dynamics, windows, EVALUATION, 1, solver="heun"), heun)
+    assert not torch.equal(forecast.forecast(dynamics, windows, EVALUATION, 1), heun)
+
+
 def test_climatology_is_training_frames(tmp_path):
     clips = [noise(n, 2, 2, 2, seed=n).numpy() for n in (3, 9, 6)]
     train = write(tmp_path, clips)

@@ -121,6 +121,20 @@ def test_an_experiments_folder_will_do(best, predictor):
     assert load_predictor(best.parent).manifest == predictor.manifest == MANIFEST
 
 
+def test_the_solver_is_the_manifests_unless_another_is_asked_for(tmp_path):
+    heun, plain = (load_predictor(save_model(tmp_path / name, solver=name)) for name in ("heun", "euler_maruyama"))
+    predicted = heun.predict(context(), 3, steps=1, seed=4)
+    assert torch.equal(plain.predict(context(), 3, steps=1, seed=4, solver="heun"), predicted)
+    assert not torch.equal(plain.predict(context(), 3, steps=1, seed=4), predicted)
+
+
+def test_going_on_from_a_prediction_draws_new_noise(predictor):
+    """The same frames once more, as the first predicted one and as the fourth."""
+    first, fourth = (predictor.predict(context(), 1, first_frame=number) for number in (0, 3))
+    assert not torch.equal(first, fourth)
+    assert torch.equal(predictor.predict(context(), 1, first_frame=3), fourth)
+
+
 @pytest.mark.parametrize(
     ("frames", "arguments", "message"),
     [
@@ -132,6 +146,8 @@ def test_an_experiments_folder_will_do(best, predictor):
         (context(), {"members": 0}, "members: must be at least 1"),
         (context(), {"interpolate": 0}, "interpolate: must be at least 1"),
         (context(), {"steps": 0}, "steps: must be at least 1"),
+        (context(), {"first_frame": -1}, "first_frame: must be at least 0, not -1"),
+        (context(), {"solver": "euler"}, "solver: must be one of euler_maruyama, milstein, heun, not 'euler'"),
     ],
 )
 def test_bad_frames(predictor, frames, arguments, message):
@@ -152,7 +168,7 @@ def _no_experiment(folder):
         (lambda folder: (save_model(folder) / "manifest.json").write_text("{"), "not JSON"),
         (lambda folder: (save_model(folder) / "manifest.json").write_text("[]"), "manifest: Input should be"),
         (lambda folder: save_model(folder, beta="much"), "beta: Input should be a valid number"),
-        (lambda folder: save_model(folder, solver="heun"), "solver: Input should be 'euler_maruyama'"),
+        (lambda folder: save_model(folder, solver="euler"), "solver: Input should be 'euler_maruyama'"),
         (lambda folder: save_model(folder, steps=0), "steps: must be at least 1, not 0"),
         (lambda folder: save_model(folder, diffusion="constant", constant_std=[1.0]), "constant_std: must be 4"),
         (lambda folder: save_model(folder, num_input_frames=3), "flow: made for 2 frames of 4 channels"),
@@ -232,11 +248,11 @@ def test_predictions_as_shards_are_those_of_the_predictor(best, predictor, tmp_p
         writer.add("a/b", moving(9))
         writer.add("c", 255 - moving(9))
     flags = ("--model", best, "--input", tmp_path / "test", "--clip", 1, "--format", "shards", "--members", 2)
-    assert run(*flags, "--frames", 2, "--seed", 5, "--steps", 1, "--output", tmp_path / "out") == 0
+    assert run(*flags, "--frames", 2, "--seed", 5, "--steps", 1, "--solver", "heun", "--output", tmp_path / "out") == 0
     shards = open_shards(tmp_path / "out")
     assert shards.names == ["c-000", "c-001"]
     frames = to_float(torch.from_numpy(255 - moving(GIVEN)))[None]
-    expected = predictor.predict(frames, 2, steps=1, members=2, seed=5)
+    expected = predictor.predict(frames, 2, steps=1, members=2, seed=5, solver="heun")
     for i in range(2):
         torch.testing.assert_close(to_float(torch.from_numpy(shards.clip(i))), expected[0, i], atol=0.005, rtol=0)
 

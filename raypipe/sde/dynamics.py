@@ -6,16 +6,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from raypipe.sde.solvers import Solver
+
 Field = Callable[[Tensor, Tensor], Tensor]
 """(state [b, K*C, h, w], u [b]) -> [b, C, h, w] (flow, diffusion) or [b, K*C, h, w] (denoiser)."""
 
 
 @dataclass(frozen=True)
 class Dynamics:
-    """The three components at work. Without a diffusion the forecast is deterministic.
-
-    evaluations: network calls that one look at drift and diffusion costs.
-    """
+    """The three components at work. Without a diffusion the forecast is deterministic."""
 
     flow: Field
     denoiser: Field | None = None
@@ -27,10 +26,11 @@ class Dynamics:
     def stochastic(self) -> bool:
         return self.diffusion is not None and self.beta > 0
 
-    @property
-    def evaluations(self) -> int:
+    def evaluations(self, solver: Solver) -> int:
+        """Network calls that one step of the solver costs."""
         learnt = self.stochastic and not isinstance(self.diffusion, ConstantDiffusion)
-        return 1 + (self.denoiser is not None and self.alpha > 0) + learnt
+        drift = 1 + (self.denoiser is not None and self.alpha > 0)
+        return solver.drifts * drift + solver.noises * learnt
 
     def interval(self, start: Tensor) -> "Interval":
         """The dynamics inside the frame interval that begins at the state `start`."""
@@ -59,8 +59,11 @@ class Interval:
             drift = drift + dynamics.alpha * dynamics.denoiser(x, time)
         return drift
 
-    def noise(self, x: Tensor, u: float) -> Callable[[Tensor], Tensor]:
-        """The linear map dW [b, C, h, w] -> beta G(X) dW [b, K*C, h, w]; G is zero but for the last frame."""
+    def noise(self, x: Tensor, u: float) -> Callable[[Tensor | float], Tensor]:
+        """The linear map dW [b, C, h, w] -> beta G(X) dW [b, K*C, h, w]; G is zero but for the last frame.
+
+        A number stands for a dW that is the same everywhere.
+        """
         dynamics = self._dynamics
         assert dynamics.diffusion is not None
         time = torch.full((len(x),), u, device=x.device, dtype=x.dtype)

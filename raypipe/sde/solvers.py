@@ -1,33 +1,83 @@
 """Solvers for dX = a(X, t) dt + b(X, t) dW over t in [0, 1] on a uniform grid, in Ito's sense.
 
 A solver sees the equation as two functions: ``drift(x, t)`` is a, and ``noise(x, t)`` evaluates b once and
-gives the linear map dW -> b dW. It returns the solution at t = 1, and where ``readouts`` ask for it.
+gives the linear map dW -> b dW. Every solver takes one step: it evaluates what it needs from X_k and dW, and
+gives the solution *inside* the step, a function of the time s since t_k and of W_{t_k + s} - W_{t_k}. Its value
+at s = h is the next state; at an earlier s it is an in-between frame, which costs no evaluation and changes no step.
+
+A learnt g looks at all of the state, not at its own component alone. Then Milstein's correction lacks the mixed
+double integrals (Levy areas), every solver here has strong order 1/2 and weak order 1, and what tells them apart is
+the size of their errors.
 """
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
+from itertools import pairwise
 
-import torch
 from torch import Tensor
 
+from raypipe.sde.brownian import Wiener
+
 Drift = Callable[[Tensor, float], Tensor]
-Noise = Callable[[Tensor, float], Callable[[Tensor], Tensor]]
+Noise = Callable[[Tensor, float], Callable[[Tensor | float], Tensor | float]]
+Inside = Callable[[float, Tensor | float], Tensor]
+"""(s, W_{t_k + s} - W_{t_k}) -> X_{t_k + s}, for s in (0, h]."""
+
+Step = Callable[[Drift, Noise, Tensor, float, float, "Tensor | float"], Inside]
+"""drift, noise, X_k, t_k, h and dW -> the solution inside the step."""
+
+
+def euler_maruyama(drift: Drift, noise: Noise, x: Tensor, t: float, h: float, dw: Tensor | float) -> Inside:
+    """X_{k+1} = X_k + a h + b dW (Kloeden and Platen 1992, section 10.2): strong order 1/2, weak order 1."""
+    a, b = drift(x, t), noise(x, t)
+    return lambda s, w: x + a * s + b(w)
+
+
+def milstein(drift: Drift, noise: Noise, x: Tensor, t: float, h: float, dw: Tensor | float) -> Inside:
+    """X_k + a h + b dW + (b(Y) - b) (dW^2 - h) / (2 sqrt(h)), Y = X_k + a h + b sqrt(h): strong and weak order 1.
+
+    Platen's explicit scheme (Kloeden and Platen 1992, equation 11.1.3), on each component: Milstein's with
+    b' b in finite differences. Exact to its order only where b_i depends on x_i alone. The derivative by
+    autograd that torchsde takes is a vector product with the whole Jacobian, and rests on the same condition.
+    """
+    a, b = drift(x, t), noise(x, t)
+    root: float = h**0.5
+    shifted = noise(x + a * h + b(root), t)
+
+    def inside(s: float, w: Tensor | float) -> Tensor:
+        double = (w * w - s) / (2 * root)
+        return x + a * s + b(w) + shifted(double) - b(double)
+
+    return inside
+
+
+def heun(drift: Drift, noise: Noise, x: Tensor, t: float, h: float, dw: Tensor | float) -> Inside:
+    """X_k + (a + a(Y, t_k + h)) h / 2 + b dW, Y = X_k + a h + b dW: Heun's drift, Euler's noise.
+
+    The predictor-corrector of Kloeden and Platen 1992, section 15.5, with alpha = 1/2 and eta = 0; the noise is
+    looked at where a step begins, so it is Ito's (Heun's noise would be Stratonovich's). Strong order 1/2, weak
+    order 1; where b is constant strong order 1 and weak order 2; without noise, order 2.
+    """
+    a, b = drift(x, t), noise(x, t)
+    turn = (drift(x + a * h + b(dw), t + h) - a) / (2 * h)
+    return lambda s, w: x + a * s + turn * (s * s) + b(w)
 
 
 @dataclass(frozen=True)
-class Brownian:
-    """The driving noise of one unit of time.
+class Solver:
+    """A solver and what its step costs: how often it evaluates drift and noise."""
 
-    increments: [steps, ...], dW_k ~ N(0, 1/steps); bridge: [readouts, ...], standard normals that fill in
-    the path between the grid's points.
-    """
+    step: Step
+    drifts: int
+    noises: int
 
-    increments: Tensor
-    bridge: Tensor
 
-    def to(self, device: torch.device) -> "Brownian":
-        return Brownian(self.increments.to(device), self.bridge.to(device))
+SOLVERS: Mapping[str, Solver] = {
+    "euler_maruyama": Solver(euler_maruyama, 1, 1),
+    "milstein": Solver(milstein, 1, 2),
+    "heun": Solver(heun, 2, 1),
+}
 
 
 @dataclass(frozen=True)
@@ -38,46 +88,38 @@ class Solution:
     between: tuple[Tensor, ...]
 
 
-def euler_maruyama(
+def solve(
+    step: Step,
     drift: Drift,
     noise: Noise | None,
     x: Tensor,
-    brownian: Brownian | None,
+    wiener: Wiener | None,
     *,
     steps: int,
-    readouts: Sequence[float] = (),
+    readouts: Sequence[Fraction] = (),
 ) -> Solution:
-    """X_{k+1} = X_k + a(X_k, t_k) h + b(X_k, t_k) dW_k (Kloeden and Platen 1992, section 10.2).
+    """From X_0 = x to t = 1 in `steps` equal steps, driven by `wiener`; without noise or wiener, the ODE.
 
-    Strong order 1/2, weak order 1. Without `noise` or `brownian` it is Euler's method for the ODE.
-    readouts: ascending times in (0, 1). Between the grid's points the solution is the scheme's own
-    continuation, X_k + a (t - t_k) + b (W_t - W_{t_k}), so a readout costs no evaluation and changes no step.
+    readouts: ascending times in (0, 1).
     """
     assert steps >= 1 and all(0 < t < 1 for t in readouts) and list(readouts) == sorted(readouts)
-    h = 1.0 / steps
+    if noise is None or wiener is None:
+        noise, wiener = _still, None
+    grid = [Fraction(k, steps) for k in range(steps + 1)]
+    times = sorted({*grid[1:], *readouts})
+    path: dict[Fraction, Tensor | float] = dict.fromkeys([Fraction(0), *times], 0.0)
+    if wiener is not None:
+        path.update(zip(times, wiener(times), strict=True))
     between: list[Tensor] = []
-    for k in range(steps):
-        t, end = k / steps, (k + 1) / steps  # divided, so that every readout falls into exactly one step
-        slope = drift(x, t)
-        kick = noise(x, t) if noise is not None and brownian is not None else None
-        times = [s - t for s in readouts if t <= s < end]
-        if kick is not None and brownian is not None:
-            normals = brownian.bridge[len(between) : len(between) + len(times)]
-            paths = brownian_bridge(brownian.increments[k], h, times, normals)
-            between += [x + slope * s + kick(w) for s, w in zip(times, paths, strict=True)]
-            x = x + slope * h + kick(brownian.increments[k])
-        else:
-            between += [x + slope * s for s in times]
-            x = x + slope * h
+    for begin, end in pairwise(grid):
+        h, dw = 1 / steps, path[end] - path[begin]
+        inside = step(drift, noise, x, float(begin), h, dw)
+        between += [inside(float(s - begin), path[s] - path[begin]) for s in readouts if begin < s < end]
+        x = inside(h, dw)
+        if end in readouts:
+            between.append(x)
     return Solution(x, tuple(between))
 
 
-def brownian_bridge(end: Tensor, h: float, times: Sequence[float], normals: Tensor) -> list[Tensor]:
-    """W at ascending `times` in [0, h], given W_0 = 0 and W_h = end; normals: [len(times), *end.shape]."""
-    path, at, reached = [], torch.zeros_like(end), 0.0
-    for s, normal in zip(times, normals, strict=True):
-        share = (s - reached) / (h - reached)
-        at = at + share * (end - at) + math.sqrt(max(0.0, (s - reached) * (1 - share))) * normal
-        reached = s
-        path.append(at)
-    return path
+def _still(x: Tensor, t: float) -> Callable[[Tensor | float], float]:
+    return lambda w: 0.0

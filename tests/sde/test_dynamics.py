@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from raypipe.sde.dynamics import ConstantDiffusion, Dynamics
+from raypipe.sde.solvers import SOLVERS, solve
 
 
 def flow(x, u):
@@ -64,8 +65,10 @@ def test_constant_diffusion_has_a_scale_per_channel():
         (Dynamics(flow, None, ConstantDiffusion(torch.ones(1))), 1, True),
     ],
 )
-def test_evaluations_are_the_calls_made(dynamics, count, stochastic):
-    assert dynamics.evaluations == count
+@pytest.mark.parametrize("name", SOLVERS)
+def test_evaluations_are_the_calls_made(dynamics, count, stochastic, name):
+    solver = SOLVERS[name]
+    assert dynamics.evaluations(SOLVERS["euler_maruyama"]) == count
     assert dynamics.stochastic == stochastic
     calls = 0
 
@@ -85,7 +88,7 @@ def test_evaluations_are_the_calls_made(dynamics, count, stochastic):
         dynamics.beta,
     )
     interval = spied.interval(state(1, 2))
-    interval.drift(state(1, 2), 0.0)
-    if spied.stochastic:
-        interval.noise(state(1, 2), 0.0)
-    assert calls == count
+    noise = interval.noise if spied.stochastic else None
+    still = lambda times: [torch.zeros(1, 1, 1, 1) for _ in times]  # noqa: E731
+    solve(solver.step, interval.drift, noise, state(1, 2), still, steps=3)
+    assert calls == 3 * dynamics.evaluations(solver)

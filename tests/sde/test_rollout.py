@@ -5,8 +5,10 @@ import torch
 
 from raypipe.sde.dynamics import ConstantDiffusion, Dynamics
 from raypipe.sde.rollout import rollout
+from raypipe.sde.solvers import SOLVERS
 
 C, H, W = 2, 3, 3
+NAMES = sorted(SOLVERS)
 
 
 def constant_velocity(x, u):
@@ -110,12 +112,57 @@ def test_frames_in_between_of_constant_velocity_lie_on_a_line(context, steps, in
     torch.testing.assert_close(forecast[:, 0], context[:, -1:] + 0.5 * times)
 
 
-@pytest.mark.parametrize("steps", [1, 3, 10])
+@pytest.mark.parametrize("solver", NAMES)
+@pytest.mark.parametrize("steps", [1, 2, 3, 10])
 @pytest.mark.parametrize("interpolate", [2, 5, 10])
-def test_whole_frames_are_the_same_with_and_without_those_in_between(context, steps, interpolate):
-    plain = rollout(FULL, context, 3, steps=steps, members=2, seed=1)
-    dense = rollout(FULL, context, 3, steps=steps, members=2, seed=1, interpolate=interpolate)
+def test_whole_frames_are_the_same_with_and_without_those_in_between(context, solver, steps, interpolate):
+    plain = rollout(FULL, context, 3, steps=steps, members=2, seed=1, solver=solver)
+    dense = rollout(FULL, context, 3, steps=steps, members=2, seed=1, solver=solver, interpolate=interpolate)
     assert torch.equal(dense[:, :, interpolate - 1 :: interpolate], plain)
+
+
+@pytest.mark.parametrize("solver", NAMES)
+@pytest.mark.parametrize(("few", "many"), [(2, 4), (2, 6), (3, 6), (3, 12), (5, 10)])
+def test_more_frames_in_between_only_add(context, solver, few, many):
+    """A half is a half, whether asked for among halves, quarters or sixths."""
+    sparse, dense = (
+        rollout(FULL, context, 2, steps=3, members=2, seed=1, solver=solver, interpolate=k) for k in (few, many)
+    )
+    assert torch.equal(dense[:, :, many // few - 1 :: many // few], sparse)
+
+
+@pytest.mark.parametrize("solver", NAMES)
+@pytest.mark.parametrize("interpolate", [1, 4])
+def test_in_two_parts_it_is_what_it_is_in_one(context, solver, interpolate):
+    """The last K whole frames of every member, and the number of frames so far, are all that the rest depends on."""
+    settings = {"steps": 2, "members": 3, "seed": 1, "solver": solver, "interpolate": interpolate}
+    whole = rollout(FULL, context, 7, **settings)
+    first = rollout(FULL, context, 4, **settings)
+    known = first[:, :, interpolate - 1 :: interpolate][:, :, -context.shape[1] :]
+    second = rollout(FULL, known, 3, first_frame=4, **settings)
+    assert torch.equal(torch.cat([first, second], dim=2), whole)
+    repeated = rollout(FULL, known, 3, **settings)
+    assert not torch.equal(repeated, second)
+
+
+def test_a_deterministic_forecast_goes_on_from_members_that_differ(context):
+    known = torch.stack([context, 2 * context], dim=1)
+    forecast = rollout(Dynamics(nonlinear), known, 2, steps=2, members=2, seed=0)
+    for m in range(2):
+        alone = rollout(Dynamics(nonlinear), known[:, m], 2, steps=2, members=1, seed=0)
+        torch.testing.assert_close(forecast[:, m], alone[:, 0], rtol=0, atol=1e-6)
+
+
+def exact_path(steps, solver):
+    """Flow 0 and constant g: every solver is exact, so the forecast is the Brownian path itself."""
+    dynamics = Dynamics(lambda x, u: torch.zeros_like(x[:, -C:]), None, ConstantDiffusion(torch.ones(C)))
+    return rollout(dynamics, torch.zeros(4, 2, C, H, W), 3, steps=steps, members=2, seed=3, solver=solver)
+
+
+@pytest.mark.parametrize("solver", NAMES)
+@pytest.mark.parametrize("steps", [2, 3, 8])
+def test_solvers_and_numbers_of_steps_are_compared_on_one_path(solver, steps):
+    torch.testing.assert_close(exact_path(steps, solver), exact_path(1, "euler_maruyama"), rtol=0, atol=1e-5)
 
 
 def test_readouts_of_noise_have_the_law_of_brownian_motion():
@@ -128,7 +175,7 @@ def test_readouts_of_noise_have_the_law_of_brownian_motion():
     torch.testing.assert_close(tied.var((0, 2, 3, 4)), s * (1 - s), rtol=0.05, atol=0)
 
 
-@pytest.mark.parametrize("batch_size", [1, 4, 7])
+@pytest.mark.parametrize("batch_size", [1, 4, 7, 1000])
 def test_batching_changes_nothing(context, batch_size):
     together = rollout(FULL, context, 3, steps=2, members=3, seed=1, interpolate=2)
     apart = rollout(FULL, context, 3, steps=2, members=3, seed=1, interpolate=2, batch_size=batch_size)
@@ -167,6 +214,44 @@ def test_members_of_a_deterministic_forecast_are_equal(context):
     assert forecast.shape[:2] == (5, 4)
     assert all(torch.equal(forecast[:, 0], forecast[:, m]) for m in range(4))
     assert calls == [5] * 4  # each is integrated once
+
+
+def test_members_are_batched_too(context):
+    """Not windows alone: 5 windows of 6 members by 4 are at most 4 forecasts at once."""
+    sizes = []
+
+    def counted(x, u):
+        sizes.append(len(x))
+        return nonlinear(x, u)
+
+    rollout(Dynamics(counted, None, diffusion), context, 1, steps=1, members=6, seed=0, batch_size=4)
+    assert sizes == [4] * 7 + [2]
+
+
+def test_running_out_of_memory_makes_batches_smaller(context):
+    def hungry(x, u):
+        if len(x) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return nonlinear(x, u)
+
+    whole = rollout(FULL, context, 2, steps=2, members=3, seed=1)
+    tight = rollout(Dynamics(hungry, denoiser, diffusion, 1.2, 0.8), context, 2, steps=2, members=3, seed=1)
+    torch.testing.assert_close(tight, whole, rtol=0, atol=1e-6)
+
+
+def test_half_precision_stays_inside_the_networks(context):
+    """Under autocast the state is integrated in float32: it is only as wrong as the networks' answers are."""
+    layer = torch.nn.Conv2d(3 * C, C, 3, padding=1)
+
+    def flow(x, u):
+        return layer(x)
+
+    dynamics = Dynamics(flow, None, diffusion)
+    full = rollout(dynamics, context, 2, steps=2, members=2, seed=1)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        half = rollout(dynamics, context, 2, steps=2, members=2, seed=1)
+    assert half.dtype == torch.float32
+    assert 0 < (half - full).abs().max() < 0.05
 
 
 def test_no_gradients(context):

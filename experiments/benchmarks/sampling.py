@@ -1,0 +1,321 @@
+"""How fast and how well a trained model is sampled: `python experiments/benchmarks/sampling.py [--model DIR]`.
+
+Prints JSON lines, all from the same networks, validation windows and number of members:
+
+- ours, 2 steps a frame, against the published sampler, torchsde's adaptive Milstein (rtol 1e-10, atol 1e-2): `ratio` of
+  predicted frames a second, in latents, the best of a few runs side by side, in batches of one size; and the quality
+  of both;
+- ours in batches of other sizes;
+- every solver at 1, 2, 4, ... steps: quality against network evaluations a frame.
+
+crps_ratio is on latents, psnr (dB) on decoded frames, the mean over members.
+"""
+
+import argparse
+import importlib.util
+import json
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from raypipe import cli, forecast
+from raypipe.combination import decode_frames, true_frames
+from raypipe.config import ConfigError
+from raypipe.data.frames import to_float
+from raypipe.device import autocast, choose_device
+from raypipe.forecast import Forecasts
+from raypipe.metrics import ensemble, frames
+from raypipe.metrics.ensemble import Score
+from raypipe.predictor import MANIFEST, Predictor, find_best, load_predictor
+from raypipe.sde.batching import in_batches
+from raypipe.sde.dynamics import Dynamics, Interval
+from raypipe.sde.rollout import rollout
+from raypipe.sde.solvers import SOLVERS
+from raypipe.sources import Sources
+from raypipe.workspace import Workspace, latest
+
+PROG = "sampling.py"
+RTOL, ATOL = 1e-10, 1e-2
+FIRST_STEP = 0.1
+"""torchsde's dt, its first try: from its own default, 1e-3, it takes three times as many evaluations to grow."""
+BATCHES = (16, 32, 64, 128, 256)
+CURVE = (1, 2, 4, 8, 16, 32)
+PUBLISHED = "torchsde adaptive milstein"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What is sampled: the model, held-out windows, members, and rollouts at once."""
+
+    predictor: Predictor
+    sources: Sources
+    windows: Forecasts
+    members: int
+    batch_size: int | None
+    seed: int
+
+    @property
+    def dynamics(self) -> Dynamics:
+        return self.predictor.dynamics()
+
+    @property
+    def frames(self) -> int:
+        """Frames that a forecast of all windows predicts."""
+        return self.members * self.windows.truth.shape[0] * self.windows.truth.shape[1]
+
+    def first(self, count: int) -> "Trial":
+        """The first few windows alone."""
+        w = self.windows
+        return replace(self, windows=Forecasts(w.context[:count], w.truth[:count], w.clips[:count], w.starts[:count]))
+
+
+class IntervalSde:
+    """One frame interval as torchsde sees it: the flattened state, diagonal noise.
+
+    As published, its networks run without gradients, so that Milstein's derivative comes out as zero.
+    """
+
+    noise_type = "diagonal"
+    sde_type = "ito"
+
+    def __init__(self, interval: Interval, shape: Sequence[int]) -> None:
+        self._interval = interval
+        self._shape = (-1, *shape)
+        self.drifts = 0
+
+    @torch.no_grad()
+    def f(self, t: Tensor, y: Tensor) -> Tensor:
+        self.drifts += 1
+        return self._interval.drift(y.view(self._shape), float(t)).flatten(1)
+
+    @torch.no_grad()
+    def g(self, t: Tensor, y: Tensor) -> Tensor:
+        return self._interval.noise(y.view(self._shape), float(t))(1.0).flatten(1)
+
+
+@dataclass
+class Drifts:
+    """Drift evaluations, over all batches and frames."""
+
+    count: int = 0
+    intervals: int = 0
+
+    @property
+    def per_frame(self) -> float:
+        return self.count / self.intervals
+
+
+def sample_published(trial: Trial, drifts: Drifts) -> Tensor:
+    """torchsde's sampler, frame after frame: [n, members, H, C, h, w]."""
+    import torchsde  # type: ignore[import-untyped,unused-ignore]
+
+    given = trial.windows.context.repeat_interleave(trial.members, dim=0)
+    horizon, device = trial.windows.truth.shape[1], trial.predictor.device
+
+    def run(rows: slice) -> Tensor:
+        known = list(given[rows].to(device).unbind(1))
+        channels = known[0].shape[1]
+        out = []
+        for frame in range(horizon):
+            state = torch.cat(known, dim=1)
+            sde = IntervalSde(trial.dynamics.interval(state), state.shape[1:])
+            start, times = state.flatten(1), torch.tensor([0.0, 1.0], device=device)
+            entropy = hash((trial.seed, rows.start, frame)) % 2**31
+            noise = torchsde.BrownianInterval(
+                0.0, 1.0, size=tuple(start.shape), entropy=entropy, device=device, dtype=start.dtype
+            )
+            with warnings.catch_warnings(), torch.no_grad():
+                warnings.simplefilter("ignore")  # that its step is the least allowed
+                end = torchsde.sdeint(
+                    sde, start, times, bm=noise, method="milstein", dt=FIRST_STEP, adaptive=True, rtol=RTOL, atol=ATOL
+                )[-1]
+            drifts.count, drifts.intervals = drifts.count + sde.drifts, drifts.intervals + 1
+            out.append(end.view_as(state)[:, -channels:])
+            known = [*known[1:], out[-1]]
+        return torch.stack(out, dim=1).cpu()
+
+    with autocast(device):
+        rolled = in_batches(run, len(given), trial.batch_size, device)
+    return rolled.view(len(trial.windows.context), trial.members, *rolled.shape[1:])
+
+
+def sample(trial: Trial, solver: str, steps: int) -> Tensor:
+    """Ours: [n, members, H, C, h, w]."""
+    with autocast(trial.predictor.device):
+        return rollout(
+            trial.dynamics,
+            trial.windows.context,
+            trial.windows.truth.shape[1],
+            steps=steps,
+            members=trial.members,
+            seed=trial.seed,
+            solver=solver,
+            batch_size=trial.batch_size,
+            device=trial.predictor.device,
+        )
+
+
+def scored(trial: Trial, made: Tensor) -> Score:
+    return ensemble.score(made, trial.windows.truth, trial.windows.last)
+
+
+def psnr(trial: Trial, made: Tensor) -> float:
+    """dB, the mean over windows, members and frames."""
+    truth, _ = true_frames(trial.sources, "val", trial.windows)
+    total = [
+        frames.psnr(decoded := decode_frames(trial.predictor.autoencoder, forecasts), to_float(true).expand_as(decoded))
+        for forecasts, true in zip(made, truth, strict=True)
+    ]
+    return float(torch.stack([x.mean() for x in total]).mean())
+
+
+def versus(trial: Trial, timed: Trial, repeats: int) -> None:
+    """Print both samplers' speed and quality, and the ratio of the speeds."""
+    drifts = Drifts()
+    seconds: dict[str, list[float]] = {"theirs": [], "ours": []}
+    with cli.progress_bar("both samplers", repeats, "run") as bar:
+        for _ in range(repeats):
+            for name in seconds:
+                began = time.perf_counter()
+                sample_published(timed, Drifts()) if name == "theirs" else sample(timed, "euler_maruyama", 2)
+                seconds[name].append(time.perf_counter() - began)
+            bar.update()
+    speed = {name: timed.frames / min(times) for name, times in seconds.items()}
+    theirs, ours = sample_published(trial, drifts), sample(trial, "euler_maruyama", 2)
+    reference, score = scored(trial, theirs), scored(trial, ours)
+    gap = score.minus(reference)
+    common = {"benchmark": "sampling", "members": trial.members, "windows": len(trial.windows.clips)}
+    show(common, PUBLISHED, speed["theirs"], reference, psnr=psnr(trial, theirs), drifts_per_frame=drifts.per_frame)
+    show(
+        common,
+        "euler_maruyama",
+        speed["ours"],
+        score,
+        steps=2,
+        drifts_per_frame=2,
+        psnr=psnr(trial, ours),
+        ratio=speed["ours"] / speed["theirs"],
+        against=PUBLISHED,
+        crps_difference=gap.value,
+        crps_difference_se=gap.se,
+    )
+
+
+def batches(timed: Trial, repeats: int, sizes: Sequence[int]) -> None:
+    """Print the speed of ours in batches of each size; `ratio` is to the largest."""
+    seconds: dict[int, list[float]] = {size: [] for size in sizes}
+    with cli.progress_bar("batch sizes", repeats * len(sizes), "run") as bar:
+        for _ in range(repeats):
+            for size in sizes:
+                began = time.perf_counter()
+                sample(replace(timed, batch_size=size), "euler_maruyama", 2)
+                seconds[size].append(time.perf_counter() - began)
+                bar.update()
+    speed = {size: timed.frames / min(times) for size, times in seconds.items()}
+    for size in sizes:
+        line = {"batch_size": size, "frames_per_second": speed[size], "ratio": speed[size] / speed[max(sizes)]}
+        say({"benchmark": "batches", **line, "against": f"batches of {max(sizes)}"})
+
+
+def curve(trial: Trial, counts: Sequence[int]) -> None:
+    """Print quality against evaluations, a line a solver and number of steps; `ratio` is of the crps_ratios."""
+    common = {"benchmark": "solvers", "members": trial.members, "windows": len(trial.windows.clips)}
+    base = scored(trial, sample(trial, "euler_maruyama", 2))
+    with cli.progress_bar("solvers", len(SOLVERS) * len(counts), "forecast") as bar:
+        for steps in counts:
+            for name, solver in SOLVERS.items():
+                began = time.perf_counter()
+                score = scored(trial, sample(trial, name, steps))
+                speed = trial.frames / (time.perf_counter() - began)
+                gap = score.minus(base)
+                show(
+                    common,
+                    name,
+                    speed,
+                    score,
+                    steps=steps,
+                    evaluations_per_frame=steps * trial.dynamics.evaluations(solver),
+                    ratio=score.ratio.value / base.ratio.value,
+                    against="euler_maruyama, 2 steps",
+                    crps_difference=gap.value,
+                    crps_difference_se=gap.se,
+                )
+                bar.update()
+
+
+def show(common: dict[str, Any], sampler: str, speed: float, score: Score, **more: Any) -> None:
+    quality = {"crps_ratio": score.ratio.value, "crps_ratio_se": score.ratio.se, "spread_skill": score.spread_skill}
+    say({**common, "sampler": sampler, "frames_per_second": speed, **quality, **more})
+
+
+def say(line: dict[str, Any]) -> None:
+    cli.say(json.dumps({key: round(value, 5) if isinstance(value, float) else value for key, value in line.items()}))
+
+
+def find_model(args: argparse.Namespace) -> Path:
+    if args.model is not None:
+        return find_best(args.model)
+    storage = cli.storage_root(args)
+    workspace = latest(storage, lambda w: (w.best / MANIFEST).is_file())
+    if workspace is None:
+        raise ConfigError(f"--model: no finished search in {str(storage)!r}; run make demo first")
+    return workspace.best
+
+
+def open_trial(args: argparse.Namespace) -> Trial:
+    """The model, and validation windows of the experiment that it lies in."""
+    best = find_model(args)
+    folder = best.resolve().parent
+    if not (folder / "config.yaml").is_file():
+        raise ConfigError(
+            f"--model: {best} lies in no experiment, whose validation clips are needed; give one that does"
+        )
+    workspace = Workspace(folder.parent, folder.name)
+    experiment = workspace.experiment()
+    sources, seed = Sources(experiment, workspace), experiment.evaluation.seed
+    windows = forecast.forecast_windows(sources.split("val"), experiment, 4 if args.quick else args.windows, seed)
+    members = 2 if args.quick else args.members
+    return Trial(load_predictor(best), sources, windows, members, args.batch_size, seed)
+
+
+def make_parser() -> cli.Parser:
+    parser = cli.Parser(prog=PROG, description="Speed and quality of samplers on a trained model.", allow_abbrev=False)
+    parser.add_argument("--model", type=Path, metavar="DIR", help="an experiment's folder, or the best/ in it "
+                        "(default: the latest under the storage root)")  # fmt: skip
+    parser.add_argument("--storage", metavar="DIR", help="storage root of the experiments (default: $RAYPIPE_STORAGE "
+                        "or ~/raypipe)")  # fmt: skip
+    parser.add_argument(
+        "--windows", type=cli.positive, default=64, metavar="N", help="validation windows (default: 64)"
+    )
+    parser.add_argument("--timed", type=cli.positive, default=16, metavar="N", help="windows of the timed runs "
+                        "(default: 16)")  # fmt: skip
+    parser.add_argument("--members", type=cli.positive, default=4, metavar="M", help="forecasts a window (default: 4)")
+    parser.add_argument("--batch-size", type=cli.positive, metavar="B", help="forecasts at once, of both samplers "
+                        "(default: chosen as in an evaluation)")  # fmt: skip
+    parser.add_argument("--threads", type=cli.positive, default=1, metavar="N", help="torch threads (default: 1)")
+    parser.add_argument("--quick", action="store_true", help="tiny: shows that it runs, and measures nothing")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = make_parser().parse_args(argv)
+    if importlib.util.find_spec("torchsde") is None:
+        raise ConfigError("torchsde: not installed, and compared with; pip install -r tests/requirements.txt")
+    torch.set_num_threads(args.threads)
+    trial = open_trial(args)
+    repeats = 1 if args.quick else 3
+    say({"benchmark": "sampling", "device": str(choose_device()), "threads": args.threads})
+    versus(trial, trial.first(args.timed), repeats)
+    batches(trial, repeats, BATCHES[:2] if args.quick else BATCHES)
+    curve(trial, CURVE[:2] if args.quick else CURVE)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(cli.run(main, PROG))
