@@ -12,7 +12,7 @@ from raypipe.config import Experiment
 from raypipe.data.dataset import WindowBatches
 from raypipe.data.frames import to_float
 from raypipe.data.shards import Shards
-from raypipe.data.windows import Sampler
+from raypipe.data.windows import Sampler, WindowIndex
 from raypipe.models.autoencoder import Autoencoder, build_autoencoder, measure_scale
 from raypipe.task import AutoencoderTask, autoencoder_schedule
 from raypipe.training import NetworkTraining
@@ -44,7 +44,9 @@ class AutoencoderTraining(NetworkTraining):
         self._frames = frames
         torch.manual_seed(seed)
         module = build_autoencoder(settings).to(device)
-        sampler = Sampler(int(frames.lengths.sum()), settings.batch_size, seed, rank, world_size)
+        index = WindowIndex(frames.lengths, 1)
+        borders = index.borders(frames.shard_of)
+        sampler = Sampler(len(index), settings.batch_size, seed, rank, world_size, borders)
         background = backgrounds(frames) if settings.foreground_weight > 1 else None
         super().__init__(
             module,

@@ -33,7 +33,12 @@ class Dataset(Section):
     """Which videos, and how clips are cut out of them."""
 
     name: str = option("demo", "the dataset's name; `demo` is simulated on first use")
-    root: str | None = option(None, "folder of shards with train/ val/ test/ below; none: <storage>/datasets/<name>")
+    root: str | None = option(
+        None, "folder or URI (s3://, gs://, ...) with train/ val/ test/ below; none: <storage>/datasets/<name>"
+    )
+    cache: str = option("~/.cache/raypipe", "each node's folder for copies of shards whose root is a URI")
+    cache_gb: float = option(50.0, "size of that folder; what was used longest ago makes room")
+    stall_seconds: float = option(60.0, "a transfer from a URI fails when no byte comes for so long")
     image_size: int = option(64, "frames are squares of this many pixels")
     frame_stride: int = option(1, "take every k-th frame; one frame interval is then k video frames")
     num_frames: int = option(12, "frames of a clip that is forecast: the given ones and the predicted ones")
@@ -44,6 +49,8 @@ class Dataset(Section):
         require(bool(re.fullmatch(r"[\w.-]+", self.name)), "dataset.name", "letters, digits, '.', '_', '-'", self.name)
         size = self.image_size
         require(size >= 16 and size % 8 == 0, "dataset.image_size", "a multiple of 8 from 16 on", size)
+        require(self.cache_gb > 0, "dataset.cache_gb", "above 0", self.cache_gb)
+        require(self.stall_seconds > 0, "dataset.stall_seconds", "above 0", self.stall_seconds)
         require(self.frame_stride >= 1, "dataset.frame_stride", "at least 1", self.frame_stride)
 
 

@@ -1,40 +1,44 @@
-"""Pack videos into shards: `python -m raypipe.convert_to_h5 --data_dir D --out_dir O --image_size 64`.
-
-D holds train/, val/ and test/ (or some of them), each with video files, folders of frames, or both.
-"""
+"""Pack videos into shards: `python -m raypipe.convert_to_h5 --data_dir D --out_dir O --image_size 64`."""
 
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import re
-import signal
 import sys
-from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
-from multiprocessing import get_context
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn, Self
 
-from tqdm import tqdm
+from filelock import FileLock, Timeout
 
-from raypipe.data.packing import INDEX, PATTERN, ShardWriter
-from raypipe.data.shards import open_shards
-from raypipe.data.videos import Frames, Source, find_clips, read_source
+from raypipe import cli
+from raypipe.data import resuming
+from raypipe.data.conversion import LAYOUTS, Options, Outcome, Task, plan
+from raypipe.data.fitting import MODES
+from raypipe.data.processes import ProcessDiedError, run_in_processes
+from raypipe.data.resuming import State
+from raypipe.data.splits import DATASETS, SPLITS, Division, Split, find_splits
 
 PROG = "raypipe.convert_to_h5"
-SPLITS = ("train", "val", "test")
+ABOUT = """Pack videos, folders of frames, or shards into HDF5 shards.
+
+DATA_DIR holds train/, val/ and test/ (or some of them), each with video files, one folder of images for each clip,
+or shards that are to be packed anew, at any depth. Without these three, --split divides what it holds, and --dataset
+knows official layouts. What there is, is found out by looking.
+
+A run that was cut off goes on from the shards that stand when the same command is given again. Finished splits are
+kept; other options, or changed sources, are refused. The result does not depend on the number of processes.
+
+exit code: 0 all well; 1 sources were unreadable and left out, or a split has no clip left; 2 bad input, a full disk
+or a killed process; 130 interrupted."""
 
 
-@dataclass(frozen=True)
-class Bad:
-    """A source that could not be read, and why."""
-
-    source: Source
-    reason: str
+Run = Callable[[Sequence[Task], Callable[[int], None]], Generator[tuple[Task, Outcome], None, None]]
+"""Makes tasks, telling how many frames were added; gives them as they end."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -43,140 +47,341 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog=f"python -m {PROG}", description=__doc__.split("\n\n")[0] if __doc__ else None)
-    parser.add_argument("--data_dir", "--data-dir", type=Path, required=True, help="folder with train/ val/ test/")
-    parser.add_argument("--out_dir", "--out-dir", type=Path, required=True, help="folder that the shards go to")
-    parser.add_argument("--image_size", "--image-size", type=int, default=64, help="side of the square frames, pixels")
-    parser.add_argument("--extension", default="png", help="suffix of the images in folders of frames")
-    parser.add_argument("--num-workers", type=int, default=os.cpu_count() or 1, help="processes that read videos")
-    parser.add_argument("--skip-bad", action="store_true", help="exit with 0 even if some sources are unreadable")
+    parser = _Parser(prog=f"python -m {PROG}", description=ABOUT, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--data_dir", "--data-dir", type=Path, required=True, metavar="DIR", help="what is to be packed")
+    add("--out_dir", "--out-dir", type=Path, required=True, metavar="DIR", help="where train/ val/ test/ shards go")
+    add(
+        "--image_size",
+        "--image-size",
+        type=int,
+        default=64,
+        metavar="N",
+        help="side of the square frames in pixels, a multiple of 8 (default: 64)",
+    )
+    add(
+        "--fit",
+        choices=MODES,
+        default="crop",
+        help="crop takes the square in a frame's centre, pad the whole frame with black bars (default: crop)",
+    )
+    add("--frame-stride", type=int, default=1, metavar="N", help="keep every N-th frame (default: 1)")
+    add("--grey", action="store_true", help="greyscale, kept as three equal channels")
+    add(
+        "--min-length",
+        type=int,
+        default=1,
+        metavar="N",
+        help="leave out clips of fewer frames, counted after --frame-stride; they are listed, and no error",
+    )
+    add("--extension", metavar="SUFFIX", help="suffix of the images in folders of frames (default: the one there)")
+    add(
+        "--split",
+        metavar="A,B,C",
+        help="shares of train, val and test, as 0.8,0.1,0.1, for a folder without them. Clips are taken in the order"
+        " of the SHA-256 of their names: the same names give the same splits, and each share above 0 gets a clip",
+    )
+    add(
+        "--group-by",
+        metavar="REGEX",
+        help="with --split: divide groups rather than clips, so that none stands in two splits. A clip's group is what"
+        r" the parentheses match in its name, as in 'person(\d+)'",
+    )
+    add(
+        "--dataset",
+        choices=DATASETS,
+        help="an official layout. kth: person01_boxing_d1_uncomp.avi and so on, in one folder or several; by person,"
+        " 1-16 train, 17-20 val, 21-25 test (the published split, with val taken from its training people)."
+        " clevrer: video_train/, video_validation/, video_test/",
+    )
+    add(
+        "--layout",
+        choices=LAYOUTS,
+        default="packed",
+        help="packed is fast to read; published is what the published code reads, one compressed dataset for each"
+        " frame (default: packed)",
+    )
+    add(
+        "--num-workers",
+        type=int,
+        metavar="N",
+        help="processes at work; 1 is this one alone. Where a Ray cluster is up (RAY_ADDRESS, or one on this machine),"
+        " tasks on it, and all nodes must see both folders (default: the CPUs of the machine or cluster)",
+    )
+    add("--skip-bad", action="store_true", help="exit with 0 even if sources were unreadable and left out")
     return parser
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run the command. Returns 0; 1 if sources were unreadable; 2 for bad input; 130 when interrupted."""
     try:
         return _run(_parser().parse_args(argv))
     except (ValueError, OSError) as error:
-        sys.stderr.write(f"{PROG}: error: {error}\n")
-        return 2
+        sys.stderr.write(f"{PROG}: error: {' '.join(str(error).split())}\n")
+        return cli.BAD_INPUT
     except KeyboardInterrupt:
-        sys.stderr.write(f"\n{PROG}: interrupted; the same command makes the unfinished splits anew\n")
-        return 130
+        sys.stderr.write(f"\n{PROG}: interrupted; the same command goes on from here\n")
+        return cli.INTERRUPTED
 
 
 def _run(args: argparse.Namespace) -> int:
+    options = _options(args)
+    data, out = args.data_dir.absolute(), args.out_dir.absolute()
+    splits = find_splits(data, _division(args), args.extension)
+    _check_apart(data, out, splits)
+    tasks = {split.name: plan(out / split.name, split.sources, options) for split in splits}
+    # Every split is looked at before the work begins, so that a mistake in the last one shows at once.
+    states = {name: resuming.look(out / name, tasks[name]) for name in tasks}
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(out / ".convert.lock", blocking=False):
+            for name, state in states.items():
+                if state.finished:
+                    sys.stderr.write(f"{args.out_dir / name}: finished already, kept; delete it to make it anew\n")
+            done = _convert_all(out, tasks, states, args.num_workers)
+    except Timeout:
+        raise ValueError(f"--out_dir: another conversion writes to {args.out_dir}; wait for it to end") from None
+    return _summarise(args, splits, done)
+
+
+def _options(args: argparse.Namespace) -> Options:
     if args.image_size < 16 or args.image_size % 8:
         raise ValueError(f"--image_size: must be a multiple of 8 from 16 on, not {args.image_size}")
-    if args.num_workers < 1:
-        raise ValueError(f"--num-workers: must be at least 1, not {args.num_workers}")
-    if not args.data_dir.is_dir():
-        raise ValueError(f"{args.data_dir}: no such folder; --data_dir must hold train/, val/ or test/")
-    splits = [split for split in SPLITS if (args.data_dir / split).is_dir()]
-    if not splits:
-        raise ValueError(f"{args.data_dir}: holds none of train/, val/, test/; move the clips into one of them")
-    # Every split is looked at before the work begins, so that a mistake in the last one shows at once.
-    sources = {split: find_clips(args.data_dir / split, args.extension) for split in splits}
-    finished = [split for split in splits if _is_finished(args.out_dir / split, args.image_size)]
-    bad: list[Bad] = []
+    for flag in ("frame_stride", "min_length", "num_workers"):
+        value = getattr(args, flag)
+        if value is not None and value < 1:
+            raise ValueError(f"--{flag.replace('_', '-')}: must be at least 1, not {value}")
+    return Options(args.image_size, args.fit, args.frame_stride, args.grey, args.min_length, args.layout)
+
+
+def _division(args: argparse.Namespace) -> Division:
+    if args.dataset and args.split:
+        raise ValueError(f"--split: --dataset {args.dataset} has splits of its own; give one of the two")
+    if args.group_by is not None:
+        if not args.split:
+            raise ValueError("--group-by: only divides together with --split; add --split 0.8,0.1,0.1")
+        try:
+            re.compile(args.group_by)
+        except re.error as error:
+            raise ValueError(f"--group-by: not a regular expression ({error}): {args.group_by!r}") from None
+    return Division(args.dataset, _fractions(args.split), args.group_by)
+
+
+def _fractions(text: str | None) -> tuple[float, float, float] | None:
+    if text is None:
+        return None
+    try:
+        train, val, test = (float(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError(f"--split: must be three shares with commas, as 0.8,0.1,0.1, not {text!r}") from None
+    if not (min(train, val, test) >= 0 and abs(train + val + test - 1) < 1e-6):
+        raise ValueError(f"--split: shares must be at least 0 and add up to 1, not {text!r}")
+    return train, val, test
+
+
+def _check_apart(data: Path, out: Path, splits: Sequence[Split]) -> None:
+    """Results among the sources would be sources of the next run."""
     for split in splits:
-        if split in finished:
-            sys.stderr.write(f"{args.out_dir / split}: finished already, kept; delete it to make it anew\n")
-        else:
-            bad += _convert(sources[split], args.out_dir / split, args)
-    _summarise(args.out_dir, splits, bad)
-    return 1 if bad and not args.skip_bad else 0
+        target = (out / split.name).resolve()
+        for source in (item.path.resolve() for item in split.sources):
+            if target == source or target in source.parents:
+                raise ValueError(f"--out_dir: {target} holds sources; choose a folder outside of {data}")
+    if not any((data / name).is_dir() for name in SPLITS) and data.resolve() in (out / "x").resolve().parents:
+        raise ValueError(f"--out_dir: must not lie within --data_dir, whose every folder is searched, as {out} does")
 
 
-def _is_finished(folder: Path, image_size: int) -> bool:
-    if not (folder / INDEX).is_file():
-        return False
-    shape = open_shards(folder).frame_shape
-    if shape != (image_size, image_size, 3):
-        raise ValueError(f"{folder}: holds frames of {list(shape)}; choose another --out_dir or the same --image_size")
-    return True
-
-
-def _convert(sources: Sequence[Source], folder: Path, args: argparse.Namespace) -> list[Bad]:
-    """Write one split; gives the sources that were left out. Nothing is written if all of them are bad."""
-    bad: list[Bad] = []
-    results = _read_all(sources, args.image_size, args.extension, min(args.num_workers, len(sources)))
-    with tqdm(total=len(sources), desc=folder.name, unit="clip", file=sys.stderr) as bar:
-        clips = _good(zip(sources, results, strict=True), bad, bar)
-        first = next(clips, None)
-        if first is None:
-            return bad
-        with ShardWriter(folder) as writer:
-            writer.add(first[0].name, first[1], source=first[0].path.name)
-            for source, frames in clips:
-                writer.add(source.name, frames, source=source.path.name)
-    return bad
-
-
-def _good(
-    results: Iterator[tuple[Source, Frames | str]], bad: list[Bad], bar: tqdm[NoReturn]
-) -> Iterator[tuple[Source, Frames]]:
-    for source, result in results:
-        bar.update()
-        if isinstance(result, str):
-            bad.append(Bad(source, result))
-        else:
-            yield source, result
-
-
-def _read_all(sources: Sequence[Source], size: int, extension: str, workers: int) -> Iterator[Frames | str]:
-    """The frames of each source, or the reason why not, in the order of the sources."""
-    if workers == 1:
-        for source in sources:
-            yield _read(source, size, extension)
-        return
-    # `spawn`, because forking a process that has threads (tqdm, FFmpeg) may deadlock.
-    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_ignore_interrupts)
+def _convert_all(
+    out: Path, tasks: dict[str, list[Task]], states: dict[str, State], workers: int | None
+) -> dict[str, dict[str, Outcome]]:
+    """Make what is left, all splits in one go; the outcomes by split and shard. A split is finished with its last."""
+    done = {name: dict(state.done) for name, state in states.items()}
+    open_splits = [name for name, state in states.items() if not state.finished]
+    if not open_splits:
+        return done
+    for name in open_splits:
+        resuming.begin(out / name, tasks[name], states[name])
+    left = [task for name in open_splits for task in states[name].left]
+    every = [task for name in open_splits for task in tasks[name]]
     try:
-        # A bounded queue: finished clips that wait for a slow one before them must not fill the memory.
-        queue: deque[Future[Frames | str]] = deque()
-        for source in sources:
-            queue.append(pool.submit(_read, source, size, extension))
-            if len(queue) > 2 * workers:
-                yield queue.popleft().result()
-        while queue:
-            yield queue.popleft().result()
-    except BrokenProcessPool:
-        raise ValueError("--num-workers: a reading process died, out of memory perhaps; try fewer") from None
+        with _runner(workers) as run, _Bar(every, [o for name in open_splits for o in done[name].values()]) as bar:
+            for name in open_splits:
+                if not states[name].left:
+                    resuming.finish(out / name, tasks[name], done[name])
+            # Closed by hand: an exception would leave the processes to the garbage collector.
+            with closing(run(left, bar.frames)) as results:
+                for task, outcome in results:
+                    name = task.path.parent.name
+                    done[name][task.path.name] = outcome
+                    bar.shard(task, outcome)
+                    if len(done[name]) == len(tasks[name]):
+                        resuming.finish(out / name, tasks[name], done[name])
     finally:
-        pool.shutdown(cancel_futures=True)
+        for name in open_splits:
+            resuming.clean(out / name)
+    return done
 
 
-def _ignore_interrupts() -> None:
-    """Ctrl-C reaches every process of the terminal; only the parent acts on it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+class _Bar:
+    """Frames on a line with their rate, the clips beside them, and the time left, judged by the clips so far."""
+
+    def __init__(self, tasks: Sequence[Task], done: Sequence[Outcome]) -> None:
+        self._clips = sum(len(task.sources) for task in tasks)
+        self._sources = sum(o.sources for o in done)
+        self._frames = sum(o.frames for o in done)
+        self._bar = cli.progress_bar("convert", None, "frame", initial=self._frames)
+        self._bar.set_postfix_str(f"{self._sources}/{self._clips} clips")
+
+    def frames(self, count: int) -> None:
+        self._bar.update(count)
+
+    def shard(self, task: Task, outcome: Outcome) -> None:
+        self._sources += len(task.sources)
+        self._frames += outcome.frames
+        self._bar.total = max(self._bar.n, self._frames * self._clips // self._sources)
+        self._bar.set_postfix_str(f"{self._sources}/{self._clips} clips")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bar.close()
 
 
-def _read(source: Source, size: int, extension: str) -> Frames | str:
+@contextmanager
+def _runner(workers: int | None) -> Iterator[Run]:
+    """What makes shards: this process, processes beside it, or tasks on a Ray cluster that is up."""
+    if workers == 1:
+        yield _run_here
+        return
+    with _cluster() as cpus:
+        if cpus is None:
+            yield partial(_run_locally, workers or os.cpu_count() or 1)
+        else:
+            yield partial(_run_on_ray, workers or cpus)
+
+
+def _run_here(tasks: Sequence[Task], progress: Callable[[int], None]) -> Generator[tuple[Task, Outcome], None, None]:
+    for task in tasks:
+        yield task, resuming.make(task, progress)
+
+
+def _run_locally(
+    workers: int, tasks: Sequence[Task], progress: Callable[[int], None]
+) -> Generator[tuple[Task, Outcome], None, None]:
+    if min(workers, len(tasks)) <= 1:
+        yield from _run_here(tasks, progress)
+        return
     try:
-        return read_source(source, size, extension)
-    except ValueError as error:
-        return str(error)
+        # Closed by hand: an interrupted loop would leave it, and the processes, to the garbage collector.
+        with closing(run_in_processes(resuming.make, tasks, workers, progress)) as results:
+            yield from results
+    except ProcessDiedError as error:
+        raise ValueError(_died(error.task, error.how)) from None
 
 
-def _summarise(out_dir: Path, splits: Sequence[str], bad: Sequence[Bad]) -> None:
-    made = [split for split in splits if (out_dir / split / INDEX).is_file()]
-    lines = [f"{'split':<8}{'clips':>8}{'frames':>10}{'MB':>10}"]
-    for split in made:
-        shards = open_shards(out_dir / split)
-        size = sum(path.stat().st_size for path in (out_dir / split).glob(PATTERN)) / 1e6
-        lines.append(f"{split:<8}{len(shards):>8}{shards.lengths.sum():>10}{size:>10.1f}")
-    sys.stdout.write("\n".join(lines) + "\n")
-    if bad:
-        sys.stderr.write(f"{len(bad)} unreadable, left out:\n")
-        sys.stderr.writelines(f"  {item.reason}\n" for item in bad)
-    absent = [split for split in SPLITS if split not in made]
+def _died(task: Task, how: str) -> str:
+    return (
+        f"{task.path}: the process making it was {how}, out of memory or disk space perhaps; the same command goes on"
+        f" from here, with fewer --num-workers if memory is short"
+    )
+
+
+@contextmanager
+def _cluster() -> Iterator[int | None]:
+    """Join the Ray cluster that is up; never start one. Gives its CPUs, None without a cluster.
+
+    RAY_ADDRESS=local means none.
+    """
+    address = os.environ.get("RAY_ADDRESS")
+    if address == "local":
+        yield None
+        return
+    import ray
+
+    joined = ray.is_initialized()
+    try:
+        if not joined:
+            ray.init("auto", logging_level=logging.WARNING, log_to_driver=False)
+    except ConnectionError as error:
+        if address:
+            raise ValueError(f"RAY_ADDRESS: no Ray cluster answers at {address}: {error}") from None
+        yield None
+        return
+    try:
+        yield max(1, int(ray.cluster_resources().get("CPU", 1)))
+    finally:
+        if not joined:
+            ray.shutdown()
+
+
+def _run_on_ray(
+    workers: int, tasks: Sequence[Task], progress: Callable[[int], None]
+) -> Generator[tuple[Task, Outcome], None, None]:
+    import ray
+    from ray.exceptions import RayError, RayTaskError
+
+    remote = ray.remote(num_cpus=1)(resuming.make)
+    waiting = list(reversed(tasks))
+    running: dict[Any, Task] = {}
+    try:
+        while waiting or running:
+            while waiting and len(running) < workers:
+                task = waiting.pop()
+                running[remote.remote(task)] = task
+            ready, _ = ray.wait(list(running), timeout=1.0)
+            for reference in ready:
+                task = running.pop(reference)
+                try:
+                    outcome: Outcome = ray.get(reference)
+                except RayTaskError as error:
+                    raise (error.cause if isinstance(error.cause, ValueError) else error) from None
+                except RayError as error:
+                    raise ValueError(_died(task, f"lost ({type(error).__name__})")) from None
+                progress(outcome.frames)
+                yield task, outcome
+    finally:
+        for reference in running:
+            ray.cancel(reference, force=True)
+
+
+def _summarise(args: argparse.Namespace, splits: Sequence[Split], done: dict[str, dict[str, Outcome]]) -> int:
+    outcomes = {split.name: [done[split.name][name] for name in sorted(done[split.name])] for split in splits}
+    repeats = {split.name: list(split.repeats) for split in splits}
+    bad = [line for split in splits for o in outcomes[split.name] for line in o.bad]
+    bad += [line for lines in repeats.values() for line in lines]
+    short = [line for lines in outcomes.values() for o in lines for line in o.short]
+    notes = [line for lines in outcomes.values() for o in lines for line in o.notes]
+    made = [name for name, found in outcomes.items() if any(o.rows for o in found)]
+    rows = [
+        (
+            name,
+            sum(len(o.rows) for o in outcomes[name]),
+            sum(o.frames for o in outcomes[name]),
+            round(sum(o.bytes for o in outcomes[name]) / 1e6, 1),
+            sum(len(o.bad) + len(o.short) for o in outcomes[name]) + len(repeats[name]),
+        )
+        for name in made
+    ]
+    if made:
+        cli.say(cli.table(rows, ("split", "clips", "frames", "MB", "left out")))
+    for lines, title in (
+        (bad, "unreadable, left out:"),
+        (short, f"shorter than {args.min_length} frames, left out:"),
+        (notes, "kept, but odd:"),
+    ):
+        if lines:
+            sys.stderr.write(f"{len(lines)} {title}\n" + "".join(f"  {' '.join(line.split())}\n" for line in lines))
+    if not made:
+        raise ValueError(f"{args.data_dir}: no clip is left, nothing was written; the reasons are above")
+    absent = [name for name in SPLITS if name not in made]
     if absent:
         sys.stderr.write(f"without {', '.join(absent)}: training needs train and val, evaluation needs test\n")
-    name = re.sub(r"[^\w.-]", "_", out_dir.resolve().name) or "videos"
-    size = open_shards(out_dir / made[0]).frame_shape[0] if made else 64
-    flags = f"--dataset.root {out_dir} --dataset.name {name}" + ("" if size == 64 else f" --dataset.image_size {size}")
-    sys.stdout.write(f"\nnext: python -m raypipe.train --run-name f-01-nll {flags}\n")
+    name = re.sub(r"[^\w.-]", "_", args.out_dir.resolve().name) or "videos"
+    size = "" if args.image_size == 64 else f" --dataset.image_size {args.image_size}"
+    flags = f"--dataset.root {args.out_dir} --dataset.name {name}{size}"
+    cli.say(f"\nnext: python -m raypipe.train --run-name f-01-nll {flags}")
+    emptied = len(made) < len(splits)
+    return 1 if emptied or (bad and not args.skip_bad) else 0
 
 
 if __name__ == "__main__":

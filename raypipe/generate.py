@@ -20,6 +20,7 @@ from raypipe.config import ConfigError
 from raypipe.data.frames import to_float, to_uint8
 from raypipe.data.packing import INDEX, PATTERN, ShardWriter
 from raypipe.data.shards import open_shards
+from raypipe.data.staging import Folder, RemoteFolder
 from raypipe.data.videos import Frames, iter_frames, iter_video, resize, write_gif, write_video
 from raypipe.film import forecast_film
 from raypipe.predictor import MANIFEST, Manifest, find_best, load_predictor, read_manifest
@@ -129,14 +130,14 @@ def _experiment_of(model: Path) -> Workspace | None:
     return Workspace(folder.parent, folder.name) if (folder / "config.yaml").is_file() else None
 
 
-def _test_clips(model: Path) -> Path:
+def _test_clips(model: Path) -> Folder:
     workspace = _experiment_of(model)
     if workspace is None:
         raise ConfigError(f"--input: say which video; {model} lies in no experiment whose test clips could be taken")
     return workspace.dataset(workspace.experiment()) / "test"
 
 
-def read_clip(path: Path, manifest: Manifest, horizon: int | None, number: int | None = None) -> Clip:
+def read_clip(path: Folder, manifest: Manifest, horizon: int | None, number: int | None = None) -> Clip:
     """The first frames of a video file, a folder of frames, or a clip of a folder of shards, as the model takes them.
 
     Reads K + horizon frames, `frame_stride` apart, if there are as many. Raises ValueError if there are not K.
@@ -151,12 +152,14 @@ def read_clip(path: Path, manifest: Manifest, horizon: int | None, number: int |
     return Clip(name, np.stack(taken), manifest.fps or FPS if fps is None else fps / stride)
 
 
-def _open(path: Path, number: int | None) -> tuple[str, float | None, Iterator[Frames]]:
+def _open(path: Folder, number: int | None) -> tuple[str, float | None, Iterator[Frames]]:
     """Name, frames a second (None: not known) and frames [H, W, 3] of an input."""
-    is_shards = path.is_dir() and ((path / INDEX).is_file() or any(path.glob(PATTERN)))
+    is_shards = isinstance(path, RemoteFolder) or (
+        path.is_dir() and ((path / INDEX).is_file() or any(path.glob(PATTERN)))
+    )
     if number is not None and not is_shards:
         raise ValueError(f"--clip: only for a folder of shards, and {path} is none")
-    if is_shards:
+    if is_shards or isinstance(path, RemoteFolder):
         return _open_shard(path, number or 0)
     if path.is_dir():
         held = {entry.suffix.lower().lstrip(".") for entry in path.iterdir() if not entry.name.startswith(".")}
@@ -172,7 +175,7 @@ def _open(path: Path, number: int | None) -> tuple[str, float | None, Iterator[F
     return path.stem, _rate(path), iter_video(path)
 
 
-def _open_shard(path: Path, number: int) -> tuple[str, float | None, Iterator[Frames]]:
+def _open_shard(path: Folder, number: int) -> tuple[str, float | None, Iterator[Frames]]:
     shards = open_shards(path)
     if not 0 <= number < len(shards):
         raise ValueError(f"--clip: {path} has clips 0 to {len(shards) - 1}, not {number}")

@@ -62,7 +62,11 @@ def start_ray(*, dashboard: bool = False) -> None:
                 raise ConfigError(f"RAY_ADDRESS: no Ray cluster answers there: {error}") from None
         else:
             return
-    ray.init("local", include_dashboard=dashboard, **common)
+    try:
+        ray.init("local", include_dashboard=dashboard, **common)
+    except (RuntimeError, TimeoutError) as error:  # an overloaded or full machine
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"Ray did not start on this machine ({reason}); try again, or free memory and disk") from None
 
 
 class Trainee(Protocol):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from raypipe import checkpoint
@@ -14,9 +15,9 @@ from raypipe.config import Experiment
 from raypipe.data import augment
 from raypipe.data.dataset import TrainBatch
 from raypipe.data.frames import to_float
-from raypipe.data.latents import open_latents
+from raypipe.data.latents import Encode, open_latents
 from raypipe.data.shards import Shards, open_shards
-from raypipe.device import autocast, choose_device
+from raypipe.device import choose_device
 from raypipe.models.autoencoder import Autoencoder
 from raypipe.task import step_generator
 from raypipe.workspace import Split, Workspace
@@ -78,15 +79,17 @@ class Sources:
         return encode
 
 
-def frame_encoder(autoencoder: Autoencoder) -> Callable[[np.ndarray], np.ndarray]:
-    """uint8 [n, H, W, 3] -> latents [n, C, h, w], float32."""
-    device = choose_device()
+def frame_encoder(autoencoder: Autoencoder, device: torch.device | None = None) -> Encode:
+    """uint8 [n, H, W, 3] -> latents [n, C, h, w], float32, without autocast.
+
+    What is cached is kept in float16, with 11 bits; bfloat16 would leave 8 of them.
+    """
+    device = device or choose_device()
     autoencoder = autoencoder.to(device).eval()
 
     @torch.no_grad()
-    def encode(frames: np.ndarray) -> np.ndarray:
-        with autocast(device):
-            latents = autoencoder.encode(to_float(torch.from_numpy(np.ascontiguousarray(frames)).to(device)))
-        return np.asarray(latents.float().cpu().numpy())
+    def encode(frames: NDArray[np.uint8]) -> NDArray[np.float32]:
+        tensor = torch.from_numpy(np.ascontiguousarray(frames)).to(device)
+        return np.asarray(autoencoder.encode(to_float(tensor)).float().cpu().numpy())
 
     return encode

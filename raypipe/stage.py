@@ -57,8 +57,9 @@ class Training(NetworkTraining):
         module = build_component(train.component, experiment.model, sources.channels).to(device)
         window, stride = experiment.model.num_input_frames + 1, experiment.dataset.frame_stride
         shards = sources.training()
-        count = len(WindowIndex(shards.lengths, window, stride))
-        sampler = Sampler(count, train.batch_size, train.random_seed, rank, world_size)
+        index = WindowIndex(shards.lengths, window, stride)
+        borders = index.borders(shards.shard_of)
+        sampler = Sampler(len(index), train.batch_size, train.random_seed, rank, world_size, borders)
         flow = None
         if train.component == "diffusion":
             assert parents.flow is not None

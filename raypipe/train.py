@@ -13,19 +13,27 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import ray
 import torch
 
 from raypipe import checkpoint, cli, config
 from raypipe.autoencoding import AutoencoderTraining
 from raypipe.config import LOSSES, Component, ConfigError, Experiment
-from raypipe.data.latents import cache_latents, finish
+from raypipe.data.dataset import warn_of_short_clips
+from raypipe.encoding import prepare_latents
 from raypipe.launch import Settings, Trainee, check_resources, finished, start_ray, train_jobs
 from raypipe.published import take_autoencoder
 from raypipe.published_config import is_published
-from raypipe.sources import Sources, frame_encoder
+from raypipe.sources import Sources
 from raypipe.stage import Parents, Training
-from raypipe.workspace import SPLITS, Split, Workspace, begin, dataset_hashes, prepare_dataset, write_json
+from raypipe.workspace import (
+    SPLITS,
+    Workspace,
+    begin,
+    check_dataset,
+    dataset_hashes,
+    prepare_dataset,
+    write_json,
+)
 
 PROG = "raypipe.train"
 LETTERS: dict[str, Component] = {"f": "flow", "d": "denoiser", "g": "diffusion"}
@@ -97,7 +105,7 @@ def prepare(experiment: Experiment, workspace: Workspace, *, use_gpu: bool = Fal
     begin(workspace, experiment)
     _check_dataset(sources)
     _prepare_autoencoder(sources, use_gpu)
-    _prepare_latents(sources, use_gpu)
+    prepare_latents(sources, use_gpu=use_gpu)
     return sources
 
 
@@ -123,13 +131,15 @@ def _check_frames(sources: Sources) -> None:
     given, stride = experiment.model.num_input_frames, experiment.dataset.frame_stride
     for split in SPLITS:
         frames = given + (1 if split == "train" else experiment.evaluation.horizon)
-        span, longest = (frames - 1) * stride + 1, int(sources.frames(split).lengths.max())
+        shards = sources.frames(split)
+        span, longest = (frames - 1) * stride + 1, int(shards.lengths.max())
         if longest < span:
             field = "model.num_input_frames" if split == "train" else "evaluation.horizon"
             raise ConfigError(
                 f"{field}: a window of {frames} frames, {stride} apart, spans {span}, and the longest clip of "
                 f"{split} has {longest}; lower it or dataset.frame_stride, or convert longer clips"
             )
+        warn_of_short_clips(shards, frames, stride)
 
 
 def _advance(bar: Any, done: int, total: int) -> None:
@@ -188,39 +198,6 @@ def run_settings(
         cpus_per_worker=experiment.train.cpus_per_worker,
         max_failures=experiment.train.max_failures,
         **more,
-    )
-
-
-def _prepare_latents(sources: Sources, use_gpu: bool) -> None:
-    """Encode every split that is not cached yet, shards side by side in Ray tasks."""
-    wanted = [split for split in SPLITS if not (sources.cache(split) / "index.parquet").is_file()]
-    if not wanted:
-        return
-    encode = ray.remote(num_cpus=1, num_gpus=1 if use_gpu else 0, max_retries=2)(_encode)
-    tasks = []
-    for split in wanted:
-        shards = len(sources.frames(split).shard_names)
-        world = min(shards, max(1, int(ray.cluster_resources().get("GPU" if use_gpu else "CPU", 1))))
-        tasks += [encode.remote(sources, split, rank, world) for rank in range(world)]
-    with cli.progress_bar("encode frames", len(tasks), "part", leave=False) as bar:
-        while tasks:
-            done, tasks = ray.wait(tasks)
-            ray.get(done)
-            bar.update(len(done))
-    for split in wanted:
-        finish(sources.frames(split), sources.cache(split), sources.key(split))
-
-
-def _encode(sources: Sources, split: Split, rank: int, world: int) -> None:
-    autoencoder = checkpoint.load_autoencoder(sources.workspace.autoencoder)
-    cache_latents(
-        sources.frames(split),
-        sources.cache(split),
-        frame_encoder(autoencoder),
-        64,
-        sources.key(split),
-        None,
-        (rank, world),
     )
 
 
@@ -303,6 +280,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     workspace = Workspace(cli.storage_root(args), experiment.name)
     settings = _settings(experiment, workspace, name, args)
 
+    check_dataset(workspace, experiment)
     start_ray()
     check_resources(settings)
     prepare(experiment, workspace, use_gpu=bool(args.num_gpus))

@@ -23,7 +23,7 @@ from raypipe.search import Stage, run_search
 from raypipe.sources import Sources
 from raypipe.stage import Parents, Scored, Scorer
 from raypipe.train import ComponentJob, prepare, run_settings
-from raypipe.workspace import Workspace, fresh, latest
+from raypipe.workspace import Workspace, check_dataset, fresh, latest
 
 
 def _refit_settings(experiment: Experiment, workspace: Workspace, name: str, jobs: int) -> Settings:
@@ -267,7 +267,10 @@ def main(component: Component, argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--trials", type=cli.positive, metavar="N", help=f"trials of the {component} stage")
     args, overrides = cli.parse(parser, argv)
     if args.trials is not None:
-        overrides = {f"search.{component}_trials": args.trials, **overrides}
+        field = f"search.{component}_trials"
+        if field in overrides:
+            raise ConfigError(f"--trials: says the same as --{field}; give one of them")
+        overrides = {field: args.trials, **overrides}
     earlier = COMPONENTS[: COMPONENTS.index(component)]
 
     def unfinished(workspace: Workspace) -> bool:
@@ -282,6 +285,7 @@ def main(component: Component, argv: Sequence[str] | None = None) -> int:
         )
         if ready is not None:  # go on where the stages before this one are done
             experiment, workspace = config.replace(ready.experiment(), **overrides), ready
+    check_dataset(workspace, experiment)
     start_ray(dashboard=experiment.search.workers_per_trial > 1)
     run_stages(experiment, workspace, [*earlier, component])
     following = [*COMPONENTS[COMPONENTS.index(component) + 1 :]]

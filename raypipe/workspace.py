@@ -16,8 +16,11 @@ from filelock import FileLock
 
 from raypipe import config
 from raypipe.config import Component, ConfigError, Experiment
+from raypipe.data.cache import Cache
 from raypipe.data.demo import make_demo
-from raypipe.data.shards import open_shards
+from raypipe.data.index import INDEX
+from raypipe.data.shards import is_shard, open_shards
+from raypipe.data.staging import Folder, RemoteFolder, is_uri, list_files
 from raypipe.files import atomic_path
 
 Split = Literal["train", "val", "test"]
@@ -70,10 +73,14 @@ class Workspace:
     def latents(self, key: str) -> Path:
         return self.folder / "latents" / key[:16]
 
-    def dataset(self, experiment: Experiment) -> Path:
+    def dataset(self, experiment: Experiment) -> Folder:
         """The folder of shards; the built-in dataset's name tells its settings apart."""
-        if experiment.dataset.root is not None:
-            return Path(experiment.dataset.root).expanduser().resolve()
+        settings = experiment.dataset
+        if settings.root is not None and is_uri(settings.root):
+            cache = Cache(settings.cache, int(settings.cache_gb * 1e9))
+            return RemoteFolder(settings.root, cache, stall=settings.stall_seconds)
+        if settings.root is not None:
+            return Path(settings.root).expanduser().resolve()
         return self.storage / "datasets" / f"{experiment.dataset.name}-{demo_key(experiment)}"
 
     def experiment(self) -> Experiment:
@@ -107,7 +114,7 @@ def begin(workspace: Workspace, experiment: Experiment) -> None:
         write_atomic(workspace.folder / "config.yaml", yaml.safe_dump(config.to_dict(experiment), sort_keys=False))
 
 
-def dataset_hashes(root: Path) -> dict[str, str]:
+def dataset_hashes(root: Folder) -> dict[str, str]:
     """What identifies each split of a dataset."""
     return {split: open_shards(root / split).content_hash() for split in SPLITS}
 
@@ -162,17 +169,39 @@ def latest(storage: Path, has: Callable[[Workspace], bool], like: str | None = N
     return max(found, key=lambda w: (w.folder / "config.yaml").stat().st_mtime_ns, default=None)
 
 
-def prepare_dataset(workspace: Workspace, experiment: Experiment, progress: Callable[[int, int], None]) -> Path:
+def check_dataset(workspace: Workspace, experiment: Experiment) -> None:
+    """Raise ConfigError unless every split of the dataset has shards. Cheap: it only lists folders.
+
+    The built-in dataset is made on first use, so there is nothing to check.
+    """
+    if not _is_built_in(experiment):
+        _check_splits(workspace.dataset(experiment))
+
+
+def prepare_dataset(workspace: Workspace, experiment: Experiment, progress: Callable[[int, int], None]) -> Folder:
     """The folder of shards. The built-in dataset is made on first use, under a lock; others must be there."""
     root = workspace.dataset(experiment)
-    if experiment.dataset.root is None and experiment.dataset.name == "demo":
+    if _is_built_in(experiment):
+        assert isinstance(root, Path)
         root.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(str(root) + ".lock"):
             make_demo(root, experiment.demo, experiment.dataset.image_size, progress)
+    _check_splits(root)
+    return root
+
+
+def _is_built_in(experiment: Experiment) -> bool:
+    return experiment.dataset.root is None and experiment.dataset.name == "demo"
+
+
+def _check_splits(root: Folder) -> None:
     for split in SPLITS:
-        if not any((root / split).glob("shard_*.hdf5")):
+        try:
+            names = list_files(root / split)
+        except ValueError as error:
+            raise ConfigError(f"dataset.root: {error}") from None
+        if INDEX not in names and not any(is_shard(name) for name in names):
             raise ConfigError(
                 f"dataset.root: no shards in {str(root / split)!r}; make them with "
                 f"python -m raypipe.convert_to_h5 --data_dir VIDEOS --out_dir {root}"
             )
-    return root

@@ -55,6 +55,8 @@ def flow_axis(**axis: object) -> dict:
         ({"model": {"logit_range": [1, -9]}}, "config: model.logit_range: must be [low, high], not (1.0, -9.0)"),
         ({"sde": {"zero_share": 1.5}}, "config: sde.zero_share: must be from 0 to 1, not 1.5"),
         ({"dataset": {"image_size": 60}}, "config: dataset.image_size: must be a multiple of 8 from 16 on, not 60"),
+        ({"dataset": {"cache_gb": 0}}, "config: dataset.cache_gb: must be above 0, not 0.0"),
+        ({"dataset": {"stall_seconds": -1}}, "config: dataset.stall_seconds: must be above 0, not -1.0"),
         ({"name": "a/b"}, "config: name: must be letters, digits, '.', '_', '-', not 'a/b'"),
         ({"evaluation": {"members": 1}}, "config: evaluation.members: must be at least 2, not 1"),
         ({"evaluation": {"steps": []}}, "config: evaluation.steps: must be one or more counts of 1 on, not []"),

@@ -1,106 +1,256 @@
-"""The command: what it makes, and what it says of bad input."""
+"""The command: what it makes, what it keeps, and what it says of bad input."""
 
+import json
+import os
+import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import av
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
-from PIL import Image
 
 from raypipe import convert_to_h5
-from raypipe.data.shards import open_shards
+from raypipe.data import resuming
+from raypipe.data.shards import PublishedShards, ShardWriter, open_shards
 from raypipe.data.videos import resize
+from tests.videotools import noise, patch_count, real_video, save_frames, save_video
+
+ROOT = Path(__file__).parents[1]
 
 
-def moving(seed, frames=5, height=24, width=32):
-    return np.random.default_rng(seed).integers(0, 256, (frames, height, width, 3), np.uint8)
-
-
-def save_frames(folder, frames):
-    folder.mkdir(parents=True)
-    for t, image in enumerate(frames):
-        Image.fromarray(image).save(folder / f"{t}.png")
-
-
-def save_video(path, frames):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("ffv1", rate=10)
-        stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], "bgr0"
-        for image in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
-        container.mux(stream.encode())
+@pytest.fixture(autouse=True)
+def no_cluster(monkeypatch):
+    """Processes of this machine, even if a cluster happens to be up."""
+    monkeypatch.setenv("RAY_ADDRESS", "local")
 
 
 @pytest.fixture
 def videos(tmp_path):
     """Two folders of frames and a video in train, one of each in val and test."""
     root = tmp_path / "videos"
-    save_frames(root / "train" / "0", moving(0))
-    save_frames(root / "train" / "1", moving(1, frames=7))
-    save_video(root / "train" / "2.mkv", moving(2))
+    save_frames(root / "train" / "0", noise(0))
+    save_frames(root / "train" / "1", noise(1, frames=7))
+    save_video(root / "train" / "2.mkv", noise(2))
     for split in ("val", "test"):
-        save_frames(root / split / "0", moving(3))
-        save_video(root / split / "1.mkv", moving(4))
+        save_frames(root / split / "0", noise(3))
+        save_video(root / split / "1.mkv", noise(4))
     return root
 
 
+def arguments(videos, out, *flags):
+    return ["--data_dir", str(videos), "--out_dir", str(out), "--image_size", "16", "--num-workers", "1", *flags]
+
+
 def convert(videos, out, *flags):
-    return convert_to_h5.main(
-        ["--data_dir", str(videos), "--out_dir", str(out), "--image_size", "16", "--num-workers", "1", *flags]
-    )
+    return convert_to_h5.main(arguments(videos, out, *flags))
 
 
 def contents(root):
     return {path.relative_to(root).as_posix(): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
 
 
+def written(root):
+    """When each shard was written, and where: a number of a removed file may be given out again."""
+    stats = {path.relative_to(root).as_posix(): path.stat() for path in root.rglob("*.hdf5")}
+    return {name: (stat.st_ino, stat.st_mtime_ns) for name, stat in stats.items()}
+
+
+def names(out):
+    return {split.name: open_shards(split).names for split in sorted(out.iterdir()) if split.is_dir()}
+
+
+def counts(out):
+    return {name: len(clips) for name, clips in names(out).items()}
+
+
 def test_frames_and_videos_become_shards(videos, tmp_path, capsys):
     assert convert(videos, tmp_path / "out") == 0
     train = open_shards(tmp_path / "out" / "train")
     assert train.names == ["0", "1", "2.mkv"]
-    for i, frames in enumerate([moving(0), moving(1, frames=7), moving(2)]):
+    assert train.sources == ["train/0", "train/1", "train/2.mkv"]
+    for i, frames in enumerate([noise(0), noise(1, frames=7), noise(2)]):
         np.testing.assert_array_equal(train.clip(i), resize(frames, 16))
-    out = capsys.readouterr().out
-    assert [line.split()[:3] for line in out.splitlines()[1:4]] == [
-        ["train", "3", "17"],
-        ["val", "2", "10"],
-        ["test", "2", "10"],
+    captured = capsys.readouterr()
+    lines = captured.out.splitlines()
+    assert lines[0].split() == ["split", "clips", "frames", "MB", "left", "out"]
+    assert [(*line.split()[:3], line.split()[-1]) for line in lines[2:5]] == [
+        ("train", "3", "17", "0"),
+        ("val", "2", "10", "0"),
+        ("test", "2", "10", "0"),
     ]
-    assert f"python -m raypipe.train --run-name f-01-nll --dataset.root {tmp_path / 'out'} --dataset.name out" in out
+    assert len({len(line) for line in lines[:5]}) == 1
+    assert (
+        f"python -m raypipe.train --run-name f-01-nll --dataset.root {tmp_path / 'out'} --dataset.name out" in lines[-1]
+    )
+    assert re.search(r"37/37 .*frame/s, 7/7 clips", captured.err)
+
+
+@pytest.mark.parametrize(
+    ("name", "frames"),
+    [("bikes.mp4", 250), ("carphone_pristine.mp4", 120), ("carphone_distorted.mp4", 120), ("bigbuckbunny.mp4", 132)],
+)
+def test_real_videos_keep_every_frame(tmp_path, name, frames):
+    (tmp_path / "videos" / "train").mkdir(parents=True)
+    (tmp_path / "videos" / "train" / name).symlink_to(real_video(name))
+    assert convert(tmp_path / "videos", tmp_path / "out", "--image_size", "64") == 0
+    shards = open_shards(tmp_path / "out" / "train")
+    with av.open(str(real_video(name))) as container:
+        assert sum(1 for _ in container.decode(video=0)) == frames == shards.lengths[0]
+    clip = shards.clip(0).astype(int)
+    assert clip.std() > 20
+    assert 0.3 < np.abs(np.diff(clip, axis=0)).mean() < 40  # it moves, and is no noise
 
 
 def test_the_number_of_workers_does_not_matter(videos, tmp_path):
-    assert convert(videos, tmp_path / "one") == 0
-    assert convert(videos, tmp_path / "two", "--num-workers", "2") == 0
-    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+    (videos / "train" / "0" / "3.png").write_bytes(b"no image")
+    for workers in (1, 2, 3):
+        assert convert(videos, tmp_path / str(workers), "--num-workers", str(workers)) == 1
+    assert contents(tmp_path / "1") == contents(tmp_path / "2") == contents(tmp_path / "3")
+
+
+@pytest.mark.slow
+def test_tasks_of_ray_write_the_same_bytes(videos, tmp_path):
+    """On a cluster that is up already; none is started for it, and none is stopped."""
+    (videos / "train" / "0" / "3.png").write_bytes(b"no image")
+    assert convert(videos, tmp_path / "here") == 1
+    code = f"""
+import ray, sys
+from raypipe import convert_to_h5
+ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+import os
+del os.environ["RAY_ADDRESS"]
+code = convert_to_h5.main({arguments(videos, tmp_path / "ray", "--num-workers", "2")!r})
+assert ray.is_initialized()
+sys.exit(code)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 1, done.stderr
+    assert "0/3.png: not a readable image" in done.stderr
+    assert contents(tmp_path / "ray") == contents(tmp_path / "here")
+
+
+def test_published_and_packed_hold_the_same(videos, tmp_path):
+    assert convert(videos, tmp_path / "packed") == 0
+    assert convert(videos, tmp_path / "published", "--layout", "published") == 0
+    for split in ("train", "val", "test"):
+        ours, theirs = open_shards(tmp_path / "packed" / split), open_shards(tmp_path / "published" / split)
+        assert isinstance(theirs, PublishedShards)
+        assert theirs.lengths.tolist() == ours.lengths.tolist()
+        for i in range(len(ours)):
+            np.testing.assert_array_equal(theirs.clip(i), ours.clip(i))
+        rows = pq.read_table(tmp_path / "published" / split / "manifest.parquet").to_pylist()
+        assert [row["clip"] for row in rows] == ours.names
+        assert [f"{Path(row['shard']).stem}/{row['group']}" for row in rows] == theirs.names
+
+
+@pytest.mark.parametrize("layout", ["packed", "published"])
+def test_shards_are_packed_anew(videos, tmp_path, layout):
+    assert convert(videos, tmp_path / "first", "--image_size", "24", "--layout", layout) == 0
+    assert convert(tmp_path / "first", tmp_path / "second", "--frame-stride", "2") == 0
+    first, second = open_shards(tmp_path / "first" / "train"), open_shards(tmp_path / "second" / "train")
+    assert second.names == first.names
+    for i in range(3):
+        np.testing.assert_array_equal(second.clip(i), resize(first.clip(i), 16)[::2])
+    if layout == "packed":
+        assert second.sources == first.sources
+
+
+def test_official_layouts_and_shares(tmp_path):
+    flat, clevrer = tmp_path / "kth", tmp_path / "clevrer"
+    for person in range(1, 26):
+        save_video(flat / "boxing" / f"person{person:02d}_boxing_d1_uncomp.avi", noise(person, 2, 16, 16))
+    assert convert(flat, tmp_path / "a", "--dataset", "kth", "--grey") == 0
+    assert counts(tmp_path / "a") == {"train": 16, "val": 4, "test": 5}
+    assert convert(flat, tmp_path / "b", "--split", "0.6,0.2,0.2", "--group-by", r"person(\d)") == 0
+    people = {split: {name.split("person")[1][0] for name in found} for split, found in names(tmp_path / "b").items()}
+    assert sorted(digit for digits in people.values() for digit in digits) == ["0", "1", "2"]
+    for split, number in (("train", 0), ("train", 1), ("validation", 10_000), ("test", 15_000)):
+        path = clevrer / f"video_{split}" / f"video_{number // 1000:02d}" / f"video_{number:05d}.avi"
+        save_video(path, noise(number, 2, 16, 16))
+    assert convert(clevrer, tmp_path / "c", "--dataset", "clevrer") == 0
+    assert counts(tmp_path / "c") == {"train": 2, "val": 1, "test": 1}
 
 
 def test_finished_splits_are_kept(videos, tmp_path, capsys):
     convert(videos, tmp_path / "out")
-    before = contents(tmp_path / "out")
+    before, standing = contents(tmp_path / "out"), written(tmp_path / "out")
     (tmp_path / "out" / "val" / "index.parquet").unlink()
+    (tmp_path / "out" / "test" / "shard_0002.hdf5").unlink()
     capsys.readouterr()
     assert convert(videos, tmp_path / "out") == 0
-    assert capsys.readouterr().err.count("finished already, kept") == 2
+    assert capsys.readouterr().err.count("finished already, kept") == 1
     assert contents(tmp_path / "out") == before
-    assert convert(videos, tmp_path / "out", "--image_size", "32") == 2
-    assert "holds frames of [16, 16, 3]" in capsys.readouterr().err
+    now = written(tmp_path / "out")
+    assert [name for name in now if now[name] != standing[name]] == ["test/shard_0002.hdf5"]
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_other_options_are_refused(videos, tmp_path, capsys, finished):
+    convert(videos, tmp_path / "out")
+    if not finished:
+        for split in ("train", "val", "test"):
+            (tmp_path / "out" / split / "index.parquet").unlink()
+    before = contents(tmp_path / "out")
+    capsys.readouterr()
+    assert convert(videos, tmp_path / "out", "--image_size", "32", "--grey") == 2
+    err = capsys.readouterr().err
+    assert "out/train: begun with --image-size 16 (now 32), --grey False (now True)" in err
+    assert err.count("\n") == 1
+    assert contents(tmp_path / "out") == before
+
+
+def test_changed_sources_are_noticed(videos, tmp_path, capsys):
+    convert(videos, tmp_path / "out")
+    standing = written(tmp_path / "out")
+    save_video(videos / "train" / "2.mkv", noise(9))
+    capsys.readouterr()
+    assert convert(videos, tmp_path / "out") == 2
+    err = capsys.readouterr().err
+    assert "out/train: finished, but its sources differ now (1 changed, 2.mkv among them)" in err
+    (tmp_path / "out" / "train" / "index.parquet").unlink()
+    assert convert(videos, tmp_path / "out") == 0
+    np.testing.assert_array_equal(open_shards(tmp_path / "out" / "train").clip(2), resize(noise(9), 16))
+    now = written(tmp_path / "out")
+    assert [name for name in now if now[name] != standing[name]] == ["train/shard_0003.hdf5"]
+
+
+def test_what_another_program_made_is_not_touched(videos, tmp_path, capsys):
+    with ShardWriter(tmp_path / "out" / "val") as writer:
+        writer.add("x", noise(0))
+    before = contents(tmp_path / "out")
+    assert convert(videos, tmp_path / "out") == 2
+    assert "index.parquet: not made by this command" in capsys.readouterr().err
+    assert contents(tmp_path / "out") == before
 
 
 def test_bad_sources_are_listed_and_good_ones_kept(videos, tmp_path, capsys):
     (videos / "train" / "0" / "3.png").write_bytes(b"no image")
     (videos / "train" / "3.mp4").write_bytes(b"no video")
-    assert convert(videos, tmp_path / "out") == 1
-    err = capsys.readouterr().err
-    assert "2 unreadable, left out" in err
-    assert "0/3.png: not a readable image" in err
+    save_video(videos / "train" / "1.avi", noise(8))  # beside the folder 1
+    patch_count(save_video(videos / "val" / "2.avi", noise(5)), 9)
+    save_frames(videos / "test" / "2", noise(5, frames=2))
+    assert convert(videos, tmp_path / "out", "--min-length", "3") == 1
+    captured = capsys.readouterr()
+    err = captured.err
+    assert "3 unreadable, left out:\n" in err
+    assert "0/3.png: not a readable image\n" in err
     assert "3.mp4: not a readable video" in err
-    assert open_shards(tmp_path / "out" / "train").names == ["1", "2.mkv"]
-    assert convert(videos, tmp_path / "other", "--skip-bad") == 0
+    assert "1.avi: is called as" in err
+    assert "1 shorter than 3 frames, left out:\n" in err
+    assert "1 kept, but odd:\n" in err
+    assert names(tmp_path / "out")["train"] == ["1", "2.mkv"]
+    assert [line.split()[-1] for line in captured.out.splitlines()[2:5]] == ["3", "0", "1"]
+    # A second run says the same, though it reads nothing.
+    assert convert(videos, tmp_path / "out", "--min-length", "3") == 1
+    again = capsys.readouterr()
+    assert again.out == captured.out
+    assert again.err.endswith(err[err.index("3 unreadable") :])
+    assert convert(videos, tmp_path / "out", "--min-length", "3", "--skip-bad") == 0
 
 
 def test_a_split_of_bad_sources_alone_is_not_made(videos, tmp_path, capsys):
@@ -110,6 +260,17 @@ def test_a_split_of_bad_sources_alone_is_not_made(videos, tmp_path, capsys):
     assert convert(videos, tmp_path / "out") == 1
     assert not (tmp_path / "out" / "val").exists()
     assert "without val" in capsys.readouterr().err
+    assert convert(videos, tmp_path / "out", "--skip-bad") == 1
+
+
+def test_nothing_but_bad_sources(tmp_path, capsys):
+    (tmp_path / "videos" / "train").mkdir(parents=True)
+    (tmp_path / "videos" / "train" / "1.mkv").write_bytes(b"no video")
+    assert convert(tmp_path / "videos", tmp_path / "out", "--skip-bad") == 2
+    err = capsys.readouterr().err
+    assert "1.mkv: not a readable video" in err
+    assert "no clip is left, nothing was written" in err
+    assert not (tmp_path / "out" / "train").exists()
 
 
 def _missing(videos):
@@ -125,15 +286,33 @@ def _empty_split(videos):
     return videos / "empty"
 
 
+def _two_suffixes(videos):
+    (videos / "test" / "0" / "9.jpg").touch()
+    return videos
+
+
 @pytest.mark.parametrize(
     ("where", "flags", "message"),
     [
         (_missing, [], "no such folder; --data_dir must hold"),
         (_no_splits, [], "holds none of train/, val/, test/"),
         (_empty_split, [], "train: no clips found"),
+        (_two_suffixes, [], "test/0: holds .jpg and .png images"),
         (Path, ["--image_size", "20"], "--image_size: must be a multiple of 8 from 16 on, not 20"),
         (Path, ["--image_size", "big"], "--image_size"),
         (Path, ["--num-workers", "0"], "--num-workers: must be at least 1"),
+        (Path, ["--frame-stride", "0"], "--frame-stride: must be at least 1"),
+        (Path, ["--min-length", "-1"], "--min-length: must be at least 1"),
+        (Path, ["--fit", "stretch"], "--fit"),
+        (Path, ["--split", "0.8,0.1,0.1"], "is divided already"),
+        (_no_splits, ["--split", "0.8,0.1"], "--split: must be three shares"),
+        (_no_splits, ["--split", "0.8,0.1,0.2"], "--split: shares must be at least 0 and add up to 1"),
+        (_no_splits, ["--split", "nan,0.1,0.2"], "--split: shares must be at least 0 and add up to 1"),
+        (_no_splits, ["--split", "0.8,0.1,0.1", "--group-by", "(["], "--group-by: not a regular expression"),
+        (Path, ["--group-by", "x"], "--group-by: only divides together with --split"),
+        (_no_splits, ["--dataset", "kth", "--split", "0.8,0.1,0.1"], "--dataset kth has splits of its own"),
+        (Path, ["--dataset", "kth"], "not a name of KTH's"),
+        (Path, ["--dataset", "clevrer"], "holds none of video_train/"),
         (Path, ["--imagesize"], "unrecognized arguments"),
     ],
 )
@@ -146,21 +325,134 @@ def test_bad_input_is_one_line(videos, tmp_path, capsys, where, flags, message):
     assert not (tmp_path / "out").exists()
 
 
-def test_an_interrupted_run_leaves_no_torn_file(videos, tmp_path):
-    save_frames(tmp_path / "long", moving(0, frames=40, height=256, width=256))
-    for i in range(60):
-        (videos / "train" / f"long{i}").symlink_to(tmp_path / "long")
-    command = [sys.executable, "-m", "raypipe.convert_to_h5", "--data_dir", videos, "--out_dir", tmp_path / "out"]
-    process = subprocess.Popen([*map(str, command), "--num-workers", "2"], stderr=subprocess.PIPE, text=True)
-    shown = ""
-    while " 1/63 " not in shown:  # the first clip is read, most are not
-        letter = process.stderr.read(1)
-        assert letter, shown
-        shown += letter
-    process.send_signal(signal.SIGINT)
-    assert "interrupted" in process.communicate(timeout=120)[1]
-    assert process.returncode == 130
-    assert contents(tmp_path / "out") == {}
+def test_results_must_not_lie_among_the_sources(videos, tmp_path, capsys):
+    assert convert(videos, videos) == 2
+    assert "train holds sources" in capsys.readouterr().err
+    assert convert(videos / "train", videos / "train" / "out", "--split", "0.4,0.3,0.3") == 2
+    assert "must not lie within --data_dir" in capsys.readouterr().err
+    assert convert(videos, videos / "shards") == 0  # beside train/, val/ and test/, where nobody looks
+
+
+def test_an_address_where_no_cluster_answers(videos, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    monkeypatch.setattr("ray.init", lambda *args, **more: (_ for _ in ()).throw(ConnectionError("nobody there")))
+    assert convert(videos, tmp_path / "out", "--num-workers", "2") == 2
+    assert "RAY_ADDRESS: no Ray cluster answers at 127.0.0.1:1" in capsys.readouterr().err
+
+
+@pytest.fixture
+def long(tmp_path):
+    """48 slow clips, three to a shard."""
+    frames = save_frames(tmp_path / "frames", noise(0, 40, 192, 192))
+    (tmp_path / "long" / "train").mkdir(parents=True)
+    for i in range(48):
+        (tmp_path / "long" / "train" / f"{i}").symlink_to(frames)
+    return tmp_path / "long"
+
+
+def start(long, out, workers=2):
+    command = [sys.executable, "-m", "raypipe.convert_to_h5", *arguments(long, out, "--num-workers", str(workers))]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True)
+
+
+def wait_for_records(process, folder, count):
+    until = time.monotonic() + 120
+    while len(list(folder.glob(".shard_*.json"))) < count:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < until
+        time.sleep(0.02)
+
+
+def group_is_gone(group):
+    until = time.monotonic() + 20
+    while time.monotonic() < until:
+        states = []
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            try:
+                fields = stat.read_text().rsplit(")", 1)[1].split()
+            except OSError:
+                continue
+            if int(fields[2]) == group and fields[0] != "Z":
+                states.append(fields)
+        if not states:
+            return True
+        time.sleep(0.05)
+    return False
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_a_run_that_was_cut_off_goes_on(long, tmp_path, workers, number):
+    train = tmp_path / "out" / "train"
+    process = start(long, tmp_path / "out", workers)
+    wait_for_records(process, train, 3)
+    os.killpg(process.pid, number)
+    err = process.communicate(timeout=60)[1]
+    assert group_is_gone(process.pid)
+    if number == signal.SIGINT:
+        assert process.returncode == 130
+        assert err.endswith("interrupted; the same command goes on from here\n")
+        assert "Traceback" not in err
+        assert list(train.glob("*.tmp")) == list(train.glob(".*.tmp")) == []
+    records = {path.name[1:].replace(".json", ".hdf5") for path in train.glob(".shard_*.json")}
+    standing = written(train)
+    assert 3 <= len(records) < 16
+    assert not (train / "index.parquet").exists()
+    assert convert(long, tmp_path / "out") == 0
+    assert {name for name, stat in written(train).items() if standing.get(name) == stat} == records
+    assert {path.name for path in train.iterdir()} == {*written(train), "index.parquet", "conversion.json"}
+    assert convert(long, tmp_path / "whole") == 0
+    assert contents(tmp_path / "whole") == contents(tmp_path / "out")
+
+
+def test_a_killed_worker_is_one_line(long, tmp_path):
+    process = start(long, tmp_path / "out")
+    wait_for_records(process, tmp_path / "out" / "train", 1)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    worker = next(pid for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes())
+    os.kill(int(worker), signal.SIGKILL)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert group_is_gone(process.pid)
+    last = err.splitlines()[-1]
+    assert last.startswith("raypipe.convert_to_h5: error: ")
+    assert "shard_" in last and "killed by SIGKILL" in last and "the same command goes on" in last
+    assert "Traceback" not in err
+    assert list((tmp_path / "out" / "train").glob(".*.tmp")) == []
+    assert convert(long, tmp_path / "out") == 0
+
+
+def test_a_second_run_at_the_same_time_is_refused(long, tmp_path, capsys):
+    process = start(long, tmp_path / "out")
+    wait_for_records(process, tmp_path / "out" / "train", 1)
+    assert convert(long, tmp_path / "out") == 2
+    assert "another conversion writes to" in capsys.readouterr().err
+    os.killpg(process.pid, signal.SIGINT)
+    process.communicate(timeout=60)
+
+
+def test_a_disk_that_fills_up_is_one_line(videos, tmp_path, capsys, monkeypatch):
+    class Room:
+        f_bavail, f_frsize = 1, 4096
+
+    monkeypatch.setattr("os.statvfs", lambda path: Room)
+    assert convert(videos, tmp_path / "out", "--image_size", "64") == 2
+    err = capsys.readouterr().err
+    last = err.splitlines()[-1]
+    assert "shard_0001.hdf5: cannot be written (No space left on device)" in last
+    assert list((tmp_path / "out").rglob("*.hdf5")) == list((tmp_path / "out").rglob("*.tmp")) == []
+    monkeypatch.undo()
+    assert convert(videos, tmp_path / "out", "--image_size", "64") == 0
+
+
+def test_a_damaged_record_is_named(videos, tmp_path, capsys):
+    convert(videos, tmp_path / "out")
+    path = tmp_path / "out" / "train" / resuming.RECORD
+    json.loads(path.read_text())
+    path.write_text("{")
+    capsys.readouterr()
+    assert convert(videos, tmp_path / "out") == 2
+    assert f"{path}: damaged; delete" in capsys.readouterr().err
 
 
 def test_help_explains_every_flag(capsys):
@@ -168,5 +460,6 @@ def test_help_explains_every_flag(capsys):
         convert_to_h5.main(["--help"])
     assert stop.value.code == 0
     text = capsys.readouterr().out
-    for flag in ("--data_dir", "--out_dir", "--image_size", "--extension", "--num-workers", "--skip-bad"):
-        assert flag in text
+    for action in convert_to_h5._parser()._actions:
+        assert action.help
+        assert all(option in text for option in action.option_strings)

@@ -21,6 +21,7 @@ RUN_BY = {
     "python -m raypipe.convert_to_h5": "test_convert.py",
     "python -m raypipe.checkpoint import": "test_published.py",
     "python -m raypipe.checkpoint export": "test_published.py",
+    "export RAY_AUTH_MODE=token": "test_jobs.py::RAY_AUTH_MODE",
     "ray start --head": "test_jobs.py",
     "ray job submit --working-dir . -- python -m raypipe.evaluate": "test_jobs.py",
     "ray up cluster.yaml": "test_cluster.py",

@@ -225,6 +225,7 @@ def test_trials_of_two_workers_finish_on_two_cpus(two_cpus, storage, values):
             "unknown argument '--search.flow_trails'; did you mean '--search.flow_trials'?",
         ),
         (["--search.flow_trials", "0"], "search.flow_trials: must be at least 1, not 0"),
+        (["--trials", "3", "--search.flow_trials", "4"], "--trials: says the same as --search.flow_trials"),
         (["--resume", "--name", "nothing"], "--resume: nothing to resume in"),
     ],
 )

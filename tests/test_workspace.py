@@ -11,8 +11,19 @@ import pytest
 from raypipe import config, workspace
 from raypipe.config import ConfigError
 from raypipe.data.shards import open_shards
-from raypipe.workspace import Workspace, begin, demo_key, fresh, git_commit, latest, prepare_dataset, write_atomic
+from raypipe.workspace import (
+    Workspace,
+    begin,
+    check_dataset,
+    demo_key,
+    fresh,
+    git_commit,
+    latest,
+    prepare_dataset,
+    write_atomic,
+)
 
+SHARD = "shard_0001.hdf5"
 EXPERIMENT = config.replace(
     config.Experiment(),
     **{
@@ -174,6 +185,34 @@ def test_a_dataset_that_is_not_there_is_named_with_the_remedy(tmp_path):
     named = config.replace(EXPERIMENT, **{"dataset.name": "kth"})  # no root: none is simulated for another name
     with pytest.raises(ConfigError, match="no shards"):
         prepare_dataset(Workspace(tmp_path, "e"), named, lambda done, total: None)
+
+
+def test_the_check_before_anything_starts(tmp_path):
+    place = Workspace(tmp_path, "e")
+    check_dataset(place, EXPERIMENT)  # the built-in dataset is made when it is needed
+    made = prepare_dataset(place, EXPERIMENT, lambda done, total: None)
+    for root, message in (
+        (str(tmp_path / "none"), "dataset.root: no shards in"),
+        ((tmp_path / "none").as_uri(), f"dataset.root: {(tmp_path / 'none' / 'train').as_uri()}: no such file, folder"),
+        ("abc://bucket/set", "dataset.root: abc://bucket/set/train: cannot be opened"),
+    ):
+        with pytest.raises(ConfigError) as error:
+            check_dataset(place, config.replace(EXPERIMENT, **{"dataset.root": root}))
+        assert str(error.value).startswith(message) and "\n" not in str(error.value)
+    check_dataset(place, config.replace(EXPERIMENT, **{"dataset.root": str(made)}))
+
+
+def test_a_dataset_under_a_uri_is_staged_and_is_the_same(tmp_path):
+    place = Workspace(tmp_path, "e")
+    made = prepare_dataset(place, EXPERIMENT, lambda done, total: None)
+    settings = {"dataset.root": made.as_uri() + "/", "dataset.cache": str(tmp_path / "near"), "dataset.cache_gb": 0.001}
+    far = config.replace(EXPERIMENT, **settings)
+    check_dataset(place, far)
+    root = prepare_dataset(place, far, lambda done, total: None)
+    assert str(root) == made.as_uri()
+    assert workspace.dataset_hashes(root) == workspace.dataset_hashes(made)
+    assert (open_shards(root / "val").clip(0) == open_shards(made / "val").clip(0)).all()
+    assert sorted(path.name[25:] for path in (tmp_path / "near").glob("*-*")) == [*["index.parquet"] * 3, SHARD]
 
 
 def test_git_commit_is_the_checkouts(monkeypatch, tmp_path):

@@ -45,11 +45,12 @@ PUBLISHED = {
     "model.num_heads": 8,
     "model.dropout": 0.05,
     "model.time_input": False,
+    "train.ema": 0.0,
 }
 GROUPS: Mapping[str, tuple[str, ...]] = {
-    "attention": ("scaled_dot_product", "flash_attention"),
+    "attention": ("scaled_dot_product", "flash_attention", "aten::bmm", "softmax"),
     "optimizer, clipping, average": ("_fused_adamw", "_foreach", "linalg_vector_norm", "lerp"),
-    "linear maps": ("conv", "mkldnn", "addmm", "aten::mm", "aten::bmm"),
+    "linear maps": ("conv", "mkldnn", "addmm", "aten::mm"),
     "norms, gelu, dropout": ("norm", "gelu", "dropout", "bernoulli"),
     "copies": ("copy", "contiguous", "clone", "aten::cat"),
 }

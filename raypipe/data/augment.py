@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from raypipe.data.frames import to_float, to_uint8
+
 BRIGHTNESS = CONTRAST = SATURATION = 0.1
 """Factors are drawn from [1 - x, 1 + x]."""
 HUE = 0.25
@@ -42,7 +44,14 @@ def draw(count: int, generator: torch.Generator, flip: bool = True, jitter: bool
 
 
 def augment(frames: Tensor, augmentation: Augmentation) -> Tensor:
-    """Apply to float [b, T, 3, H, W] in [-1, 1]: the same shape and range. Raises ValueError for another shape."""
+    """Apply to float [b, T, 3, H, W] in [-1, 1], or to uint8 [b, T, H, W, 3] as stored: gives the same kind.
+
+    Flip, then brightness (rgb * b), contrast (mean + c (rgb - mean), mean: of the clip's grey), saturation
+    (grey + s (rgb - grey)) and hue, on rgb in [0, 1] and each clamped to it. uint8 is rounded once, at the end.
+    Raises ValueError for another shape or number of clips.
+    """
+    if frames.dtype == torch.uint8:
+        return to_uint8(augment(to_float(frames), augmentation))
     if frames.ndim != 5 or frames.shape[2] != 3 or len(frames) != len(augmentation.flip):
         raise ValueError(f"frames: must be [{len(augmentation.flip)}, T, 3, H, W], not {list(frames.shape)}")
     flip = augmentation.flip.to(frames.device).view(-1, 1, 1, 1, 1)

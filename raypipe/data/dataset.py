@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, replace
 
 import torch
@@ -9,6 +10,8 @@ from torch import Tensor
 
 from raypipe.data.shards import Shards
 from raypipe.data.windows import Sampler, WindowIndex
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,19 @@ class TrainBatch:
     def to(self, device: torch.device) -> TrainBatch:
         """The same on a device; does not block if the data is pinned."""
         return replace(self, data=self.data.to(device, non_blocking=True))
+
+
+def warn_of_short_clips(shards: Shards, frames: int, stride: int = 1, *, named: int = 3) -> None:
+    """Log how many clips have no window of `frames` frames, `stride` apart, and the names of the first."""
+    span = (frames - 1) * stride + 1
+    short = (shards.lengths < span).nonzero()[0].tolist()
+    if short:
+        first = ", ".join(f"{shards.names[i]} ({shards.lengths[i]})" for i in short[:named])
+        more = ", ..." if len(short) > named else ""
+        log.warning(
+            "%s: %d of %d clips are left out: shorter than %d frames (%s%s)",
+            *(shards.folder, len(short), len(shards), span, first, more),
+        )
 
 
 class WindowBatches:

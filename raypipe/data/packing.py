@@ -8,6 +8,7 @@ A shard is one HDF5 file, `shard_0001.hdf5`, of n clips with N frames in all:
     crc32   uint32 [n]          zlib.crc32 of each clip's bytes
 
 with attributes `format` = "raypipe-1" and `key` (what the content was made by; empty for plain videos).
+The user block at its beginning holds a checksum of all that is not frames (see `integrity`).
 `index.parquet` beside the shards has one row a clip, and says by its presence that the folder is complete.
 """
 
@@ -22,25 +23,15 @@ from typing import Any, Self
 
 import h5py
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from raypipe.data.index import INDEX as INDEX
+from raypipe.data.index import Index, index_to_bytes
+from raypipe.data.integrity import USER_BLOCK, Seal, check_shard, is_sealed, seal_shard
 from raypipe.files import atomic_path
 
 FORMAT = "raypipe-1"
-INDEX = "index.parquet"
 PATTERN = "shard_*.hdf5"
-SCHEMA = pa.schema(
-    [
-        ("clip", pa.string()),
-        ("source", pa.string()),
-        ("frames", pa.int64()),
-        ("shard", pa.string()),
-        ("offset", pa.int64()),
-        ("crc32", pa.uint32()),
-    ]
-)
 
 
 @dataclass(frozen=True)
@@ -74,57 +65,114 @@ def write_shard(path: Path, clips: Sequence[Clip], key: str = "") -> None:
     lengths = np.array([len(clip.frames) for clip in clips], dtype=np.int64)
     starts = np.cumsum(lengths) - lengths
     crcs = np.zeros(len(clips), dtype=np.uint32)
-    # No times of creation and no heap of variable-length strings: both would make bytes differ from run to run.
-    with atomic_path(path) as temporary, h5py.File(temporary, "w", libver=("earliest", "v110")) as file:
-        file.attrs["format"] = FORMAT
-        file.attrs["key"] = key
-        frames = file.create_dataset(
-            "frames", (int(lengths.sum()), *first.shape[1:]), first.dtype, track_times=False, fill_time="never"
-        )
-        for i, clip in enumerate(clips):
-            content = np.ascontiguousarray(clip.frames)
-            frames[starts[i] : starts[i] + lengths[i]] = content
-            crcs[i] = zlib.crc32(content.data)
-        for name, column in (("start", starts), ("length", lengths), ("crc32", crcs)):
-            file.create_dataset(name, data=column, track_times=False)
-        for name, texts in (("name", [c.name for c in clips]), ("source", [c.source for c in clips])):
-            encoded = [text.encode() for text in texts]
-            dtype = h5py.string_dtype("utf-8", max(1, *map(len, encoded)))
-            file.create_dataset(name, data=np.array(encoded, dtype=dtype), dtype=dtype, track_times=False)
+    with atomic_path(path) as temporary:
+        # No times of creation and no heap of variable-length strings: both would make bytes differ from run to run.
+        with h5py.File(temporary, "w", libver=("earliest", "v110"), userblock_size=USER_BLOCK) as file:
+            file.attrs["format"] = FORMAT
+            file.attrs["key"] = key
+            frames = file.create_dataset(
+                "frames", (int(lengths.sum()), *first.shape[1:]), first.dtype, track_times=False, fill_time="never"
+            )
+            for i, clip in enumerate(clips):
+                content = np.ascontiguousarray(clip.frames)
+                frames[starts[i] : starts[i] + lengths[i]] = content
+                crcs[i] = zlib.crc32(content.data)
+            write_columns(file, clips, starts, lengths, crcs)
+            begin, size = frames.id.get_offset(), frames.nbytes
+        seal_shard(temporary, begin, begin + size)
+
+
+def write_columns(
+    file: h5py.File,
+    clips: Sequence[Clip],
+    starts: NDArray[np.int64],
+    lengths: NDArray[np.int64],
+    crcs: NDArray[np.uint32],
+) -> None:
+    """All datasets of a shard but the frames."""
+    for name, column in (("start", starts), ("length", lengths), ("crc32", crcs)):
+        file.create_dataset(name, data=column, track_times=False)
+    for name, texts in (("name", [c.name for c in clips]), ("source", [c.source for c in clips])):
+        encoded = [text.encode() for text in texts]
+        dtype = h5py.string_dtype("utf-8", max(1, *map(len, encoded)))
+        file.create_dataset(name, data=np.array(encoded, dtype=dtype), dtype=dtype, track_times=False)
+
+
+@dataclass(frozen=True)
+class ShardHead:
+    """All of a shard but its frames. rows: a dict a clip, with the columns of the manifest."""
+
+    rows: list[dict[str, Any]]
+    key: str
+    frame_shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    seal: Seal
+
+
+def shard_head(path: Path) -> ShardHead:
+    """Read and check all of a packed shard but its frames. Raises ValueError naming a damaged or foreign file."""
+    try:
+        with path.open("rb") as raw:
+            seal = check_shard(raw.fileno())
+        with h5py.File(path, "r") as file:
+            shape, dtype = file["frames"].shape, file["frames"].dtype
+            key = str(file.attrs["key"])
+            columns = {name: file[name][:] for name in ("start", "length", "crc32", "name", "source")}
+    except (OSError, KeyError, RuntimeError, ValueError) as error:
+        raise ValueError(f"{path}: not a packed shard, or damaged ({_brief(error)}); make it anew") from None
+    rows = [
+        {
+            "clip": name.decode(),
+            "source": source.decode(),
+            "frames": int(length),
+            "shard": path.name,
+            "offset": int(start),
+            "crc32": int(crc),
+        }
+        for start, length, crc, name, source in zip(*columns.values(), strict=True)
+    ]
+    return ShardHead(rows, key, shape[1:], dtype, seal)
 
 
 def shard_rows(path: Path) -> tuple[list[dict[str, Any]], str]:
-    """The rows of the manifest for one packed shard, and its key. Raises ValueError naming a damaged file."""
-    try:
-        with h5py.File(path, "r") as file:
-            if file.attrs.get("format") != FORMAT:
-                raise ValueError(f"{path}: not a packed shard (format {file.attrs.get('format')!r}, not {FORMAT!r})")
-            key = str(file.attrs.get("key", ""))
-            columns = {name: file[name][:] for name in ("start", "length", "crc32", "name", "source")}
-    except (OSError, KeyError, RuntimeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: damaged shard ({_brief(error)}); make it anew") from None
-    try:
-        rows = [
-            {
-                "clip": name.decode(),
-                "source": source.decode(),
-                "frames": int(length),
-                "shard": path.name,
-                "offset": int(start),
-                "crc32": int(crc),
-            }
-            for start, length, crc, name, source in zip(*columns.values(), strict=True)
-        ]
-    except (ValueError, AttributeError) as error:
-        raise ValueError(f"{path}: damaged shard ({_brief(error)}); make it anew") from None
-    return rows, key
+    """The rows of the manifest for one packed shard, and its key. Raises ValueError as `shard_head`."""
+    head = shard_head(path)
+    return head.rows, head.key
 
 
 def write_index(folder: Path) -> None:
-    """Write the manifest of all shards in `folder`, which declares it complete."""
-    rows = [row for path in sorted(folder.glob(PATTERN)) for row in shard_rows(path)[0]]
+    """Write the manifest of all shards in `folder`, which declares it complete.
+
+    Raises ValueError, naming the file, unless all were made under one key, with frames of one shape and dtype,
+    and no two clips have one name.
+    """
+    heads = {path.name: shard_head(path) for path in sorted(folder.glob(PATTERN))}
+    if not heads:
+        raise ValueError(f"{folder}: holds no shard to write {INDEX} for")
+    first_name, first = next(iter(heads.items()))
+    seen: dict[str, str] = {}
+    for name, head in heads.items():
+        kinds = [(h.key, h.dtype.name, list(h.frame_shape)) for h in (first, head)]
+        if kinds[0] != kinds[1]:
+            raise ValueError(f"{folder / name}: key and frames are {kinds[1]}, and {kinds[0]} in {first_name}")
+        for row in head.rows:
+            if seen.setdefault(row["clip"], name) != name:
+                raise ValueError(f"{folder / name}: clip {row['clip']} is in {seen[row['clip']]} too")
+    rows = [row for head in heads.values() for row in head.rows]
+    index = Index(
+        names=[row["clip"] for row in rows],
+        sources=[row["source"] for row in rows],
+        lengths=np.array([row["frames"] for row in rows], dtype=np.int64),
+        shards=[row["shard"] for row in rows],
+        offsets=np.array([row["offset"] for row in rows], dtype=np.int64),
+        crcs=np.array([row["crc32"] for row in rows], dtype=np.uint32),
+        seals={name: head.seal for name, head in heads.items()},
+        frame_shape=first.frame_shape,
+        dtype=first.dtype,
+        key=first.key,
+    )
     with atomic_path(folder / INDEX) as temporary:
-        pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), temporary)
+        temporary.write_bytes(index_to_bytes(index))
 
 
 class ShardWriter:
@@ -195,8 +243,7 @@ class ShardWriter:
 
 def _is_packed(path: Path) -> bool:
     try:
-        with h5py.File(path, "r") as file:
-            return bool(file.attrs.get("format") == FORMAT)
+        return is_sealed(path)
     except OSError:
         return False
 

@@ -1,62 +1,23 @@
-"""Video files and folders of images: finding, reading, resizing, writing."""
+"""Video files and folders of images: reading, resizing, writing."""
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
+from raypipe.data.fitting import Fit, rgb
+from raypipe.data.fitting import Frames as Frames
+from raypipe.data.truncation import stated_size
 from raypipe.files import atomic_path
 
-Frames = NDArray[np.uint8]
 VIDEO_SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv"})
-
-
-@dataclass(frozen=True)
-class Source:
-    """One clip to be: a video file, or a folder of frames. name: its path below the split, unique."""
-
-    name: str
-    path: Path
-    is_video: bool
-
-
-def find_clips(folder: str | Path, extension: str = "png") -> list[Source]:
-    """Every video file and every folder of frames under `folder`, at any depth, in natural order.
-
-    A folder without anything in it that is known counts as a folder of frames, so that reading it says
-    what is wrong with it. Raises ValueError if `folder` is missing or nothing is found.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise ValueError(f"{folder}: no such folder")
-    sources = list(_walk(folder, folder, f".{extension.lstrip('.').lower()}"))
-    if not sources:
-        raise ValueError(
-            f"{folder}: no clips found; it must hold video files ({', '.join(sorted(VIDEO_SUFFIXES))}) or one"
-            f" folder of .{extension.lstrip('.')} frames for each clip"
-        )
-    return sorted(sources, key=lambda source: natural(source.name))
-
-
-def _walk(folder: Path, root: Path, suffix: str) -> Iterator[Source]:
-    entries = [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
-    videos = [entry for entry in entries if entry.is_file() and entry.suffix.lower() in VIDEO_SUFFIXES]
-    folders = [entry for entry in entries if entry.is_dir()]
-    has_frames = any(entry.suffix.lower() == suffix and entry.is_file() for entry in entries)
-    if folder != root and (has_frames or not (videos or folders)):
-        yield Source(folder.relative_to(root).as_posix(), folder, is_video=False)
-    for entry in videos:
-        yield Source(entry.relative_to(root).as_posix(), entry, is_video=True)
-    for entry in folders:
-        yield from _walk(entry, root, suffix)
 
 
 def natural(name: str) -> list[tuple[int, str]]:
@@ -64,27 +25,46 @@ def natural(name: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)] + [(-1, name)]
 
 
-def iter_video(path: str | Path) -> Iterator[Frames]:
-    """The frames [H, W, 3] of a video file, one by one. Raises ValueError, naming the file, if it does not decode."""
-    shape: tuple[int, ...] | None = None
+def decode(path: str | Path, threads: int = 0, note: Callable[[str], None] | None = None) -> Iterator[av.VideoFrame]:
+    """The frames of a video file, one by one, all of one size.
+
+    threads: of the decoder, 0 for as many as there are processors. note: told if the header announces more frames
+    than there are. Raises ValueError, naming the file, if it does not decode to its end, or is cut off.
+    """
+    shape: tuple[int, int] | None = None
+    count = 0
     try:
+        # FFmpeg first: of a file that is no video at all, it says so.
         with av.open(str(path)) as container:
             if not container.streams.video:
                 raise ValueError(f"{path}: holds no video stream")
+            stated, held = stated_size(Path(path)), Path(path).stat().st_size
+            if stated is not None and stated > held:
+                raise ValueError(f"{path}: is cut off: {held} bytes, and {stated} by its header")
             stream = container.streams.video[0]
-            stream.thread_type = "AUTO"
+            stream.thread_type, stream.thread_count = "AUTO", threads
             # By default FFmpeg paints over what it cannot decode, and a damaged file trains on smears.
             stream.codec_context.options = {"err_detect": "explode"}
-            for count, frame in enumerate(container.decode(stream)):
-                image: Frames = frame.to_ndarray(format="rgb24").astype(np.uint8, copy=False)
-                shape = shape or image.shape
-                if image.shape != shape:
-                    raise ValueError(f"{path}: frame {count} is {_size(image.shape)}, the first is {_size(shape)}")
-                yield image
+            announced = stream.frames
+            for frame in container.decode(stream):
+                shape = shape or (frame.height, frame.width)
+                if (frame.height, frame.width) != shape:
+                    found = _size((frame.height, frame.width))
+                    raise ValueError(f"{path}: frame {count} is {found}, the first is {_size(shape)}")
+                count += 1
+                yield frame
     except (av.FFmpegError, OSError) as error:
         raise ValueError(f"{path}: not a readable video ({error.strerror or error})") from None
-    if shape is None:
+    if count == 0:
         raise ValueError(f"{path}: no frame of this video decodes")
+    if note is not None and announced > count:
+        note(f"{path}: its header announces {announced} frames, {count} are there")
+
+
+def iter_video(path: str | Path) -> Iterator[Frames]:
+    """The frames [H, W, 3] of a video file, one by one, upright. Raises ValueError as `decode`."""
+    for frame in decode(path):
+        yield rgb(frame)
 
 
 def read_video(path: str | Path) -> Frames:
@@ -92,51 +72,66 @@ def read_video(path: str | Path) -> Frames:
     return np.stack(list(iter_video(path)))
 
 
-def iter_frames(folder: str | Path, extension: str = "png") -> Iterator[Frames]:
-    """The images [H, W, 3] in a folder, one by one, in natural order of their names.
+def iter_images(folder: str | Path, extension: str = "png") -> Iterator[Image.Image]:
+    """The RGB images in a folder, one by one, in natural order of their names, all of one size.
 
     Raises ValueError, naming the file, for one that is unreadable or of another size than the first.
     """
     suffix = f".{extension.lstrip('.').lower()}"
-    paths = [path for path in Path(folder).iterdir() if path.suffix.lower() == suffix and not path.name.startswith(".")]
-    if not paths:
-        others = sorted({path.suffix for path in Path(folder).iterdir() if path.suffix})
+    with os.scandir(folder) as entries:
+        names = [entry.name for entry in entries if not entry.name.startswith(".")]
+    chosen = [name for name in names if os.path.splitext(name)[1].lower() == suffix]
+    if not chosen:
+        others = sorted({end for name in names if (end := os.path.splitext(name)[1])})
         held = f" (it holds {', '.join(others)} files: see --extension)" if others else ""
         raise ValueError(f"{folder}: no {suffix} frames in this folder{held}")
-    shape: tuple[int, ...] | None = None
-    for path in sorted(paths, key=lambda path: natural(path.name)):
-        try:
-            with Image.open(path) as image:
-                frame = np.asarray(image.convert("RGB"))
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-            raise ValueError(f"{path}: not a readable image") from None
-        shape = shape or frame.shape
-        if frame.shape != shape:
-            raise ValueError(f"{path}: is {_size(frame.shape)}, the frames before it are {_size(shape)}")
-        yield frame
+    size: tuple[int, int] | None = None
+    for name in sorted(chosen, key=natural):
+        path = os.path.join(folder, name)
+        image = _open_image(path)
+        size = size or image.size
+        if image.size != size:
+            found, first = _size(image.size[::-1]), _size(size[::-1])
+            raise ValueError(f"{path}: is {found}, the frames before it are {first}")
+        yield image
+
+
+def _open_image(path: str) -> Image.Image:
+    try:
+        with Image.open(path) as image:
+            if image.mode.startswith("I;16"):
+                # Pillow clips 16 bits to 8; the high byte is what a viewer shows.
+                return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+            if image.mode in ("I", "F"):
+                raise ValueError(f"{path}: its numbers have 32 bits, and no known white; write 8 or 16 bits")
+            image.load()
+            return image if image.mode == "RGB" else image.convert("RGB")
+    except ValueError as error:
+        if str(error).startswith(path):
+            raise
+        raise ValueError(f"{path}: not a readable image") from None
+    except Exception as error:  # a damaged file makes Pillow's decoders raise what they like
+        if isinstance(error, OSError) and error.errno:
+            raise ValueError(f"{path}: not a readable image ({error.strerror})") from None
+        raise ValueError(f"{path}: not a readable image") from None
+
+
+def iter_frames(folder: str | Path, extension: str = "png") -> Iterator[Frames]:
+    """The images [H, W, 3] in a folder, one by one. Raises ValueError as `iter_images`."""
+    for image in iter_images(folder, extension):
+        yield np.asarray(image)
 
 
 def read_frames(folder: str | Path, extension: str = "png") -> Frames:
-    """All images of a folder, uint8 [T, H, W, 3]. Raises ValueError as `iter_frames`."""
+    """All images of a folder, uint8 [T, H, W, 3]. Raises ValueError as `iter_images`."""
     return np.stack(list(iter_frames(folder, extension)))
-
-
-def read_source(source: Source, size: int, extension: str = "png") -> Frames:
-    """A clip, resized frame by frame: uint8 [T, size, size, 3]. Never holds the clip at its full size."""
-    frames = iter_video(source.path) if source.is_video else iter_frames(source.path, extension)
-    return np.stack([resize(frame, size) for frame in frames])
 
 
 def resize(frames: Frames, size: int) -> Frames:
     """Crop [..., H, W, 3] to the square in its centre, then scale it to [..., size, size, 3] (antialiased Lanczos)."""
     *batch, height, width, _ = frames.shape
-    side = min(height, width)
-    top, left = (height - side) // 2, (width - side) // 2
-    square = frames[..., top : top + side, left : left + side, :]
-    if side == size:
-        return np.ascontiguousarray(square)
-    images = square.reshape(-1, side, side, 3)
-    scaled = [np.asarray(Image.fromarray(i).resize((size, size), Image.Resampling.LANCZOS)) for i in images]
+    fit = Fit(size)
+    scaled = [fit.array(frame) for frame in frames.reshape(-1, height, width, 3)]
     return np.stack(scaled).reshape(*batch, size, size, 3)
 
 

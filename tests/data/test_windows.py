@@ -30,6 +30,74 @@ def test_a_clip_of_exactly_one_window_counts():
         index.locate([1])
 
 
+@st.composite
+def laws(draw):
+    """Clips in shards, a window, a world and a batch that go together; (index, borders, world, batch)."""
+    lengths = draw(st.lists(st.integers(0, 30), min_size=1, max_size=20))
+    window, stride = draw(st.integers(1, 4)), draw(st.integers(1, 3))
+    span = (window - 1) * stride + 1
+    lengths.append(span + draw(st.integers(4, 20)))
+    index = WindowIndex(lengths, window, stride)
+    shard_of = np.cumsum(draw(st.lists(st.booleans(), min_size=len(lengths), max_size=len(lengths))))
+    world = draw(st.integers(1, 5))
+    return index, index.borders(shard_of), shard_of, world, world * draw(st.integers(1, 4))
+
+
+@settings(max_examples=200, deadline=None)
+@given(laws(), st.integers(0, 2), st.integers(0, 9))
+def test_the_laws_hold_for_any_shards(case, epoch, seed):
+    index, borders, _, world, batch = case
+    ranks = [Sampler(len(index), batch, seed, rank, world, borders) for rank in range(world)]
+    steps = range(epoch * ranks[0].steps_per_epoch, (epoch + 1) * ranks[0].steps_per_epoch)
+    alone = Sampler(len(index), batch, seed, borders=borders)
+    seen = []
+    for step in steps:
+        parts = [rank.batch(step).windows for rank in ranks]
+        assert all(len(part) for part in parts)
+        assert np.concatenate(parts).tolist() == alone.batch(step).windows.tolist()
+        seen += np.concatenate(parts).tolist()
+    assert sorted(seen) == list(range(len(index)))
+    begin = steps[len(steps) // 2]  # what a run does that resumes there
+    fresh = Sampler(len(index), batch, seed, borders=borders)
+    for step in range(begin, steps.stop):
+        assert fresh.batch(step).windows.tolist() == alone.batch(step).windows.tolist()
+
+
+@settings(max_examples=200, deadline=None)
+@given(laws(), st.integers(0, 9))
+def test_a_lane_goes_to_each_of_its_shards_once(case, seed):
+    index, borders, shard_of, _, batch = case
+    sampler = Sampler(len(index), batch, seed, borders=borders)
+    steps = [sampler.batch(step).windows for step in range(sampler.steps_per_epoch)]
+    ends = np.arange(batch + 1) * len(index) // batch
+    for lane in range(batch):
+        windows = [w for part in steps for w in part.tolist() if ends[lane] <= w < ends[lane + 1]]
+        shards = shard_of[index.locate(windows)[0]]
+        assert np.count_nonzero(np.diff(shards)) <= len(set(shards.tolist())) - 1 or not windows
+
+
+def test_borders_inside_no_lane_change_nothing():
+    plain, cut = Sampler(64, 4, seed=1), Sampler(64, 4, seed=1, borders=[16, 32, 48])
+    assert [plain.batch(s).windows.tolist() for s in range(32)] == [cut.batch(s).windows.tolist() for s in range(32)]
+
+
+def test_shards_are_visited_in_another_order_every_epoch():
+    sampler = Sampler(60, 1, seed=0, borders=[10, 20, 30, 40, 50])
+    orders = set()
+    for epoch in range(8):
+        shards = [int(sampler.batch(epoch * 60 + i).windows[0]) // 10 for i in range(60)]
+        orders.add(tuple(dict.fromkeys(shards)))
+    assert len(orders) > 4
+
+
+def test_borders_are_where_a_shard_begins():
+    index = WindowIndex([3, 1, 4, 2, 5], window=2)  # 2, 0, 3, 1, 4 windows
+    assert index.borders([0, 0, 1, 1, 2]).tolist() == [2, 6]
+    assert index.borders([0, 1, 2, 2, 2]).tolist() == [2]
+    with pytest.raises(ValueError, match="one a clip"):
+        index.borders([0, 1])
+
+
 sizes = st.tuples(st.integers(1, 5), st.integers(1, 5), st.integers(0, 100)).map(
     lambda t: (t[0], t[0] * t[1], t[0] + t[2])
 )

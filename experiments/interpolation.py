@@ -1,0 +1,157 @@
+"""Frames that were never trained on: `python experiments/interpolation.py [--seeds 3]`.
+
+Trains a flow and a diffusion on every fifth frame of longer demo clips, asks for the four frames between a known one
+and the predicted next one, and compares them with those that were left out. Beside them: the same two ends blended,
+as frames and as latents, and a blend of the true ends, which sees the future. Prints one JSON line; writes
+<storage>/interpolation.json and .png.
+"""
+
+import json
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from raypipe import checkpoint, cli, config
+from raypipe.config import Component, Experiment
+from raypipe.data.frames import to_float, to_uint8
+from raypipe.device import choose_device
+from raypipe.files import atomic_path
+from raypipe.film import strip
+from raypipe.forecast import choose_windows
+from raypipe.launch import start_ray, train_jobs
+from raypipe.metrics.frames import psnr
+from raypipe.sde.dynamics import Dynamics
+from raypipe.sde.rollout import rollout
+from raypipe.sources import Sources
+from raypipe.stage import Parents
+from raypipe.train import ComponentJob, prepare, run_settings
+from raypipe.workspace import Workspace, write_json
+
+STRIDE = 5
+RECIPE = {
+    "name": "interpolation",
+    "dataset.frame_stride": STRIDE,
+    "demo.clip_frames": 48,
+    "train.noise_std": 0.03,
+    "train.steps": 1000,
+}
+STEPS = 2
+
+
+@dataclass(frozen=True)
+class Windows:
+    """given: [n, K, 3, H, W], a frame interval apart; after: [n, STRIDE, 3, H, W], the frames of the next interval."""
+
+    given: Tensor
+    after: Tensor
+
+
+def test_windows(experiment: Experiment, sources: Sources) -> Windows:
+    """Fixed windows of the test split, every frame of the last interval among them."""
+    shards, known = sources.frames("test"), experiment.model.num_input_frames
+    span = known * STRIDE + 1
+    clips, starts = choose_windows(shards.lengths, span, experiment.evaluation.test_windows, experiment.evaluation.seed)
+    pairs = zip(clips, starts, strict=True)
+    frames = to_float(torch.from_numpy(np.stack([shards.frames(c, slice(s, s + span)) for c, s in pairs])))
+    last = (known - 1) * STRIDE
+    return Windows(frames[:, : last + 1 : STRIDE], frames[:, last + 1 :])
+
+
+def train_seed(experiment: Experiment, workspace: Workspace, seed: int) -> Dynamics:
+    """A flow, and a diffusion on it."""
+    choices: list[tuple[Component, str]] = [("flow", "mse"), ("diffusion", "nll")]
+    parents = Parents()
+    for component, loss in choices:
+        values = {"train.component": component, "train.loss": loss, "train.random_seed": seed}
+        job = ComponentJob(config.replace(experiment, **values), workspace, f"seed{seed}", parents)
+        train_jobs([job], run_settings(experiment, workspace, f"{component}-seed{seed}"))
+        parents = parents if component == "diffusion" else Parents(flow=job.folder)
+    device = choose_device()
+    flow, diffusion = (
+        checkpoint.load_component(workspace.run(component, f"seed{seed}")).to(device) for component, _ in choices
+    )
+    return Dynamics(flow, diffusion=diffusion)
+
+
+@torch.no_grad()
+def compare(dynamics: Dynamics, windows: Windows, workspace: Workspace, seed: int) -> dict[str, Tensor]:
+    """In-between frames [n, STRIDE - 1, 3, H, W] by how they were made."""
+    device = choose_device()
+    autoencoder = checkpoint.load_autoencoder(workspace.autoencoder).to(device)
+
+    def decode(latents: Tensor) -> Tensor:
+        parts = [autoencoder.decode(part.to(device)).cpu() for part in latents.flatten(0, 1).split(128)]
+        return torch.cat(parts).view(*latents.shape[:2], *parts[0].shape[1:])
+
+    parts = [autoencoder.encode(part.to(device)).cpu() for part in windows.given.flatten(0, 1).split(128)]
+    context = torch.cat(parts).view(*windows.given.shape[:2], *parts[0].shape[1:])
+    share = torch.arange(1, STRIDE).view(-1, 1, 1, 1) / STRIDE
+    made = {}
+    for name, driven in (("flow alone", Dynamics(dynamics.flow)), ("one member", dynamics)):
+        latents = rollout(
+            driven, context, 1, steps=STEPS, members=1, seed=seed, interpolate=STRIDE, device=device
+        )[:, 0]  # fmt: skip
+        made[name] = decode(latents[:, :-1])
+        if name == "flow alone":
+            ends = context[:, -1:], latents[:, -1:]
+            frames = windows.given[:, -1:], decode(latents[:, -1:])
+            made["its ends blended as latents"] = decode((1 - share) * ends[0] + share * ends[1])
+            made["its ends blended as frames"] = (1 - share) * frames[0] + share * frames[1]
+    made["true ends blended as frames"] = (1 - share) * windows.given[:, -1:] + share * windows.after[:, -1:]
+    made["last frame repeated"] = windows.given[:, -1:].expand(-1, STRIDE - 1, -1, -1, -1)
+    return made
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = cli.experiment_parser("interpolation.py", "Compare in-between frames with those that were left out.")
+    parser.add_argument("--seeds", type=cli.positive, default=3, metavar="N", help="seeds 0 to N - 1 (default: 3)")
+    args, overrides = cli.parse(parser, argv)
+    experiment, storage = cli.experiment(args, {**RECIPE, **overrides}), cli.storage_root(args)
+    workspace = Workspace(storage, experiment.name)
+    start_ray()
+    sources = prepare(experiment, workspace)
+    windows = test_windows(experiment, sources)
+    scores: dict[str, list[float]] = {}
+    errors: dict[str, float] = {}
+    for seed in range(args.seeds):
+        made = compare(train_seed(experiment, workspace, seed), windows, workspace, seed)
+        for name, frames in made.items():
+            each = psnr(frames.clamp(-1, 1), windows.after[:, :-1]).mean(1)
+            scores.setdefault(name, []).append(each.mean().item())
+            errors.setdefault(name, each.std().item() / len(each) ** 0.5)
+        if seed == 0:
+            save_picture(made, windows, storage / f"{experiment.name}.png")
+    result = {
+        "name": "interpolation",
+        "seeds": args.seeds,
+        "windows": len(windows.after),
+        "psnr": {name: round(statistics.mean(values), 3) for name, values in scores.items()},
+        "psnr_sd_over_seeds": {n: round(statistics.stdev(v), 3) if len(v) > 1 else 0.0 for n, v in scores.items()},
+        "psnr_se_over_windows": {name: round(error, 3) for name, error in errors.items()},
+    }
+    write_json(storage / f"{experiment.name}.json", result)
+    rows = [[name, value, result["psnr_sd_over_seeds"][name], errors[name]] for name, value in result["psnr"].items()]
+    cli.say(cli.table(rows, ["in-between frames", "psnr", "sd over seeds", "se over windows"]))
+    cli.say(json.dumps(result))
+    cli.say(f"written  {storage / experiment.name}.json and .png")
+    return 0
+
+
+def save_picture(made: dict[str, Tensor], windows: Windows, path: Path, window: int = 2) -> None:
+    """The last known frame and the interval after it: the truth over each way of making it, in the order of `made`."""
+    rows = [windows.after[window, :-1], *(frames[window] for frames in made.values())]
+    strips = [
+        strip(to_uint8(torch.cat([windows.given[window, -1:], row.clamp(-1, 1)])).numpy(), known=1) for row in rows
+    ]
+    with atomic_path(path) as temporary:
+        Image.fromarray(np.concatenate(strips)).save(temporary, "PNG", optimize=True)
+
+
+if __name__ == "__main__":
+    raise SystemExit(cli.run(main, "interpolation.py"))

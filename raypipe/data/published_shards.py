@@ -1,0 +1,137 @@
+"""Reading shards in the published layout: datasets `<clip>/<frame>`, uint8 [H, W, 3], lzf, and `len/<clip>`.
+
+It holds no checksums: a flipped byte inside a frame may go unnoticed. Converting the folder to packed shards
+gives it some, and makes it many times faster.
+"""
+
+from __future__ import annotations
+
+import zlib
+from typing import Any
+
+import h5py
+import numpy as np
+from h5py import h5d, h5g, h5s
+from numpy.typing import NDArray
+
+from raypipe.data.reader import Array, Shards
+from raypipe.data.staging import File, Folder
+
+SAMPLES, SAMPLE_BYTES = 64, 1 << 14
+"""What `content_hash` reads of a file: whole if it is no larger than all samples, else so many even stretches."""
+ERRORS = (OSError, KeyError, RuntimeError, ValueError, TypeError, AttributeError)
+"""What h5py raises for damaged files."""
+
+
+class PublishedShards(Shards):
+    """Shards in the published layout. Opening reads the length of every clip, and how many frames are there."""
+
+    MAX_OPEN = 32  # HDF5 keeps caches of its own a file
+
+    def __init__(self, folder: Folder, listing: dict[str, File]) -> None:
+        super().__init__()
+        self.folder, self.shard_names, self.files = folder, list(listing), list(listing.values())
+        self.names = []
+        self._groups: list[str] = []
+        lengths: list[int] = []
+        shard_of: list[int] = []
+        for shard, (name, where) in enumerate(listing.items()):
+            stem = name.removesuffix(".hdf5")
+            found = _lengths(where, stem)
+            self.names += [f"{stem}/{group}" for group in found]
+            self._groups += found
+            lengths += found.values()
+            shard_of += [shard] * len(found)
+        if not self.names:
+            raise ValueError(f"{folder}: its shards hold no clip")
+        self.sources = [""] * len(self.names)
+        self.lengths = np.array(lengths, dtype=np.int64)
+        self.shard_of = np.array(shard_of, dtype=np.int64)
+        self.frame_shape, self.dtype = (), np.dtype(np.uint8)
+        longest = int(self.lengths.argmax())
+        self.frame_shape = self._frame(longest, 0).shape
+
+    def _open(self, shard: int, clip: int) -> h5py.File:
+        try:
+            with self.files[shard].staged() as path:
+                return h5py.File(path, "r")
+        except OSError as error:
+            raise self._damaged(clip, error) from None
+
+    def _windows(self, clips: NDArray[np.int64], starts: NDArray[np.int64], window: int, stride: int) -> Array:
+        offsets = np.arange(window) * stride
+        pairs = zip(clips.tolist(), starts.tolist(), strict=True)
+        windows = [self._read(clip, start + offsets) for clip, start in pairs]
+        return np.stack(windows) if windows else np.empty((0, window, *self.frame_shape), self.dtype)
+
+    def _read(self, i: int, numbers: NDArray[np.int64]) -> Array:
+        frames = np.empty((len(numbers), *self.frame_shape), self.dtype)
+        for k, number in enumerate(numbers.tolist()):
+            frame = self._frame(i, number)
+            if frame.shape != self.frame_shape or frame.dtype != self.dtype:
+                raise ValueError(
+                    f"{self.path(i)}: clip {self.names[i]}: frame {number} is {frame.dtype} {list(frame.shape)},"
+                    f" not {self.dtype} {list(self.frame_shape)}"
+                )
+            frames[k] = frame
+        return frames
+
+    def _frame(self, i: int, number: int) -> Array:
+        file = self._file(int(self.shard_of[i]), i)
+        try:
+            return np.asarray(file[self._groups[i]][str(number)][()])
+        except ERRORS as error:
+            reason = str(error).splitlines()[0]
+            raise ValueError(f"{self.path(i)}: clip {self.names[i]}: frame {number} is damaged ({reason})") from None
+
+    def _checksums(self) -> list[int]:
+        """Size and sampled bytes of each file.
+
+        A clip that changes changes the sizes of its compressed frames, and moves all that lies behind; reading
+        everything would take minutes on a large set. A change that keeps every size may go unnoticed.
+        """
+        return [value for where in self.files for value in _sampled(where)]
+
+
+def _sampled(where: File) -> tuple[int, int]:
+    with where.staged() as path, path.open("rb") as file:
+        size = path.stat().st_size
+        if size <= SAMPLES * SAMPLE_BYTES:
+            return size, zlib.crc32(file.read())
+        crc = 0
+        for offset in np.linspace(0, size - SAMPLE_BYTES, SAMPLES).astype(np.int64).tolist():
+            file.seek(offset)
+            crc = zlib.crc32(file.read(SAMPLE_BYTES), crc)
+        return size, crc
+
+
+def _lengths(where: File, stem: str) -> dict[str, int]:
+    """Frames of each clip of a file, in the order of their numbers. Raises ValueError naming file and clip."""
+    try:
+        with where.staged() as path, h5py.File(path, "r") as file:
+            groups = sorted(file["len"], key=int)
+            strays = set(groups) ^ (set(file) - {"len"})
+            if strays:
+                clip = min(strays)
+                raise ValueError(
+                    f"{where}: clip {stem}/{clip}: has {'no frames' if clip in groups else 'no length in `len`'}"
+                )
+            lengths = {group: _length(file, group, f"{where}: clip {stem}/{group}") for group in groups}
+    except ERRORS as error:
+        if str(where) in str(error):
+            raise
+        raise ValueError(f"{where}: damaged, or in neither known layout ({str(error).splitlines()[0]})") from None
+    return lengths
+
+
+def _length(file: h5py.File, group: str, clip: str) -> int:
+    """Of one clip; `clip` names it. h5py's low-level calls: a folder has one such dataset a clip."""
+    value: Any = np.empty((), np.int64)
+    try:
+        h5d.open(file.id, f"len/{group}".encode()).read(h5s.ALL, h5s.ALL, value)
+        there = h5g.open(file.id, group.encode()).get_num_objs()
+    except ERRORS as error:
+        raise ValueError(f"{clip}: its length is damaged ({str(error).splitlines()[0]})") from None
+    if value != there or value < 1:
+        raise ValueError(f"{clip}: its length says {value} frames, and it holds {there}; make it anew")
+    return int(value)

@@ -1,0 +1,134 @@
+"""Which split each clip is in: by its folder, by an official list, or by share."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from raypipe.data.find import Source, find_clips, without_repeats
+
+SPLITS = ("train", "val", "test")
+CLEVRER = {"train": "video_train", "val": "video_validation", "test": "video_test"}
+KTH_NAME = re.compile(r"person(\d{2})_([a-z]+)_d(\d)")
+KTH_PEOPLE = {"train": range(1, 17), "val": range(17, 21), "test": range(21, 26)}
+"""The published split is 1-20 for training, 21-25 for test; the last four of training are for validation."""
+DATASETS = ("kth", "clevrer")
+
+
+@dataclass(frozen=True)
+class Split:
+    """The sources of one split, and the reasons why others were left out before anything was read."""
+
+    name: str
+    sources: tuple[Source, ...]
+    repeats: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Division:
+    """What decides on splits: an official layout, or shares of clips or groups, or (neither) the folders' names.
+
+    fractions: of train, val and test. group_by: a regular expression, searched in a clip's name; what its groups
+    match (or all of it) must not stand in two splits.
+    """
+
+    dataset: str | None = None
+    fractions: tuple[float, float, float] | None = None
+    group_by: str | None = None
+
+
+def find_splits(root: Path, division: Division, extension: str | None = None) -> list[Split]:
+    """The splits that have clips. Raises ValueError if the folder does not fit the division."""
+    if not root.is_dir():
+        raise ValueError(f"{root}: no such folder; --data_dir must hold train/, val/ or test/")
+    named = [split for split in SPLITS if (root / split).is_dir()]
+    if division.dataset == "clevrer":
+        parts = _clevrer(root, extension)
+    elif division.dataset == "kth":
+        parts = _kth(root, extension)
+    elif division.fractions is not None:
+        if named:
+            raise ValueError(f"--split: {root} is divided already, it holds {', '.join(f'{n}/' for n in named)}")
+        parts = _by_share(find_clips(root, extension), division.fractions, division.group_by)
+    elif named:
+        parts = {split: find_clips(root / split, extension, root) for split in named}
+    else:
+        raise ValueError(
+            f"{root}: holds none of train/, val/, test/; move the clips into one of them,"
+            f" or let --split 0.8,0.1,0.1 divide them"
+        )
+    splits = []
+    for name in SPLITS:
+        if parts.get(name):
+            sources, repeats = without_repeats(parts[name])
+            splits.append(Split(name, tuple(sources), tuple(repeats)))
+    return splits
+
+
+def _clevrer(root: Path, extension: str | None) -> dict[str, list[Source]]:
+    folders = {split: root / name for split, name in CLEVRER.items() if (root / name).is_dir()}
+    if not folders:
+        raise ValueError(f"{root}: holds none of {', '.join(f'{n}/' for n in CLEVRER.values())}, as CLEVRER does")
+    return {split: find_clips(folder, extension, root) for split, folder in folders.items()}
+
+
+def _kth(root: Path, extension: str | None) -> dict[str, list[Source]]:
+    """By person. Names become `person01_boxing_d1`, whichever folder a file is in, so that no clip is taken twice."""
+    parts = defaultdict(list)
+    for source in find_clips(root, extension):
+        match = KTH_NAME.search(source.name.rsplit("/", 1)[-1])
+        if match is None:
+            raise ValueError(f"{source.path}: not a name of KTH's, as person01_boxing_d1_uncomp.avi is; move it away")
+        person = int(match[1])
+        split = next((name for name, people in KTH_PEOPLE.items() if person in people), None)
+        if split is None:
+            raise ValueError(f"{source.path}: KTH has people 1 to 25, not {person}; move it away")
+        parts[split].append(replace(source, name=match[0]))
+    # The folder of a file is gone from its name, so the order must be found again.
+    return {split: sorted(sources, key=lambda s: (s.name, s.origin)) for split, sources in parts.items()}
+
+
+def _by_share(
+    sources: Sequence[Source], fractions: tuple[float, float, float], group_by: str | None
+) -> dict[str, list[Source]]:
+    groups = defaultdict(list)
+    for source in sources:
+        groups[_group(source, group_by)].append(source)
+    # A hash of the names alone: neither other clips, nor the machine, nor a version of a library plays a part.
+    order = sorted(groups, key=lambda name: (hashlib.sha256(name.encode()).hexdigest(), name))
+    what = "clips" if group_by is None else "groups"
+    counts = _counts(len(order), fractions, what)
+    chosen = iter(order)
+    parts = {}
+    for split, count in zip(SPLITS, counts, strict=True):
+        names = {next(chosen) for _ in range(count)}
+        parts[split] = [source for source in sources if _group(source, group_by) in names]
+    return parts
+
+
+def _group(source: Source, group_by: str | None) -> str:
+    if group_by is None:
+        return source.identity
+    match = re.search(group_by, source.name)
+    if match is None:
+        raise ValueError(f"--group-by: {group_by!r} is nowhere in the name of clip {source.name!r}")
+    return "\0".join(part or "" for part in match.groups()) if match.groups() else match[0]
+
+
+def _counts(total: int, fractions: Sequence[float], what: str) -> list[int]:
+    """How many go to each split: the largest remainders round up, and a share above 0 gets one at least."""
+    wanted = sum(f > 0 for f in fractions)
+    if total < wanted:
+        raise ValueError(f"--split: {total} {what} cannot fill {wanted} splits; give fewer of them a share above 0")
+    exact = [total * f for f in fractions]
+    counts = [max(1, int(e)) if e > 0 else 0 for e in exact]
+    while sum(counts) != total:
+        step = 1 if sum(counts) < total else -1
+        able = [i for i, f in enumerate(fractions) if f > 0 and counts[i] + step >= 1]
+        best = max(able, key=lambda i: step * (exact[i] - counts[i]))
+        counts[best] += step
+    return counts

@@ -1,0 +1,261 @@
+"""Where shards lie: in a folder, read in place, or under a URI, copied to a local cache when first opened.
+
+A copy is known by URI, size and time of change of what it was made of, so that a dataset that has changed is
+never mixed with copies of the old one.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import logging
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from pyarrow import fs
+
+from raypipe.data.cache import Cache
+
+CHUNK = 1 << 20
+TRANSFER = "raypipe-transfer"
+"""Name of the threads that talk to storage."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class LocalFile:
+    """A file that is read where it lies."""
+
+    path: Path
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    @contextmanager
+    def staged(self) -> Iterator[Path]:
+        yield self.path
+
+
+class RemoteFolder:
+    """A folder under a URI that pyarrow.fs opens.
+
+    stall: seconds without any byte after which a transfer has failed. attempts: tries of everything that may
+    fail, the waits between them doubling from `wait` seconds on. filesystem: what opens it, if not the URI's own.
+    """
+
+    def __init__(
+        self,
+        uri: str,
+        cache: Cache | None = None,
+        *,
+        stall: float = 60.0,
+        attempts: int = 3,
+        wait: float = 1.0,
+        filesystem: fs.FileSystem | None = None,
+    ) -> None:
+        self.uri, self.cache = uri.rstrip("/"), cache or Cache()
+        self.stall, self.attempts, self.wait = stall, attempts, wait
+        self._given = filesystem
+        self._resolved: tuple[int, fs.FileSystem, str] | None = None
+
+    def __str__(self) -> str:
+        return self.uri
+
+    def __truediv__(self, name: str) -> RemoteFolder:
+        return RemoteFolder(
+            f"{self.uri}/{name}",
+            self.cache,
+            stall=self.stall,
+            attempts=self.attempts,
+            wait=self.wait,
+            filesystem=self._given,
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_resolved": None}
+
+    @property
+    def parent(self) -> str:
+        return self.uri.rpartition("/")[0]
+
+    def files(self) -> dict[str, RemoteFile]:
+        """The files right in it, by name. Raises ValueError, naming the URI, if it cannot be listed."""
+        infos = self.retry(self.uri, lambda: next(_pump(self._list, self.stall)))
+        return {info.base_name: RemoteFile(self, info.base_name, info.size, info.mtime_ns or 0) for info in infos}
+
+    def _list(self) -> Iterator[list[fs.FileInfo]]:
+        system, path = self._open()
+        yield [info for info in system.get_file_info(fs.FileSelector(path)) if info.type == fs.FileType.File]
+
+    def read(self, name: str) -> Iterator[bytes]:
+        """The bytes of a file, in pieces. Raises OSError for all that goes wrong, TimeoutError for a stall."""
+
+        def pieces() -> Iterator[bytes]:
+            system, path = self._open()
+            with system.open_input_stream(f"{path}/{name}") as stream:
+                while piece := stream.read(CHUNK):
+                    yield piece
+
+        return _pump(pieces, self.stall)
+
+    def stat(self, name: str) -> tuple[int, int]:
+        """Size and time of change (ns) of a file now."""
+
+        def look() -> Iterator[fs.FileInfo]:
+            system, path = self._open()
+            yield system.get_file_info(f"{path}/{name}")
+
+        info = next(_pump(look, self.stall))
+        return (info.size or 0, info.mtime_ns or 0) if info.type == fs.FileType.File else (-1, 0)
+
+    def retry(self, uri: str, call: Callable[[], Any]) -> Any:
+        """Call again, after growing waits, while it raises OSError; the last one becomes a ValueError with the URI."""
+        for attempt in range(1, self.attempts + 1):
+            try:
+                return call()
+            except pa.ArrowException as error:
+                raise ValueError(f"{uri}: cannot be opened ({_line(error)})") from None
+            except FileNotFoundError:
+                raise ValueError(f"{uri}: no such file, folder or bucket; check dataset.root") from None
+            except PermissionError as error:
+                raise ValueError(f"{uri}: access is refused ({_line(error)}); check the credentials") from None
+            except OSError as error:
+                if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                    raise
+                if attempt == self.attempts:
+                    raise ValueError(f"{uri}: cannot be read after {attempt} attempts ({_line(error)})") from None
+                log.warning("%s: attempt %d of %d failed (%s)", uri, attempt, self.attempts, _line(error))
+                time.sleep(self.wait * 2 ** (attempt - 1))
+        raise AssertionError("attempts must be at least 1")
+
+    def _open(self) -> tuple[fs.FileSystem, str]:
+        """In this process: its threads and connections do not survive a fork."""
+        if self._resolved is None or self._resolved[0] != os.getpid():
+            if self._given is None:
+                system, path = fs.FileSystem.from_uri(self.uri)
+            else:
+                system, path = self._given, self.uri.partition("://")[2]
+            self._resolved = (os.getpid(), system, path)
+        return self._resolved[1:]
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """A file under a URI as it was when its folder was listed. mtime: ns."""
+
+    folder: RemoteFolder
+    name: str
+    size: int
+    mtime: int
+
+    def __str__(self) -> str:
+        return f"{self.folder}/{self.name}"
+
+    @contextmanager
+    def staged(self) -> Iterator[Path]:
+        """The local copy, made if it is not there; open it inside the block, since it may be removed after.
+
+        Raises ValueError, naming the URI, if it cannot be copied whole.
+        """
+        key = hashlib.sha256(f"{self} {self.size} {self.mtime}".encode()).hexdigest()[:24]
+        with self.folder.cache.file(f"{key}-{self.name}", self.size, self._fetch, str(self)) as path:
+            yield path
+
+    def _fetch(self, path: Path) -> None:
+        log.info("%s: copied to %s (%.3g MB)", self, path.parent, self.size / 1e6)
+        self.folder.retry(str(self), lambda: self._copy(path))
+        # Only a file that stands as it was listed: one that was replaced meanwhile could be a mixture.
+        if self.folder.retry(str(self), lambda: self.folder.stat(self.name)) != (self.size, self.mtime):
+            raise ValueError(f"{self}: changed while it was read; start again")
+
+    def _copy(self, path: Path) -> None:
+        count = 0
+        with path.open("r+b") as file:
+            for piece in self.folder.read(self.name):
+                count += len(piece)
+                if count > self.size:  # more would not be bounded by the cache's room
+                    break
+                file.write(piece)
+            if count != self.size:
+                raise OSError(f"{count} bytes came, and {self.size} were listed")
+            file.flush()
+            os.fsync(file.fileno())
+
+
+File = LocalFile | RemoteFile
+Folder = Path | RemoteFolder
+
+
+def to_folder(place: str | Path | RemoteFolder) -> Folder:
+    """A URI becomes a RemoteFolder with the default cache, any other text a Path."""
+    if isinstance(place, str):
+        return RemoteFolder(place) if is_uri(place) else Path(place)
+    return place
+
+
+def is_uri(text: str) -> bool:
+    return "://" in text
+
+
+def list_files(folder: Folder) -> dict[str, File]:
+    """The files right in a folder, by name; none if a local one is missing. Raises ValueError otherwise."""
+    if isinstance(folder, RemoteFolder):
+        return dict(folder.files())
+    try:
+        return {name: LocalFile(folder / name) for name in os.listdir(folder)}
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except OSError as error:
+        raise ValueError(f"{folder}: cannot be read ({error.strerror or error})") from None
+
+
+def _pump(make: Callable[[], Iterator[Any]], stall: float) -> Iterator[Any]:
+    """The items of `make()`, which runs in a thread: TimeoutError if none comes for `stall` seconds."""
+    items: queue.Queue[tuple[str, Any]] = queue.Queue(maxsize=2)
+    left = threading.Event()
+
+    def put(kind: str, item: Any) -> None:
+        while not left.is_set():
+            try:
+                return items.put((kind, item), timeout=0.2)
+            except queue.Full:
+                continue
+
+    def work() -> None:
+        try:
+            for item in make():
+                put("item", item)
+                if left.is_set():
+                    return
+            put("end", None)
+        except BaseException as error:
+            put("error", error)
+
+    # A call that hangs in the operating system cannot be ended: the thread must not keep the process alive.
+    threading.Thread(target=work, name=TRANSFER, daemon=True).start()
+    try:
+        while True:
+            try:
+                kind, item = items.get(timeout=stall)
+            except queue.Empty:
+                raise TimeoutError(f"no byte came for {stall:g} seconds") from None
+            if kind == "error":
+                raise item
+            if kind == "end":
+                return
+            yield item
+    finally:
+        left.set()
+
+
+def _line(error: BaseException) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -1,0 +1,187 @@
+"""The latent cache made by real Ray workers: whole whoever dies, made once, refused when it is wrong."""
+
+import json
+import os
+import shutil
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+import ray.cloudpickle
+import torch
+
+from raypipe import checkpoint
+from raypipe.config import ConfigError
+from raypipe.data.latents import encode_shard, finish
+from raypipe.data.shards import ShardWriter
+from raypipe.encoding import prepare_latents
+from raypipe.launch import start_ray
+from raypipe.models.autoencoder import build_autoencoder
+from raypipe.sources import Sources, frame_encoder
+from raypipe.workspace import SPLITS, Workspace
+from tests.raytools import wait_for
+
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers do not find the tests
+
+
+@pytest.fixture(scope="module")
+def two_cpus():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_ADDRESS", "local")
+        patch.setenv("RAY_AUTH_MODE", "disabled")
+        ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+        start_ray()  # it joins what is there
+        yield
+        ray.shutdown()
+
+
+@pytest.fixture
+def sources(own_sources):
+    """The tiny experiment with a clip a shard, and nothing encoded."""
+    for split in SPLITS:
+        frames = own_sources.frames(split)
+        content = [frames.clip(i) for i in range(len(frames))]
+        shutil.rmtree(frames.folder)
+        with ShardWriter(frames.folder, clips_per_shard=1, key=frames.key) as writer:
+            for name, clip in zip(frames.names, content, strict=True):
+                writer.add(name, clip, source="demo")
+    shutil.rmtree(own_sources.workspace.folder / "latents")
+    return own_sources
+
+
+def shards_in(folder: Path) -> dict[str, tuple[int, int]]:
+    """What tells whether a file was written again."""
+    found = {path.name: path.stat() for path in folder.glob("shard_*.hdf5")}
+    return {name: (stat.st_mtime_ns, stat.st_ino) for name, stat in found.items()}
+
+
+@dataclass(frozen=True)
+class DyingSources(Sources):
+    """The worker that reads `victim` of the training clips dies, the first time only or always."""
+
+    driver: int = 0
+    victim: int = 3
+    mark: Path = Path()
+    always: bool = False
+
+    def frames(self, split):
+        shards = super().frames(split)
+        if os.getpid() == self.driver or split != "train":
+            return shards
+        read = shards.windows
+
+        def dying(clips, starts, window, stride=1):
+            if clips[0] == self.victim and (self.always or not self.mark.exists()):
+                wait_for(lambda: shards_in(self.cache("train")))
+                self.mark.write_text(json.dumps(shards_in(self.cache("train"))))
+                os._exit(1)
+            return read(clips, starts, window, stride)
+
+        shards.windows = dying
+        return shards
+
+
+@dataclass(frozen=True)
+class ListeningWorkspace(Workspace):
+    """Notes which processes ask where the autoencoder is, which is to load it."""
+
+    log: Path = Path()
+
+    @property
+    def autoencoder(self):
+        with self.log.open("a") as file:
+            file.write(f"{os.getpid()}\n")
+        return self.folder / "autoencoder"
+
+
+def dying(sources, tmp_path, **more):
+    workspace = ListeningWorkspace(sources.workspace.storage, sources.workspace.name, tmp_path / "loads")
+    experiment = replace(sources.experiment, train=replace(sources.experiment.train, max_failures=1))
+    return DyingSources(experiment, workspace, driver=os.getpid(), mark=tmp_path / "mark", **more)
+
+
+def expected(sources, split, i):
+    encode = frame_encoder(checkpoint.load_autoencoder(sources.workspace.autoencoder), torch.device("cpu"))
+    return encode(sources.frames(split).clip(i)).astype(np.float16)
+
+
+@pytest.mark.slow
+def test_a_worker_that_dies_is_replaced_and_nothing_finished_is_done_twice(two_cpus, sources, tmp_path, capfd):
+    prepare_latents(dying(sources, tmp_path))
+    at_death = {name: tuple(stat) for name, stat in json.loads((tmp_path / "mark").read_text()).items()}
+    standing = {split: shards_in(sources.cache(split)) for split in SPLITS}
+    assert at_death and at_death.items() <= standing["train"].items()
+    assert "shard_0004.hdf5" not in at_death
+    for split in SPLITS:
+        latents = sources.split(split)
+        assert latents.names == sources.frames(split).names
+        for i in range(len(latents)):
+            assert np.array_equal(latents.clip(i), expected(sources, split, i))
+    loads = [pid for pid in (tmp_path / "loads").read_text().split() if int(pid) != os.getpid()]
+    assert len(loads) == len(set(loads)) <= 3  # two workers, and the one in place of the dead; 13 shards
+    progress = capfd.readouterr().err
+    assert "encode frames" in progress and "/130 " in progress and "frame/s" in progress
+
+    prepare_latents(sources)
+    assert {split: shards_in(sources.cache(split)) for split in SPLITS} == standing
+    assert "encode frames" not in capfd.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_shard_that_kills_every_worker_is_named_and_what_is_done_is_kept(two_cpus, sources, tmp_path):
+    deadly = dying(sources, tmp_path, always=True)
+    with pytest.raises(ConfigError, match=r"train/shard_0004\.hdf5: 2 workers died encoding it.*the same command"):
+        prepare_latents(deadly)
+    assert not (sources.cache("train") / "index.parquet").exists()
+    standing = shards_in(sources.cache("train"))
+    assert standing and "shard_0004.hdf5" not in standing
+    prepare_latents(sources)
+    assert standing.items() <= shards_in(sources.cache("train")).items()
+    assert len(sources.split("train")) == 6
+
+
+def test_what_a_worker_finds_wrong_is_one_line(two_cpus, sources):
+    path = sources.frames("train").path(2)
+    path.write_bytes(path.read_bytes()[:-5])
+    with pytest.raises(ConfigError, match=r"shard_0003\.hdf5") as caught:
+        prepare_latents(sources)
+    assert "Traceback" not in str(caught.value) and "\n" not in str(caught.value)
+
+
+# ---- a standing cache, for which no Ray is needed
+
+
+def test_a_standing_cache_is_compared_with_the_frames(own_sources):
+    prepare_latents(own_sources)
+    frames, folder = own_sources.frames("val"), own_sources.cache("val")
+    torch.manual_seed(1)
+    other = frame_encoder(build_autoencoder(own_sources.experiment.autoencoder))
+    encode_shard(frames, 0, folder, other, 16, own_sources.key("val"))
+    finish(frames, folder, own_sources.key("val"))
+    with pytest.raises(ConfigError, match=r"val/shard_0001\.hdf5: clip .* differs from the same frame encoded now"):
+        prepare_latents(own_sources)
+
+
+def test_a_cache_of_another_autoencoder_is_refused(own_sources):
+    before = own_sources.cache("train").parent
+    torch.manual_seed(1)
+    settings = own_sources.experiment.autoencoder
+    checkpoint.save_autoencoder(own_sources.workspace.autoencoder, build_autoencoder(settings), settings)
+    again = Sources(own_sources.experiment, own_sources.workspace)
+    before.rename(again.cache("train").parent)
+    with pytest.raises(ValueError, match=r"shard_0001\.hdf5: made under the key .*another autoencoder or dataset"):
+        prepare_latents(again)
+
+
+def test_a_cache_of_other_frames_is_refused(own_sources):
+    frames = own_sources.frames("train")
+    content = [frames.clip(i) for i in range(len(frames))]
+    shutil.rmtree(frames.folder)
+    with ShardWriter(frames.folder, key=frames.key) as writer:
+        for name, clip in zip(frames.names, content, strict=True):
+            writer.add(name, clip[::-1])
+    with pytest.raises(ValueError, match=r"shard_0001\.hdf5: made under the key .*another autoencoder or dataset"):
+        prepare_latents(own_sources)
