@@ -13,9 +13,9 @@ from raypipe.data.dataset import WindowBatches
 from raypipe.data.frames import to_float
 from raypipe.data.shards import Shards
 from raypipe.data.windows import Sampler, WindowIndex
-from raypipe.fit import Progress, fit, make_optimizer
-from raypipe.models.autoencoder import build_autoencoder, measure_scale
+from raypipe.models.autoencoder import Autoencoder, build_autoencoder, measure_scale
 from raypipe.task import AutoencoderTask, autoencoder_schedule
+from raypipe.training import NetworkTraining
 
 SCALE_FRAMES = 2048
 """Training frames that the latent scale is measured on: its relative error is then far below a percent."""
@@ -23,8 +23,10 @@ BACKGROUND_FRAMES = 9
 """Frames of a clip whose median is its background."""
 
 
-class AutoencoderTraining:
+class AutoencoderTraining(NetworkTraining):
     """An autoencoder in training on single frames; at its last step it measures its latent scale."""
+
+    module: Autoencoder
 
     def __init__(
         self,
@@ -37,51 +39,29 @@ class AutoencoderTraining:
         device: torch.device,
     ) -> None:
         settings, seed = experiment.autoencoder, experiment.train.random_seed
-        self.step = 0
         self._settings = settings
         self._seed = seed
         self._frames = frames
-        self._world_size = world_size
         torch.manual_seed(seed)
-        self.module = build_autoencoder(settings).to(device)
-        self._schedule = autoencoder_schedule(settings)
-        self.optimizer = make_optimizer(self.module, self._schedule)
+        module = build_autoencoder(settings).to(device)
         index = WindowIndex(frames.lengths, 1)
         borders = index.borders(frames.shard_of)
         sampler = Sampler(len(index), settings.batch_size, seed, rank, world_size, borders)
-        self._batches = WindowBatches(frames, 1, 1, sampler, pin_memory=device.type == "cuda")
         background = backgrounds(frames) if settings.foreground_weight > 1 else None
-        wrapped = self.module if wrap is None else wrap(self.module)
-        self._task = AutoencoderTask(wrapped, settings, seed, background)
-
-    def advance(self, stop: int, report: Callable[[Progress], None], every: int) -> None:
-        """Train up to step `stop`; see `raypipe.fit.fit`."""
-
-        def note(progress: Progress) -> None:
-            self.step = progress.step
-            if self.step == self._settings.steps:
-                self.module.scale.copy_(measure_scale(self.module, self._some_frames()))
-            report(progress)
-
-        fit(
-            self._task,
-            self._batches.batch,
-            self._schedule,
-            note,
-            optimizer=self.optimizer,
-            start=self.step,
-            stop=stop,
-            every=every,
-            world_size=self._world_size,
+        super().__init__(
+            module,
+            AutoencoderTask(module if wrap is None else wrap(module), settings, seed, background),
+            WindowBatches(frames, 1, 1, sampler, pin_memory=device.type == "cuda"),
+            autoencoder_schedule(settings),
+            world_size=world_size,
         )
+
+    def reached(self, step: int) -> None:
+        if step == self._settings.steps:
+            self.module.scale.copy_(measure_scale(self.module, self._some_frames()))
 
     def save(self, folder: Path) -> None:
         checkpoint.save_autoencoder(folder, self.module, self._settings, step=self.step, optimizer=self.optimizer)
-
-    def restore(self, folder: Path) -> None:
-        self.module.load_state_dict(checkpoint.load_autoencoder(folder).state_dict())
-        checkpoint.load_optimizer(folder, self.optimizer)
-        self.step = checkpoint.read_meta(folder).step
 
     def _some_frames(self) -> Iterator[Tensor]:
         """The same frames on every rank."""

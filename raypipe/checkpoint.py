@@ -1,4 +1,4 @@
-"""Checkpoints: folders of `model.safetensors` and `config.json`, with `optimizer.safetensors` beside.
+"""Checkpoints: folders of `model.safetensors` and `config.json`, beside them what a training resumes from.
 
 `python -m raypipe.checkpoint import` makes such a folder of a published file, `export` goes back
 (`raypipe.published`). Nothing here unpickles anything.
@@ -27,6 +27,8 @@ from raypipe.models.autoencoder import Autoencoder, build_network
 from raypipe.models.components import build_component
 
 CONFIG, MODEL, OPTIMIZER, UNUSED = "config.json", "model.safetensors", "optimizer.safetensors", "unused.safetensors"
+LIVE = "live.safetensors"
+"""The weights in training, where the model is their moving average."""
 PARTS = ("flow", "denoiser", "autoencoder")
 """Folders inside the folder of an imported file that embeds other networks."""
 
@@ -85,14 +87,21 @@ class Meta:
 
 
 def save_component(
-    folder: str | Path, module: nn.Module, meta: Meta, optimizer: torch.optim.Optimizer | None = None
+    folder: str | Path,
+    module: nn.Module,
+    meta: Meta,
+    optimizer: torch.optim.Optimizer | None = None,
+    live: nn.Module | None = None,
 ) -> None:
     """Write a component (wrapped by DDP or torch.compile or not) and its optimizer's state, whole or not at all.
 
+    live: the weights in training, where `module` is their average.
     A model folder that is there is replaced; ValueError if the folder holds anything else.
     """
     with staged(folder) as temporary:
         write(temporary, module, meta, optimizer)
+        if live is not None and live is not module:
+            save_file(_tensors(live), temporary / LIVE)
 
 
 def load_component(folder: str | Path) -> nn.Module:
@@ -116,6 +125,25 @@ def load_optimizer(folder: str | Path, optimizer: torch.optim.Optimizer) -> None
         optimizer.load_state_dict(read_tree(path))
     except (ValueError, KeyError) as error:
         raise ValueError(f"{path}: does not fit this optimizer ({_first_line(error)})") from None
+
+
+def restore(
+    folder: str | Path, module: nn.Module, optimizer: torch.optim.Optimizer, average: nn.Module | None = None
+) -> int:
+    """Put a saved training's weights, optimizer and moving average in place; its step.
+
+    Raises ValueError if the folder is of another network, or holds no optimizer.
+    """
+    place = standing(Path(folder))
+    meta = read_meta(folder)
+    saved = _read_tensors(place / MODEL)
+    live = _read_tensors(place / LIVE) if (place / LIVE).is_file() else saved
+    for target, tensors in ((average, saved), (module, live)):
+        if target is not None:
+            _check_fit(target, tensors, str(folder))
+            target.load_state_dict(tensors)
+    load_optimizer(folder, optimizer)
+    return meta.step
 
 
 def save_autoencoder(
@@ -193,15 +221,25 @@ def unwrap(module: nn.Module) -> nn.Module:
 
 def write(folder: Path, module: nn.Module, meta: Meta, optimizer: torch.optim.Optimizer | None = None) -> None:
     """The files of a checkpoint, into a folder that nobody reads yet (see `staged`)."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in unwrap(module).state_dict().items()}
-    save_file(tensors, folder / MODEL)
+    save_file(_tensors(module), folder / MODEL)
     if optimizer is not None:
         write_tree(folder / OPTIMIZER, optimizer.state_dict())
     (folder / CONFIG).write_text(meta.to_json(), encoding="utf-8")
 
 
+def _tensors(module: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in unwrap(module).state_dict().items()}
+
+
 def fill(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> nn.Module:
-    """Load a state dict strictly, in one line of error: ValueError names the tensors that do not fit."""
+    """Take over the tensors of a state dict. ValueError names those that do not fit, in one line."""
+    _check_fit(module, tensors, source)
+    expected = module.state_dict()
+    module.load_state_dict({name: tensors[name].to(expected[name].dtype) for name in expected}, assign=True)
+    return module
+
+
+def _check_fit(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
     expected = module.state_dict()
     wrong = [f"lacks {name}" for name in expected.keys() - tensors.keys()]
     wrong += [f"has an unknown {name}" for name in tensors.keys() - expected.keys()]
@@ -213,14 +251,12 @@ def fill(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> nn.Mo
     if wrong:
         more = f" and {len(wrong) - 2} more" if len(wrong) > 2 else ""
         raise ValueError(f"{source}: weights do not fit the network: {'; '.join(sorted(wrong)[:2])}{more}")
-    module.load_state_dict({name: tensors[name].to(expected[name].dtype) for name in expected}, assign=True)
-    return module
 
 
 def staged(folder: str | Path) -> AbstractContextManager[Path]:
     """`files.atomic_folder` for a model folder. ValueError if the folder holds anything else."""
     target = Path(folder)
-    known = {CONFIG, MODEL, OPTIMIZER, UNUSED, *PARTS}
+    known = {CONFIG, MODEL, LIVE, OPTIMIZER, UNUSED, *PARTS}
     foreign = sorted(path.name for path in target.iterdir() if path.name not in known) if target.is_dir() else []
     if foreign or (target.exists() and not target.is_dir()):
         found = f"it holds {foreign[0]!r}" if foreign else "it is a file"

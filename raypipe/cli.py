@@ -67,13 +67,21 @@ def parse(parser: Parser, argv: Sequence[str] | None) -> tuple[argparse.Namespac
 
 
 def experiment(args: argparse.Namespace, overrides: dict[str, Any]) -> Experiment:
-    """The validated experiment of `--config`, `--name` and the overrides, weakest first: defaults, file, flags."""
+    """The validated experiment of `--config`, `--name` and the overrides, weakest first: defaults, file, flags.
+
+    Paths in it become absolute ones, from here: Ray's workers run in folders of their own.
+    """
     values = dict(overrides)
     if args.name:
         values["name"] = args.name
     if args.config:
-        return config.load(args.config, values)
-    return config.from_dict(config.override({}, values), source="command line")
+        found = config.load(args.config, values)
+    else:
+        found = config.from_dict(config.override({}, values), source="command line")
+    paths = {"dataset.root": found.dataset.root, "autoencoder.path": found.autoencoder.path}
+    return config.replace(
+        found, **{name: str(Path(path).expanduser().resolve()) for name, path in paths.items() if path is not None}
+    )
 
 
 def with_overrides(base: Experiment, overrides: dict[str, Any]) -> Experiment:

@@ -17,11 +17,15 @@ from typing import Any, Literal, cast, get_type_hints
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
+from raypipe import published_config
 from raypipe.rules import ConfigError as ConfigError
 from raypipe.rules import Section, nearest, option, require, require_least, section
-
-Component = Literal["flow", "denoiser", "diffusion"]
-COMPONENTS: tuple[Component, ...] = ("flow", "denoiser", "diffusion")
+from raypipe.training_config import COMPONENTS as COMPONENTS
+from raypipe.training_config import LOSSES as LOSSES
+from raypipe.training_config import Autoencoder as Autoencoder
+from raypipe.training_config import Component as Component
+from raypipe.training_config import Model as Model
+from raypipe.training_config import Train as Train
 
 Solver = Literal["euler_maruyama", "milstein", "heun"]
 SOLVERS: tuple[Solver, ...] = ("euler_maruyama", "milstein", "heun")
@@ -71,28 +75,6 @@ class Demo(Section):
 
 
 @dataclass(frozen=True)
-class Autoencoder(Section):
-    """The network between frames and latents, and its training."""
-
-    type: Literal["conv", "vqvae"] = option("conv", "`conv`: small, for the demo; `vqvae`: the published one")
-    path: str | None = option(None, "folder of a trained autoencoder; none: train one")
-    channels: int = option(4, "channels of a latent frame")
-    width: int = option(32, "channels of the first layer (conv)")
-    num_embeddings: int = option(8192, "codes of the quantizer (vqvae)")
-    steps: int = option(2000, "training steps")
-    batch_size: int = option(8, "frames a step, over all workers")
-    learning_rate: float = option(4e-3, "peak learning rate")
-    weight_decay: float = option(0.0, "AdamW's weight decay")
-    foreground_weight: float = option(3.0, "weight of pixels that differ from the clip's median frame; 1: all alike")
-    symmetries: bool = option(True, "train on flips and transposes too")
-
-    def __post_init__(self) -> None:
-        require_least(1, self, "autoencoder", "channels", "width", "num_embeddings", "steps", "batch_size")
-        require(self.learning_rate > 0, "autoencoder.learning_rate", "above 0", self.learning_rate)
-        require(self.foreground_weight >= 1, "autoencoder.foreground_weight", "at least 1", self.foreground_weight)
-
-
-@dataclass(frozen=True)
 class Latents(Section):
     """Whether the components train on frames encoded once, or encoded anew every step."""
 
@@ -102,29 +84,6 @@ class Latents(Section):
     def from_yaml(cls, value: object) -> object:
         """`latents: off` (which YAML reads as false) and `latents: cache` are short for the mode."""
         return {"mode": "off"} if value is False else {"mode": value} if isinstance(value, str) else value
-
-
-@dataclass(frozen=True)
-class Model(Section):
-    """The network that flow, denoiser and diffusion share."""
-
-    num_input_frames: int = option(4, "K: latent frames in the state")
-    inner_dim: int = option(64, "width of a token")
-    depth: int = option(1, "blocks before the middle, and after it")
-    mid_depth: int = option(1, "blocks in the middle")
-    num_heads: int = option(2, "attention heads")
-    out_norm: Literal["ln", "bn"] = option("ln", "norm of the head: LayerNorm or BatchNorm")
-    dropout: float = option(0.0, "dropout in the blocks")
-    time_input: bool = option(True, "flow and diffusion see the position u inside the frame interval")
-    logit_range: tuple[float, float] = option((-9.0, 1.0), "range of log g")
-
-    def __post_init__(self) -> None:
-        require_least(1, self, "model", "num_input_frames", "inner_dim", "depth", "mid_depth", "num_heads")
-        width, heads = self.inner_dim, self.num_heads
-        rule = f"even and a multiple of model.num_heads ({heads})"
-        require(width % 2 == 0 and width % heads == 0, "model.inner_dim", rule, width)
-        require(0 <= self.dropout < 1, "model.dropout", "from 0 to below 1", self.dropout)
-        require(self.logit_range[0] < self.logit_range[1], "model.logit_range", "[low, high]", self.logit_range)
 
 
 @dataclass(frozen=True)
@@ -139,51 +98,6 @@ class Sde(Section):
         require(0 <= self.sigma < 1, "sde.sigma", "from 0 to below 1", self.sigma)
         require(self.delta > 0, "sde.delta", "above 0", self.delta)
         require(0 <= self.zero_share <= 1, "sde.zero_share", "from 0 to 1", self.zero_share)
-
-
-@dataclass(frozen=True)
-class Train(Section):
-    """One component's training."""
-
-    component: Component = option("flow", "flow, denoiser or diffusion")
-    noise_std: float = option(0.1, "noise level s, in units of a latent channel's standard deviation")
-    loss: Literal["nll", "mse", "regression"] | None = option(
-        None, "flow: nll or mse; diffusion: nll or regression; none: the published one"
-    )
-    steps: int = option(1500, "training steps")
-    batch_size: int = option(16, "windows a step, over all workers")
-    learning_rate: float = option(3e-3, "peak learning rate")
-    weight_decay: float = option(5e-6, "AdamW's weight decay")
-    schedule: Literal["cosine", "sqrt"] = option("cosine", "decay after the warm-up: cosine to 0, or 1/sqrt(step)")
-    warmup_steps: int = option(75, "steps of linear warm-up")
-    clip_norm: float = option(1.0, "gradients are clipped to this norm")
-    checkpoint_every: int = option(250, "steps between checkpoints")
-    random_seed: int = option(0, "seed of weights, windows and noise")
-    num_workers: int = option(1, "Ray Train workers")
-    cpus_per_worker: int = option(1, "CPUs, and torch threads, of a Ray Train worker")
-    max_failures: int = option(3, "worker failures a run survives")
-    compile: bool = option(False, "torch.compile the network")
-    flow: str | None = option(None, "run or trial name of the flow that a diffusion is trained on")
-
-    def __post_init__(self) -> None:
-        require(self.noise_std >= 0, "train.noise_std", "at least 0", self.noise_std)
-        require_least(1, self, "train", "steps", "batch_size", "checkpoint_every", "num_workers", "cpus_per_worker")
-        require_least(0, self, "train", "warmup_steps", "max_failures", "random_seed")
-        require(self.learning_rate > 0, "train.learning_rate", "above 0", self.learning_rate)
-        require(self.clip_norm > 0, "train.clip_norm", "above 0", self.clip_norm)
-        rule = f"a multiple of train.num_workers ({self.num_workers})"
-        require(self.batch_size % self.num_workers == 0, "train.batch_size", rule, self.batch_size)
-        choices = LOSSES[self.component]
-        rule = f"{' or '.join(choices) or 'left out'} for a {self.component}"
-        require(self.loss is None or self.loss in choices, "train.loss", rule, self.loss)
-
-
-LOSSES: Mapping[Component, tuple[str, ...]] = {
-    "flow": ("nll", "mse"),
-    "denoiser": (),
-    "diffusion": ("regression", "nll"),
-}
-"""The loss choices of each component, the published one first; a denoiser has just one loss."""
 
 
 @dataclass(frozen=True)
@@ -475,10 +389,23 @@ def parse_value(text: str) -> Any:
 
 
 def load(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Experiment:
-    """Read and validate a YAML file.
+    """Read and validate a YAML file, of ours or of the published code.
 
     Raises ConfigError for a file that is missing, is not YAML or does not describe an experiment.
     """
+    tree = read_yaml(path)
+    if published_config.is_published(tree):
+        try:
+            tree = published_config.translate(tree)
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from None
+    if "latents" in tree:
+        tree = {**tree, "latents": Latents.from_yaml(tree["latents"])}
+    return from_dict(override(tree, overrides or {}), source=str(path))
+
+
+def read_yaml(path: str | Path) -> Mapping[str, Any]:
+    """A file's sections, not validated. Raises ConfigError if it is missing or no YAML mapping."""
     path = Path(path)
     if not path.is_file():
         raise ConfigError(f"{path}: no such config file; the built-in ones are in experiments/configs")
@@ -488,6 +415,4 @@ def load(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Experi
         raise ConfigError(f"{path}: not YAML ({str(error).splitlines()[0]})") from None
     if not isinstance(tree, Mapping):
         raise ConfigError(f"{path}: must be a mapping of sections, not {type(tree).__name__}")
-    if "latents" in tree:
-        tree = {**tree, "latents": Latents.from_yaml(tree["latents"])}
-    return from_dict(override(tree, overrides or {}), source=str(path))
+    return tree

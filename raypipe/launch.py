@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import ray
 import ray.train
@@ -118,14 +118,15 @@ def train_jobs(jobs: Sequence[Job], settings: Settings) -> None:
     """Train the jobs in one worker group, whose start costs more than a short training.
 
     Finished jobs are skipped, an interrupted one goes on from its last checkpoint, failed workers are
-    replaced up to max_failures times. Raises ConfigError if the cluster can never hold the workers.
+    replaced up to max_failures times. Raises ConfigError if the cluster can never hold the workers, and
+    DivergedError, naming the job, as soon as one diverges; trying it again would not help.
     """
     left = [job for job in jobs if not finished(job)]
     if not left:
         return
     check_resources(settings)
     trainer = TorchTrainer(
-        _work,
+        cast(Any, _work),  # whose result Ray hands on, though its annotations do not say so
         train_loop_config={"jobs": list(jobs), "settings": settings},
         torch_config=TorchConfig(backend=train_backend(settings.use_gpu)),
         scaling_config=ScalingConfig(
@@ -141,7 +142,9 @@ def train_jobs(jobs: Sequence[Job], settings: Settings) -> None:
         ),
     )
     with _shown(left, settings.show_progress), _interruptible(), plain_errors():
-        trainer.fit()
+        result: Any = trainer.fit()
+    if result.return_value is not None:
+        raise DivergedError(result.return_value)
 
 
 def finished(job: Job) -> bool:
@@ -171,13 +174,18 @@ def check_resources(settings: Settings) -> None:
         )
 
 
-def _work(payload: dict[str, Any]) -> None:
-    """A Ray Train worker's part: all jobs together with the other ranks, or its own jobs beside theirs."""
+def _work(payload: dict[str, Any]) -> str | None:
+    """A Ray Train worker's part: all jobs together with the other ranks, or its own jobs beside theirs.
+
+    Returns why a job diverged, if one did: raised, Ray would take it for a fault and begin it again in vain.
+    """
     settings: Settings = payload["settings"]
     jobs: list[Job] = payload["jobs"]
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     device = ray.train.torch.get_device()
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     torch.set_num_threads(max(1, int(settings.cpus_per_worker)))
 
     def wrap(module: nn.Module) -> nn.Module:
@@ -191,12 +199,14 @@ def _work(payload: dict[str, Any]) -> None:
             worker = _begin(mine, settings, 0, 1, device, None)
         else:
             worker = _begin(mine, settings, rank, world_size, device, wrap)
-        rounds = 0 if worker is None else worker.reports_left
-        most = _most(rounds, world_size, device)
-        if worker is not None:
-            worker.train(keeps=settings.side_by_side or rank == 0)
-        for _ in range(most - rounds):
+        most = _most(0 if worker is None else worker.reports_left, world_size, device)
+        failure = None if worker is None else worker.train(keeps=settings.side_by_side or rank == 0)
+        for _ in range(most - (0 if worker is None else worker.reports)):
             ray.train.report({})  # a report waits for all ranks, those without a job too
+        failures = [text for text in _gathered(failure, world_size) if text is not None]
+        if failures:
+            return failures[0]
+    return None
 
 
 def _begin(
@@ -222,21 +232,25 @@ def _slug(job: Job) -> str:
     return f"{job.folder.parent.name}-{job.folder.name}"
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Worker:
-    """One rank at one job."""
+    """One rank at one job. reports: those made to Ray so far."""
 
     job: Job
     trainee: Trainee
     wandb: bool
+    reports: int = 0
 
     @property
     def reports_left(self) -> int:
         every, start, end = self.job.checkpoint_every, self.trainee.step, self.job.steps
         return end // every - start // every + (end % every != 0 and start < end)
 
-    def train(self, *, keeps: bool) -> None:
-        """To the end of the job; the rank that `keeps` writes checkpoints, metrics and the model."""
+    def train(self, *, keeps: bool) -> str | None:
+        """To the end of the job; the rank that `keeps` writes checkpoints, metrics and the model.
+
+        Returns why the job diverged, if it did.
+        """
         job, monitor = self.job, Monitor(self.job.folder, self.trainee.step, wandb=self.wandb) if keeps else None
 
         def report(progress: Progress) -> None:
@@ -244,6 +258,7 @@ class _Worker:
                 monitor.log(asdict(progress))
             if progress.step % job.checkpoint_every and progress.step != job.steps:
                 return
+            self.reports += 1
             if not keeps:
                 ray.train.report({})
                 return
@@ -253,11 +268,14 @@ class _Worker:
 
         try:
             self.trainee.advance(job.steps, report, max(1, job.checkpoint_every // REPORTS_A_CHECKPOINT))
+        except DivergedError as error:
+            return f"{job.folder.name}: {error}"
         finally:
             if monitor is not None:
                 monitor.close()
         if keeps:
             self.trainee.save(job.folder)
+        return None
 
 
 def _most(mine: int, world_size: int, device: torch.device) -> int:
@@ -267,6 +285,14 @@ def _most(mine: int, world_size: int, device: torch.device) -> int:
     value = torch.tensor([int(mine)], device=device)
     torch.distributed.all_reduce(value, torch.distributed.ReduceOp.MAX)
     return int(value.item())
+
+
+def _gathered(text: str | None, world_size: int) -> list[str | None]:
+    """The texts of all ranks."""
+    texts = [text] * world_size
+    if world_size > 1:
+        torch.distributed.all_gather_object(texts, text)
+    return texts
 
 
 @contextmanager
@@ -320,12 +346,12 @@ def _interruptible() -> Iterator[None]:
 
 @contextmanager
 def plain_errors() -> Iterator[None]:
-    """Bad input that a worker found (ValueError, DivergedError) as ConfigError, without Ray's wrapping."""
+    """Bad input that a worker found (ValueError) as ConfigError, without Ray's wrapping."""
     try:
         yield
     except (RayTaskError, TrainingFailedError) as error:
         cause = root_cause(error)
-        if isinstance(cause, ValueError | DivergedError):
+        if isinstance(cause, ValueError):
             raise ConfigError(str(cause)) from error
         raise
 

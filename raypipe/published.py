@@ -6,7 +6,9 @@ import argparse
 import dataclasses
 import logging
 import os
+import shutil
 import sys
+import tempfile
 import uuid
 import warnings
 from collections.abc import Mapping
@@ -17,14 +19,18 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from raypipe import checkpoint, cli, config
+from raypipe import checkpoint, cli, config, diffusers_folder
 from raypipe.checkpoint import UNUSED, Meta
+from raypipe.diffusers_folder import DiffusersFolder
 from raypipe.models import published
 from raypipe.models.autoencoder import Autoencoder, build_network
 from raypipe.models.components import build_component
+from raypipe.models.kl import AutoencoderKL
 
 log = logging.getLogger(__name__)
 
+DIFFUSERS = "diffusers"
+"""Stands for the file's wrapper where the weights came in a folder of diffusers'."""
 TIME_PROJECTION = {"0.weight": (256, 1), "0.bias": (256,), "2.weight": (None, 256), "2.bias": (None,)}
 """Shapes of the published network's unused tensors, None being inner_dim."""
 
@@ -51,6 +57,7 @@ def import_file(
 ) -> Imported:
     """Make the model folder `out` of a published component (its flow, denoiser and autoencoder inside) or autoencoder.
 
+    A folder of diffusers' (sd-vae-ft-mse) is an autoencoder too.
     `component` tells what the file holds where its sizes do not; a file that embeds a flow is a diffusion's.
     Raises ValueError if the file is missing, holds more than tensors and plain values, or no known network.
     """
@@ -58,17 +65,19 @@ def import_file(
     if out.exists():
         raise ValueError(f"{out}: is there already; choose another folder to import to")
     top, wrapper = _read(Path(file))
-    state: dict[str, Tensor] = top.pop(wrapper)
+    original: dict[str, Tensor] = top.pop(wrapper)
+    state = {diffusers_folder.modern(name): tensor for name, tensor in original.items()}
     routes = published.routes(state)
+    groups = DiffusersFolder(top.get("config", {}), state).groups
     with checkpoint.staged(out) as temporary:
         try:
-            parts = _import_parts(state, routes, temporary, component, num_heads, _step(top))
+            parts = _import_parts(state, routes, temporary, component, num_heads, groups, _step(top))
         except ValueError as error:
             raise ValueError(f"{file}: {error}") from None
         taken = {f"{prefix}{name}" for prefix, part in routes.items() if part in parts for name in parts[part].names}
         record = {
             "wrapper": wrapper,
-            "names": list(state),
+            "names": [[name, diffusers_folder.modern(name), str(t.dtype)[6:]] for name, t in original.items()],
             "routes": {prefix: part for prefix, part in routes.items() if part in parts},
             "unused": {name: tensor for name, tensor in state.items() if name not in taken},
             "rest": _plain_entries(top),
@@ -83,6 +92,7 @@ def _import_parts(
     folder: Path,
     component: config.Component | None,
     num_heads: int,
+    groups: int,
     step: int,
 ) -> dict[str, _Part]:
     """Write every network that a file holds, those first that others refer to."""
@@ -101,7 +111,7 @@ def _import_parts(
             log.warning("the embedded autoencoder is none that raypipe knows; its tensors are kept for export only")
             continue
         else:
-            module, meta = _autoencoder(used)
+            module, meta = _autoencoder(used, groups)
         place = folder / part
         place.mkdir(exist_ok=True)
         meta = dataclasses.replace(meta, step=0 if part else step)
@@ -130,20 +140,43 @@ def _component(
     return module, meta
 
 
-def _autoencoder(tensors: dict[str, Tensor]) -> tuple[nn.Module, Meta]:
-    spec = published.describe_autoencoder(tensors)
+def _autoencoder(tensors: dict[str, Tensor], groups: int) -> tuple[nn.Module, Meta]:
+    spec = published.describe_autoencoder(tensors, groups)
     if spec is None:
-        raise ValueError(
-            f"no network that raypipe knows: none of {published.COMPONENT}*, vector_quantizer.*, quantize.*"
-        )
+        known = f"{published.COMPONENT}*, vector_quantizer.*, quantize.*, encoder.down_blocks.*"
+        raise ValueError(f"no network that raypipe knows: none of {known}")
     with torch.device("meta"):
         network = build_network(spec.network, spec.arguments)
     module = Autoencoder(checkpoint.fill(network, tensors, spec.network))
     return module, checkpoint.autoencoder_meta(module)
 
 
+def take_autoencoder(path: Path, folder: Path) -> None:
+    """Make the model folder of a trained autoencoder: a copy of another one, or of a published file.
+
+    Raises ValueError if `path` is neither.
+    """
+    if (path / checkpoint.MODEL).is_file():
+        checkpoint.load_autoencoder(path)  # refuses what is none
+        with checkpoint.staged(folder) as temporary:
+            shutil.copytree(path, temporary, dirs_exist_ok=True)
+        return
+    with tempfile.TemporaryDirectory(dir=_parent(folder)) as scratch:
+        top = import_file(path, Path(scratch) / "model").folder
+        if checkpoint.read_meta(top).kind != "autoencoder":
+            raise ValueError(f"{path}: holds a component, not an autoencoder; give the autoencoder's own file")
+        top.rename(folder)
+
+
+def _parent(folder: Path) -> Path:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    return folder.parent
+
+
 def export_file(folder: str | Path, file: str | Path) -> None:
     """Write a model folder as the published code reads it; an imported one comes back tensor for tensor.
+
+    An imported folder of diffusers' comes back as one: `file` is then the folder to make.
 
     Raises ValueError for networks that the published code does not have, and if `file` exists.
     """
@@ -156,7 +189,12 @@ def export_file(folder: str | Path, file: str | Path) -> None:
     for prefix, part in record["routes"].items():
         for name, tensor in _network_tensors(folder / part).items():
             tensors[f"{prefix}{name}"] = tensor
-    content = {record["wrapper"]: {name: tensors[name] for name in record["names"] or tensors}, **record["rest"]}
+    names = record["names"] or [(name, name, str(tensor.dtype)[6:]) for name, tensor in tensors.items()]
+    state = {name: tensors[ours].to(getattr(torch, dtype)) for name, ours, dtype in names}
+    if record["wrapper"] == DIFFUSERS:
+        diffusers_folder.write(file, record["rest"]["config"], state)
+        return
+    content = {record["wrapper"]: state, **record["rest"]}
     if "global_step" in content:
         content["global_step"] = meta.step
     temporary = file.with_name(f".{file.name}.{uuid.uuid4().hex[:8]}.tmp")
@@ -171,12 +209,16 @@ def export_file(folder: str | Path, file: str | Path) -> None:
 def _new_record(folder: Path, meta: Meta) -> dict[str, Any]:
     """How a network of our own stands in a published file."""
     if meta.kind == "autoencoder":
-        if meta.network not in ("vqvae", "vqgan"):
+        if meta.network not in ("vqvae", "vqgan", "kl"):
             raise ValueError(f"{folder}: a {meta.network} autoencoder has no published form; export a vqvae or vqgan")
-        if not bool((checkpoint.load_autoencoder(folder).scale == 1).all()):
+        autoencoder = checkpoint.load_autoencoder(folder)
+        if not bool((autoencoder.scale == 1).all()):
             log.warning(
                 "%s: the latents' scale has no place in a published file; components trained on it need it", folder
             )
+        if isinstance(autoencoder.network, AutoencoderKL):
+            entries = {"config": diffusers_folder.config_of(autoencoder.network)}
+            return {"wrapper": DIFFUSERS, "names": [], "routes": {"": ""}, "unused": {}, "rest": entries}
         wrapper, prefix = ("model", "module.") if meta.network == "vqvae" else ("state_dict", "")
         return {"wrapper": wrapper, "names": [], "routes": {prefix: ""}, "unused": {}, "rest": {}}
     assert meta.model is not None
@@ -200,7 +242,10 @@ def _network_tensors(folder: Path) -> dict[str, Tensor]:
 
 
 def _read(file: Path) -> tuple[dict[str, Any], str]:
-    """A published file's content, and the entry that holds the state dict."""
+    """A published file's content (or a folder's of diffusers'), and the entry that holds the state dict."""
+    if file.is_dir():
+        found = diffusers_folder.read(file)
+        return {DIFFUSERS: found.state, "config": found.config}, DIFFUSERS
     if not file.is_file():
         raise ValueError(f"{file}: no such file; give a checkpoint of the published code (.pth, .ckpt)")
     try:
@@ -241,7 +286,9 @@ def parser() -> argparse.ArgumentParser:
     root = cli.Parser(prog="raypipe.checkpoint", description="Published checkpoint files to model folders and back.")
     commands = root.add_subparsers(dest="command", required=True)
     to_folder = commands.add_parser("import", help="a published file to a model folder", prog=f"{root.prog} import")
-    to_folder.add_argument("file", help="a component's or an autoencoder's file (.pth, .ckpt)")
+    to_folder.add_argument(
+        "file", help="a component's or an autoencoder's file (.pth, .ckpt), or a folder of diffusers'"
+    )
     to_folder.add_argument("--out", required=True, help="folder to make; embedded networks go to folders inside")
     to_folder.add_argument("--num-heads", type=int, default=8, help="attention heads, which no tensor tells (8)")
     to_folder.add_argument(
@@ -249,7 +296,7 @@ def parser() -> argparse.ArgumentParser:
     )
     to_file = commands.add_parser("export", help="a model folder to a published file", prog=f"{root.prog} export")
     to_file.add_argument("folder", help="a folder that training or `import` wrote")
-    to_file.add_argument("--out", required=True, help="file to write")
+    to_file.add_argument("--out", required=True, help="file to write; a folder, for an autoencoder of diffusers'")
     return root
 
 

@@ -109,7 +109,7 @@ class StageTrial(tune.Trainable):
             return self._result(math.inf, math.nan, began, failure=str(error))
         if self._parents not in self._scorers:
             self._scorers = {self._parents: Scorer(self._experiment, self._sources, self._parents)}
-        scored = self._scorers[self._parents](self._stage.component, self._training.module)
+        scored = self._scorers[self._parents](self._stage.component, self._training.model)
         ratio = scored.score.ratio
         if not math.isfinite(ratio.value):
             return self._result(math.inf, math.nan, began, failure="the forecast is not finite")

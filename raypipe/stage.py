@@ -14,12 +14,13 @@ from raypipe.config import Component, Experiment
 from raypipe.data.dataset import WindowBatches
 from raypipe.data.windows import Sampler, WindowIndex
 from raypipe.device import choose_device
-from raypipe.fit import Progress, fit, make_optimizer
+from raypipe.fit import Progress
 from raypipe.metrics.ensemble import Score
 from raypipe.models.components import build_component
 from raypipe.sde.dynamics import ConstantDiffusion, Dynamics
 from raypipe.sources import Sources
 from raypipe.task import ComponentTask, component_schedule, published_loss
+from raypipe.training import NetworkTraining
 
 
 @dataclass(frozen=True)
@@ -30,8 +31,8 @@ class Parents:
     denoiser: Path | None = None
 
 
-class Training:
-    """A component in training: weights, optimizer, its windows and the step it has reached.
+class Training(NetworkTraining):
+    """A component in training.
 
     wrap: what a launcher puts around the module (DistributedDataParallel). Weights are drawn from
     train.random_seed, so two trainings of one configuration begin, and go on, alike.
@@ -50,57 +51,38 @@ class Training:
     ) -> None:
         train, device = experiment.train, device or choose_device()
         self.experiment = experiment
-        self.step = 0
         self._sources = sources
         self._parents = parents
-        self._world_size = world_size
         torch.manual_seed(train.random_seed)
-        self.module = build_component(train.component, experiment.model, sources.channels).to(device)
-        self._schedule = component_schedule(train)
-        self.optimizer = make_optimizer(self.module, self._schedule)
+        module = build_component(train.component, experiment.model, sources.channels).to(device)
         window, stride = experiment.model.num_input_frames + 1, experiment.dataset.frame_stride
         shards = sources.training()
         index = WindowIndex(shards.lengths, window, stride)
         borders = index.borders(shards.shard_of)
         sampler = Sampler(len(index), train.batch_size, train.random_seed, rank, world_size, borders)
-        self._batches = WindowBatches(shards, window, stride, sampler, pin_memory=device.type == "cuda")
         flow = None
         if train.component == "diffusion":
             assert parents.flow is not None
             flow = checkpoint.load_component(parents.flow).to(device).requires_grad_(False)
-        inner: nn.Module = torch.compile(self.module) if train.compile else self.module  # type: ignore[assignment]
+        inner: nn.Module = torch.compile(module) if train.compile else module  # type: ignore[assignment]
         wrapped = inner if wrap is None else wrap(inner)
-        self._task = ComponentTask(wrapped, experiment, flow=flow, encode=sources.encoder(train.random_seed, device))
+        super().__init__(
+            module,
+            ComponentTask(wrapped, experiment, flow=flow, encode=sources.encoder(train.random_seed, device)),
+            WindowBatches(shards, window, stride, sampler, pin_memory=device.type == "cuda"),
+            component_schedule(train),
+            ema=train.ema,
+            world_size=world_size,
+        )
 
     def advance(self, stop: int, report: Callable[[Progress], None], every: int | None = None) -> None:
         """Train up to step `stop`, reporting every `every` (train.checkpoint_every) steps."""
-
-        def note(progress: Progress) -> None:
-            self.step = progress.step
-            report(progress)
-
-        fit(
-            self._task,
-            self._batches.batch,
-            self._schedule,
-            note,
-            optimizer=self.optimizer,
-            start=self.step,
-            stop=stop,
-            every=every or self.experiment.train.checkpoint_every,
-            world_size=self._world_size,
-        )
+        super().advance(stop, report, every or self.experiment.train.checkpoint_every)
 
     def save(self, folder: Path, **changes: object) -> None:
         """A folder that `restore` and `checkpoint.load_component` read; `changes` are fields of its Meta."""
         meta = replace(self.meta(), **changes)  # type: ignore[arg-type]
-        checkpoint.save_component(folder, self.module, meta, optimizer=self.optimizer)
-
-    def restore(self, folder: Path) -> None:
-        """Go on from a saved folder."""
-        self.module.load_state_dict(checkpoint.load_component(folder).state_dict())
-        checkpoint.load_optimizer(folder, self.optimizer)
-        self.step = checkpoint.read_meta(folder).step
+        checkpoint.save_component(folder, self.model, meta, self.optimizer, live=self.module)
 
     def meta(self) -> Meta:
         train, parents = self.experiment.train, self._parents

@@ -138,7 +138,13 @@ class AutoencoderTask:
 
 def component_schedule(train: config.Train) -> Schedule:
     return Schedule(
-        train.steps, train.learning_rate, train.warmup_steps, train.schedule, train.weight_decay, train.clip_norm
+        train.steps,
+        train.learning_rate,
+        train.warmup_steps,
+        train.schedule,
+        train.weight_decay,
+        train.clip_norm,
+        train.accumulate,
     )
 
 

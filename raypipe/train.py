@@ -6,7 +6,6 @@ diffusion the flow it is trained on.
 
 import json
 import re
-import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,6 +21,8 @@ from raypipe.config import LOSSES, Component, ConfigError, Experiment
 from raypipe.data.dataset import warn_of_short_clips
 from raypipe.encoding import prepare_latents
 from raypipe.launch import Settings, Trainee, check_resources, finished, start_ray, train_jobs
+from raypipe.published import take_autoencoder
+from raypipe.published_config import is_published
 from raypipe.sources import Sources
 from raypipe.stage import Parents, Training
 from raypipe.workspace import (
@@ -152,8 +153,10 @@ def _prepare_autoencoder(sources: Sources, use_gpu: bool) -> None:
     if (folder / "config.json").is_file():
         return
     if experiment.autoencoder.path is not None:
-        checkpoint.load_autoencoder(Path(experiment.autoencoder.path))
-        _copy(Path(experiment.autoencoder.path), folder)
+        try:
+            take_autoencoder(Path(experiment.autoencoder.path).expanduser(), folder)
+        except ValueError as error:
+            raise ConfigError(f"autoencoder.path: {error}") from None
         return
     recipe = {
         "autoencoder": config.to_dict(experiment.autoencoder),
@@ -163,7 +166,7 @@ def _prepare_autoencoder(sources: Sources, use_gpu: bool) -> None:
     for other in sorted(workspace.storage.glob("*/autoencoder.log/recipe.json")):
         trained = other.parent.with_name("autoencoder")
         if json.loads(other.read_text()) == recipe and (trained / "config.json").is_file():
-            _copy(trained, folder)  # another experiment trained the very same one
+            take_autoencoder(trained, folder)  # another experiment trained the very same one
             break
     else:
         train_jobs(
@@ -196,15 +199,6 @@ def run_settings(
         max_failures=experiment.train.max_failures,
         **more,
     )
-
-
-def _copy(source: Path, target: Path) -> None:
-    """Copy a model folder, whole or not at all."""
-    temporary = target.with_name(f".{target.name}.copy")
-    shutil.rmtree(temporary, ignore_errors=True)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copytree(source, temporary)
-    temporary.rename(target)
 
 
 @dataclass(frozen=True)
@@ -267,7 +261,9 @@ def make_parser() -> cli.Parser:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = make_parser()
     args, overrides = cli.parse(parser, argv)
-    named = _component_of(args.config, args.run_name, explicit=args.component is not None)
+    # A config of the published code tells all; its g-01-nll is a diffusion of loss regression, on the flow f-01-nll.
+    told = args.component is not None or (args.config is not None and is_published(config.read_yaml(args.config)))
+    named = _component_of(args.config, args.run_name, explicit=told)
     flags = {
         "train.component": args.component or (named.component if named else None),
         "train.noise_std": args.noise_std if args.noise_std is not None else (named.noise_std if named else None),
@@ -302,7 +298,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _component_of(path: str | None, name: str | None, *, explicit: bool) -> RunName | None:
-    """From the run's name, else from the config's: `<dataset>_<component>-<noise>-<loss>.yaml`."""
+    """From the run's name, else from the config's: `<dataset>_<component>-<noise>-<loss>.yaml`.
+
+    explicit: the component is told otherwise, and the names mean nothing.
+    """
     if explicit:
         return None
     if name is not None:
@@ -364,7 +363,10 @@ def _parents(experiment: Experiment, workspace: Workspace, flow: str | None, use
     folder = workspace.run("flow", name)
     if not (folder / "config.json").is_file():
         if flow is not None:
-            raise ConfigError(f"--flow: no flow {name!r} in {folder.parent}; train it first with --run-name {name}")
+            raise ConfigError(
+                f"--flow: no flow {name!r} in {folder.parent}; train it first with --run-name {name}, or put a "
+                f"published one there: python -m raypipe.checkpoint import FILE.pth --out {folder}"
+            )
         needed = config.replace(
             experiment, **{"train.component": "flow", "train.loss": "nll", "train.noise_std": train.noise_std}
         )

@@ -94,6 +94,14 @@ def test_defaults_then_file_then_flags(tmp_path):
     assert cli.experiment(*parse()) == config.Experiment()
 
 
+def test_paths_become_absolute(tmp_path, monkeypatch):
+    """Workers of Ray Train run in a folder of their own, where a relative path would lead nowhere."""
+    monkeypatch.chdir(tmp_path)
+    experiment = cli.experiment(*parse("--dataset.root", "shards", "--autoencoder.path", "../ae"))
+    assert experiment.dataset.root == str(tmp_path / "shards")
+    assert experiment.autoencoder.path == str(tmp_path.parent / "ae")
+
+
 def test_errors_say_where_the_value_came_from(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text(yaml.safe_dump({"train": {"steps": 0}}))

@@ -76,14 +76,14 @@ def test_square_root_rate():
     rate = Schedule(10_000, 2.0, warmup_steps=100, kind="sqrt").rate
     assert rate(0) == pytest.approx(0.02)
     assert rate(99) == rate(100) == pytest.approx(2.0)
-    assert rate(400) == pytest.approx(1.0)
-    assert rate(10_000) == pytest.approx(0.2)
+    assert rate(7525) == pytest.approx(2 * (0.001 + 0.999 * 0.5))  # a quarter of the steps is left
+    assert rate(10_000) == rate(20_000) == pytest.approx(0.002)
 
 
 def test_rate_without_warm_up():
     assert Schedule(10, 2.0).rate(0) == 2.0
     assert Schedule(10, 2.0, kind="sqrt").rate(0) == 2.0
-    assert Schedule(10, 2.0, kind="sqrt").rate(4) == pytest.approx(1.0)
+    assert Schedule(10, 2.0, kind="sqrt").rate(5) == pytest.approx(2 * (0.001 + 0.999 * math.sqrt(0.5)))
 
 
 def test_a_regression_is_learnt():
@@ -162,6 +162,45 @@ def test_frozen_weights_stay():
     before = task.module.bias.clone()
     run(task, rows, Schedule(5, 0.1, weight_decay=0.1))
     assert torch.equal(task.module.bias, before)
+
+
+@pytest.mark.parametrize("parts", [2, 3, 7, 20])
+def test_parts_of_a_batch_add_up_to_its_gradient(parts):
+    """Seven windows do not divide evenly, and cannot be more than seven parts."""
+
+    def moved(accumulate):
+        task = Regression()
+        before = [p.detach().clone() for p in task.module.parameters()]
+        schedule = Schedule(100, 1.0, clip_norm=1e9, accumulate=accumulate)
+        (report,) = run(task, lambda step: rows(step, 7), schedule, optimizer=sgd(task.module), stop=1)
+        return report, torch.cat([(p - b).flatten() for p, b in zip(task.module.parameters(), before, strict=True)])
+
+    (whole, expected), (report, found) = moved(1), moved(parts)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
+    assert (report.loss, report.grad_norm) == pytest.approx((whole.loss, whole.grad_norm), rel=1e-5)
+
+
+def test_parts_know_their_place_in_the_global_batch():
+    task, seen = Regression(), []
+    loss = task.loss
+
+    def told(batch):
+        seen.append((batch.offset, batch.data.clone(), batch.clips.tolist(), batch.total, batch.step))
+        return loss(batch)
+
+    task.loss = told
+    data = rows(0, 5).data
+    batch = TrainBatch(data, torch.arange(5), 16, 8, 3)  # what rank 1 of 2 may have
+    run(task, lambda step: batch, Schedule(9, 0.1, accumulate=2), start=3, stop=4)
+    assert [(offset, total, step) for offset, _, _, total, step in seen] == [(8, 16, 3), (10, 16, 3)]
+    assert torch.equal(torch.cat([part for _, part, *_ in seen]), data)
+    assert [clips for _, _, clips, *_ in seen] == [[0, 1], [2, 3, 4]]
+
+
+def test_gradients_are_not_clipped_where_that_is_off():
+    task = Told((30.0, 40.0))
+    run(task, said(lambda step: 0), Schedule(9, 1.0, clip_norm=None), stop=1, optimizer=sgd(task.module))
+    assert task.module[0].tolist() == [-30.0, -40.0]
 
 
 @pytest.mark.parametrize("step", [0, 1, 2, 5])

@@ -13,10 +13,11 @@ VERBS = {"convert_to_h5", "train", "tune", "evaluate", "generate"}
 RAY = {"launch", "encoding", "search", "space"}  # what the verbs share of Ray Train, Ray Tune and Optuna
 MIDDLE = {
     *("report", "checkpoint", "published", "workspace", "sources", "fit", "task", "autoencoding", "stage"),
+    *("averaging", "training", "diffusers_folder"),
     *("forecast", "predictor", "film", "monitor", "records", "finalists", "combination", "plots"),
 }
 FOLDERS = {"data", "models", "sde", "metrics"}
-BASE = {"rules", "config", "device", "cli", "files"}
+BASE = {"rules", "config", "training_config", "published_config", "device", "cli", "files"}
 LAYERS = (BASE, FOLDERS, MIDDLE, VERBS | RAY)  # from the bottom up
 CLUSTER = {"ray", "optuna"}
 MAX_LINES = 500

@@ -5,6 +5,7 @@ The files are made here, of networks of our own, as the published code would wri
 
 import os
 import pickle
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -142,6 +143,28 @@ def test_our_own_networks_are_exported_and_come_back(tmp_path: Path) -> None:
     content = torch.load(tmp_path / "flow.pth", weights_only=True)
     assert content["global_step"] == 9
     assert content["model"].keys() == prefixed("vector_field_regressor.", component_state("flow", 0)).keys()
+
+
+@pytest.mark.slow
+def test_at_the_published_size() -> None:
+    """98M parameters, saved under DDP, there and back; the folders (1.2 GB) do not outlive the test."""
+    model = config.Model(inner_dim=768, depth=4, mid_depth=5, num_heads=8, dropout=0.05, time_input=False)
+    with torch.device("meta"):
+        shapes = build_component("flow", model, 4).state_dict()
+    state = {name.removeprefix("network."): torch.rand(tensor.shape) for name, tensor in shapes.items()}
+    state |= {"time_projection.0.weight": torch.rand(256, 1), "time_projection.0.bias": torch.rand(256)}
+    state |= {"time_projection.2.weight": torch.rand(768, 256), "time_projection.2.bias": torch.rand(768)}
+    assert sum(tensor.numel() for tensor in state.values()) == pytest.approx(98e6, rel=0.01)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        original = {"model": prefixed("module.vector_field_regressor.", state), "global_step": 300_000}
+        torch.save(original, folder / "f.pth")
+        assert main(["import", str(folder / "f.pth"), "--out", str(folder / "f")]) == 0
+        assert checkpoint.read_meta(folder / "f").model == model
+        with torch.no_grad():
+            assert checkpoint.load_component(folder / "f")(torch.zeros(1, 16, 8, 8)).shape == (1, 4, 8, 8)
+        assert main(["export", str(folder / "f"), "--out", str(folder / "back.pth")]) == 0
+        assert_equal_trees(torch.load(folder / "back.pth", weights_only=True, mmap=True), original)
 
 
 class Malicious:

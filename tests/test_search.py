@@ -211,7 +211,7 @@ def test_trials_of_two_workers_finish_on_two_cpus(two_cpus, storage, values):
     sources = Sources(experiment, stage.workspace)
     training = Training(experiment, sources, Parents())  # the same without Ray
     training.advance(TINY["search.flow_steps"], lambda progress: None)
-    alone = Scorer(experiment, sources, Parents())("flow", training.module)
+    alone = Scorer(experiment, sources, Parents())("flow", training.model)
     assert row["objective"] == pytest.approx(alone.score.ratio.value, rel=1e-3)
 
 

@@ -92,6 +92,51 @@ def test_two_halves_are_the_whole_bit_for_bit(tiny_sources, flow, tmp_path, comp
         assert all(torch.equal(torch.as_tensor(mine[name]), torch.as_tensor(theirs[name])) for name in theirs)
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+def test_every_fresh_training_of_a_seed_has_the_same_losses(tiny_sources, threads):
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        sources = with_settings(tiny_sources, **{"model.inner_dim": 64, "model.dropout": 0.1})
+        runs = {tuple(losses(training(sources), 4)) for _ in range(3)}
+    finally:
+        torch.set_num_threads(before)
+    assert len(runs) == 1
+
+
+@pytest.mark.parametrize("out_norm", ["ln", "bn"])
+def test_the_average_is_the_model_and_resumes_bit_for_bit(tiny_sources, tmp_path, out_norm):
+    sources = with_settings(tiny_sources, **{"train.ema": 0.9, "model.out_norm": out_norm})
+    whole = training(sources)
+    expected = losses(whole, 20)
+    plain = training(with_settings(tiny_sources, **{"train.ema": 0.0, "model.out_norm": out_norm}))
+    assert losses(plain, 20) == expected  # it follows and does not lead
+    assert same(weights(plain), weights(whole))
+
+    first = training(sources)
+    losses(first, 10)
+    first.save(tmp_path / "half")
+    second = training(sources)
+    second.restore(tmp_path / "half")
+    assert losses(second, 20) == expected[10:]
+    assert same(weights(second), weights(whole))
+    assert same(second.model.state_dict(), whole.model.state_dict())
+    assert not same(whole.model.state_dict(), weights(whole))
+
+    whole.save(tmp_path / "whole")
+    assert same(checkpoint.load_component(tmp_path / "whole").state_dict(), whole.model.state_dict())
+    plain.save(tmp_path / "plain")
+    beside = {path.name for path in (tmp_path / "whole").iterdir()}
+    assert beside - {path.name for path in (tmp_path / "plain").iterdir()} == {"live.safetensors"}
+
+
+def test_parts_of_a_batch_train_as_the_batch(tiny_sources):
+    """Noise and windows included; one window a part."""
+    expected = losses(training(with_settings(tiny_sources, **{"train.loss": "mse"})), 6)
+    parts = with_settings(tiny_sources, **{"train.loss": "mse", "train.accumulate": 4})
+    assert losses(training(parts), 6) == pytest.approx(expected, rel=1e-4)
+
+
 def test_a_training_stops_where_it_is_told_and_reports_on_multiples(tiny_sources):
     trainee, seen = training(with_settings(tiny_sources, **{"train.checkpoint_every": 3})), []
     trainee.advance(7, lambda progress: seen.append((progress.step, trainee.step)))
@@ -200,7 +245,7 @@ def test_a_saved_folder_says_what_it_is(tiny_sources, flow, tmp_path, component,
         assert meta.flow_hash == hashlib.sha256((flow / "model.safetensors").read_bytes()).hexdigest()
     else:
         assert meta.flow is None and meta.flow_hash is None
-    assert same(checkpoint.load_component(tmp_path / "out").state_dict(), weights(trainee))
+    assert same(checkpoint.load_component(tmp_path / "out").state_dict(), trainee.model.state_dict())
 
 
 def test_frames_encoded_on_the_fly_train_as_the_cache_does(tiny_sources):

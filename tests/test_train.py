@@ -21,6 +21,7 @@ from ray.cluster_utils import Cluster
 from raypipe import checkpoint, config, train
 from raypipe.config import ConfigError
 from raypipe.data.shards import ShardWriter
+from raypipe.fit import DivergedError
 from raypipe.launch import Settings, start_ray, train_jobs
 from raypipe.monitor import read_metrics
 from raypipe.train import ComponentJob, RunName, parse_run_name, run_name
@@ -234,6 +235,42 @@ def test_jobs_side_by_side_come_out_as_one_after_the_other_even_if_a_worker_dies
         assert same_weights(ours.folder, theirs.folder)
         assert checkpoint.read_meta(ours.folder) == checkpoint.read_meta(theirs.folder)
         assert [row["step"] for row in read_metrics(ours.folder)] == list(range(1, STEPS + 1))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("side_by_side", [False, True])
+def test_a_diverging_job_is_told_at_once_and_not_tried_again(workspace, values, tmp_path, side_by_side):
+    """Its finished neighbour is kept; a rank that gave up does not keep the others waiting."""
+    good, bad = make_jobs(workspace, values, f"diverging-{side_by_side}", 2)
+    counted = [CountedJob(good, tmp_path / "good"), CountedJob(bad, tmp_path / "bad", wild=True)]
+    with pytest.raises(DivergedError, match=rf"^{bad.folder.name}: the loss is .* by step 1; a lower learning rate"):
+        train_jobs(counted, settings(workspace, f"wild-{side_by_side}", num_workers=2, side_by_side=side_by_side))
+    ranks = 1 if side_by_side else 2
+    assert (tmp_path / "bad").read_text() == "." * ranks  # begun once
+    assert checkpoint.read_meta(good.folder).step == STEPS
+    assert not bad.folder.exists()
+
+
+@dataclass(frozen=True)
+class CountedJob:
+    """A job that leaves a mark whenever it begins; a wild one starts from weights beyond all bounds."""
+
+    job: ComponentJob
+    mark: Path
+    wild: bool = False
+
+    folder = property(lambda self: self.job.folder)
+    steps = property(lambda self: self.job.steps)
+    checkpoint_every = property(lambda self: self.job.checkpoint_every)
+
+    def build(self, *args: Any) -> Any:
+        with self.mark.open("a") as file:
+            file.write(".")
+        trainee = self.job.build(*args)
+        if self.wild:
+            for parameter in trainee.module.parameters():
+                parameter.data.fill_(1e30)
+        return trainee
 
 
 @pytest.mark.slow

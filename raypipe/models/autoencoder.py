@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from raypipe import config
 from raypipe.models.conv import ConvAutoencoder
+from raypipe.models.kl import AutoencoderKL
 from raypipe.models.quantizer import Quantizer
 from raypipe.models.vqgan import VQGAN
 from raypipe.models.vqvae import VQVAE
@@ -33,7 +34,12 @@ class Reconstruction(NamedTuple):
     auxiliary_loss: Tensor
 
 
-NETWORKS: Mapping[str, type[nn.Module]] = {"conv": ConvAutoencoder, "vqvae": VQVAE, "vqgan": VQGAN}
+NETWORKS: Mapping[str, type[nn.Module]] = {
+    "conv": ConvAutoencoder,
+    "vqvae": VQVAE,
+    "vqgan": VQGAN,
+    "kl": AutoencoderKL,
+}
 
 
 class Autoencoder(nn.Module):

@@ -91,14 +91,18 @@ def describe_component(
     return ComponentSpec(component, model, channels)
 
 
-def describe_autoencoder(state: State) -> AutoencoderSpec | None:
-    """The published VQ-VAE or a VQGAN, by its codebook's name; None for anything else.
+def describe_autoencoder(state: State, groups: int = 32) -> AutoencoderSpec | None:
+    """The published VQ-VAE or a VQGAN, by its codebook's name, or a KL autoencoder; None for anything else.
+
+    groups: a KL autoencoder's, which no tensor tells.
 
     Raises ValueError if a tensor that tells a size is missing.
     """
     if "vector_quantizer.embedding.weight" in state:
         codes, channels = _shape(state, "vector_quantizer.embedding.weight")
         return AutoencoderSpec("vqvae", {"num_embeddings": codes, "channels": channels})
+    if "encoder.down_blocks.0.resnets.0.conv1.weight" in state:
+        return AutoencoderSpec("kl", _kl_arguments(state, groups))
     if "quantize.embedding.weight" not in state:
         return None
     codes, channels = _shape(state, "quantize.embedding.weight")
@@ -114,6 +118,16 @@ def describe_autoencoder(state: State) -> AutoencoderSpec | None:
         "attention_levels": [i for i in levels if f"encoder.down.{i}.attn.0.q.weight" in state],
     }
     return AutoencoderSpec("vqgan", arguments)
+
+
+def _kl_arguments(state: State, groups: int) -> dict[str, Any]:
+    levels = range(_count(state, r"encoder\.down_blocks\.(\d+)\."))
+    return {
+        "channels": _shape(state, "post_quant_conv.weight")[0],
+        "widths": [_shape(state, f"encoder.down_blocks.{i}.resnets.0.conv1.weight")[0] for i in levels],
+        "num_res_blocks": _count(state, r"encoder\.down_blocks\.0\.resnets\.(\d+)\."),
+        "groups": groups,
+    }
 
 
 def _shape(state: State, name: str) -> list[int]:

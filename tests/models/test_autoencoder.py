@@ -20,6 +20,7 @@ ARGUMENTS = {
         "ch_mult": [1, 2],
         "attention_levels": [1],
     },
+    "kl": {"channels": 3, "widths": [16, 32], "num_res_blocks": 1, "groups": 8},
 }
 EACH = pytest.mark.parametrize("name", list(NETWORKS))
 
@@ -59,7 +60,7 @@ def test_gradients_reach_every_parameter(name: str) -> None:
     reconstruction = autoencoder(x)
     assert reconstruction.frames.shape == x.shape
     assert reconstruction.auxiliary_loss.shape == ()
-    assert (reconstruction.auxiliary_loss > 0) == (name != "conv")
+    assert (reconstruction.auxiliary_loss > 0) == (name in ("vqvae", "vqgan"))
     ((reconstruction.frames - x).square().mean() + reconstruction.auxiliary_loss).backward()
     assert [name for name, p in autoencoder.named_parameters() if p.grad is None or not p.grad.any()] == []
 
@@ -85,7 +86,7 @@ def test_conv_is_as_small_as_the_recipe_says_and_learns() -> None:
 def test_settings_choose_the_network() -> None:
     vqvae = build_autoencoder(config.Autoencoder(type="vqvae", num_embeddings=32))
     assert vqvae.architecture == ("vqvae", {"num_embeddings": 32, "channels": 4})
-    with pytest.raises(ValueError, match="must be one of conv, vqvae, vqgan, not 'vae'"):
+    with pytest.raises(ValueError, match="must be one of conv, vqvae, vqgan, kl, not 'vae'"):
         build_network("vae", {})
     with pytest.raises(ValueError, match=r"autoencoder network conv: .*depth"):
         build_network("conv", {"depth": 3})

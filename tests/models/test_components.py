@@ -1,4 +1,4 @@
-"""One conformance suite for flow, denoiser and diffusion."""
+"""What flow, denoiser and diffusion each are; what they have in common is in test_conformance.py."""
 
 import pytest
 import torch
@@ -9,7 +9,6 @@ from raypipe.models.components import Diffusion, build_component
 
 CHANNELS, HEIGHT, WIDTH, BATCH = 3, 4, 6, 2
 ALL = pytest.mark.parametrize("component", COMPONENTS)
-BOTH = pytest.mark.parametrize("time_input", [False, True])
 
 
 def small(**values: object) -> Model:
@@ -24,61 +23,6 @@ def build(component: str, **values: object) -> nn.Module:
 def inputs() -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(1)
     return torch.randn(BATCH, 2 * CHANNELS, HEIGHT, WIDTH, generator=generator), torch.tensor([0.0, 0.7])
-
-
-@ALL
-@BOTH
-def test_shapes_and_values(component: str, time_input: bool) -> None:
-    x, u = inputs()
-    out = build(component, time_input=time_input)(x, u)
-    channels = 2 * CHANNELS if component == "denoiser" else CHANNELS
-    assert out.shape == (BATCH, channels, HEIGHT, WIDTH)
-    assert out.dtype == torch.float32
-    assert out.isfinite().all()
-    assert component != "diffusion" or (out > 0).all()
-
-
-@ALL
-@BOTH
-def test_it_is_deterministic_and_dropout_acts_in_training_only(component: str, time_input: bool) -> None:
-    x, u = inputs()
-    module = build(component, time_input=time_input, dropout=0.5)
-    assert not torch.equal(module(x, u), module(x, u))
-    module.eval()
-    assert torch.equal(module(x, u), module(x, u))
-    assert torch.equal(module(x, u), build(component, time_input=time_input, dropout=0.5).eval()(x, u))
-
-
-@ALL
-@BOTH
-@pytest.mark.parametrize("out_norm", ["ln", "bn"])
-def test_gradients_reach_every_parameter(component: str, time_input: bool, out_norm: str) -> None:
-    x, u = inputs()
-    module = build(component, time_input=time_input, out_norm=out_norm)
-    module(x, u).square().sum().backward()
-    lacking = [name for name, p in module.named_parameters() if p.grad is None or not p.grad.any()]
-    # a bias before a BatchNorm or of the keys cancels, but for rounding
-    assert lacking == []
-
-
-@ALL
-@BOTH
-def test_state_round_trip(component: str, time_input: bool) -> None:
-    x, u = inputs()
-    module = build(component, time_input=time_input).eval()
-    torch.manual_seed(9)
-    other = build_component(component, small(time_input=time_input), CHANNELS).eval()
-    assert not torch.equal(module(x, u), other(x, u))
-    other.load_state_dict(module.state_dict())
-    assert torch.equal(module(x, u), other(x, u))
-
-
-@ALL
-def test_states_of_a_batch_do_not_mix(component: str) -> None:
-    x, u = inputs()
-    module = build(component).eval()
-    alone = torch.cat([module(x[i : i + 1], u[i : i + 1]) for i in range(BATCH)])
-    torch.testing.assert_close(module(x, u), alone, rtol=1e-5, atol=1e-6)
 
 
 @ALL

@@ -1,0 +1,173 @@
+"""The KL autoencoder of latent diffusion (arXiv 2112.10752), with the parameter names of diffusers' `AutoencoderKL`.
+
+`sd-vae-ft-mse` is this network. The names of its attention are those of diffusers from 0.15 on; files written
+before say query, key, value and proj_attn.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class ResnetBlock(nn.Module):
+    def __init__(self, in_channels: int, out_channels: int, groups: int) -> None:
+        super().__init__()
+        self.norm1 = nn.GroupNorm(groups, in_channels, eps=1e-6)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.norm2 = nn.GroupNorm(groups, out_channels, eps=1e-6)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.conv_shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.conv2(F.silu(self.norm2(self.conv1(F.silu(self.norm1(x))))))
+        out: Tensor = hidden + (x if self.conv_shortcut is None else self.conv_shortcut(x))
+        return out
+
+
+class Attention(nn.Module):
+    """Single-head attention over all pixels."""
+
+    def __init__(self, channels: int, groups: int) -> None:
+        super().__init__()
+        self.group_norm = nn.GroupNorm(groups, channels, eps=1e-6)
+        self.to_q = nn.Linear(channels, channels)
+        self.to_k = nn.Linear(channels, channels)
+        self.to_v = nn.Linear(channels, channels)
+        self.to_out = nn.ModuleList([nn.Linear(channels, channels)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.group_norm(x).flatten(2).transpose(1, 2)
+        mixed = F.scaled_dot_product_attention(self.to_q(tokens), self.to_k(tokens), self.to_v(tokens))
+        out: Tensor = x + self.to_out[0](mixed).transpose(1, 2).reshape(x.shape)
+        return out
+
+
+class Middle(nn.Module):
+    def __init__(self, channels: int, groups: int) -> None:
+        super().__init__()
+        self.resnets = nn.ModuleList(ResnetBlock(channels, channels, groups) for _ in range(2))
+        self.attentions = nn.ModuleList([Attention(channels, groups)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.resnets[1](self.attentions[0](self.resnets[0](x)))
+        return out
+
+
+class Resample(nn.Module):
+    """Half the size (padded at the right and bottom only), or twice."""
+
+    def __init__(self, channels: int, stride: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride, padding=1 if stride == 1 else 0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        double = self.conv.stride[0] == 1
+        out: Tensor = self.conv(
+            F.interpolate(x, scale_factor=2.0, mode="nearest") if double else F.pad(x, (0, 1, 0, 1))
+        )
+        return out
+
+
+class Level(nn.Module):
+    """The residual blocks of one resolution, then `resampler` ("downsamplers" or "upsamplers") if given."""
+
+    def __init__(self, in_channels: int, channels: int, num_blocks: int, groups: int, resampler: str | None) -> None:
+        super().__init__()
+        self.resnets = nn.ModuleList(
+            ResnetBlock(channels if i else in_channels, channels, groups) for i in range(num_blocks)
+        )
+        self._resampler = resampler
+        if resampler is not None:
+            stride = 2 if resampler == "downsamplers" else 1
+            setattr(self, resampler, nn.ModuleList([Resample(channels, stride)]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.resnets:
+            x = block(x)
+        return x if self._resampler is None else getattr(self, self._resampler)[0](x)
+
+
+class Encoder(nn.Module):
+    def __init__(self, widths: Sequence[int], out_channels: int, num_blocks: int, groups: int) -> None:
+        super().__init__()
+        last = len(widths) - 1
+        self.conv_in = nn.Conv2d(3, widths[0], 3, padding=1)
+        self.down_blocks = nn.ModuleList(
+            Level(widths[max(i - 1, 0)], width, num_blocks, groups, "downsamplers" if i < last else None)
+            for i, width in enumerate(widths)
+        )
+        self.mid_block = Middle(widths[-1], groups)
+        self.conv_norm_out = nn.GroupNorm(groups, widths[-1], eps=1e-6)
+        self.conv_out = nn.Conv2d(widths[-1], out_channels, 3, padding=1)
+
+    def forward(self, frames: Tensor) -> Tensor:
+        x = self.conv_in(frames)
+        for level in self.down_blocks:
+            x = level(x)
+        out: Tensor = self.conv_out(F.silu(self.conv_norm_out(self.mid_block(x))))
+        return out
+
+
+class Decoder(nn.Module):
+    def __init__(self, widths: Sequence[int], in_channels: int, num_blocks: int, groups: int) -> None:
+        super().__init__()
+        widths, last = list(reversed(widths)), len(widths) - 1
+        self.conv_in = nn.Conv2d(in_channels, widths[0], 3, padding=1)
+        self.mid_block = Middle(widths[0], groups)
+        self.up_blocks = nn.ModuleList(
+            Level(widths[max(i - 1, 0)], width, num_blocks + 1, groups, "upsamplers" if i < last else None)
+            for i, width in enumerate(widths)
+        )
+        self.conv_norm_out = nn.GroupNorm(groups, widths[-1], eps=1e-6)
+        self.conv_out = nn.Conv2d(widths[-1], 3, 3, padding=1)
+
+    def forward(self, latents: Tensor) -> Tensor:
+        x = self.mid_block(self.conv_in(latents))
+        for level in self.up_blocks:
+            x = level(x)
+        out: Tensor = self.conv_out(F.silu(self.conv_norm_out(x)))
+        return out
+
+
+class AutoencoderKL(nn.Module):
+    """[b, 3, H, W] <-> [b, channels, H/f, W/f] with f = 2^(len(widths) - 1); the defaults are sd-vae-ft-mse's."""
+
+    quantizer = None
+
+    def __init__(
+        self,
+        channels: int = 4,
+        widths: Sequence[int] = (128, 256, 512, 512),
+        num_res_blocks: int = 2,
+        groups: int = 32,
+    ) -> None:
+        super().__init__()
+        self.channels = channels
+        self.downsampling = 2 ** (len(widths) - 1)
+        self.arguments: dict[str, Any] = {
+            "channels": channels,
+            "widths": list(widths),
+            "num_res_blocks": num_res_blocks,
+            "groups": groups,
+        }
+        self.encoder = Encoder(widths, 2 * channels, num_res_blocks, groups)
+        self.decoder = Decoder(widths, channels, num_res_blocks, groups)
+        self.quant_conv = nn.Conv2d(2 * channels, 2 * channels, 1)
+        self.post_quant_conv = nn.Conv2d(channels, channels, 1)
+
+    def encode(self, frames: Tensor) -> Tensor:
+        """Frames [b, 3, H, W] in [-1, 1] -> the posterior's mean [b, channels, h, w].
+
+        Not multiplied by Stable Diffusion's 0.18215, which the published video models leave out too; they draw
+        from the posterior, whose deviation is small beside their noise.
+        """
+        mean, _ = torch.chunk(self.quant_conv(self.encoder(frames)), 2, dim=1)
+        return mean
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents [b, channels, h, w] -> frames [b, 3, H, W], not clamped."""
+        out: Tensor = self.decoder(self.post_quant_conv(latents))
+        return out

@@ -1,0 +1,76 @@
+"""One rank's part of test_conformance: `python ranks.py RANK WORLD FOLDER` trains every case and writes what came out.
+
+With a world of 1 it is the reference. Under DDP a parameter that a step does not use makes the next step fail.
+"""
+
+import itertools
+import sys
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from raypipe import config
+from raypipe.config import COMPONENTS
+from raypipe.data.dataset import TrainBatch
+from raypipe.fit import Progress, Schedule, fit
+from raypipe.models.components import build_component
+from raypipe.task import ComponentTask
+
+CASES = list(itertools.product(COMPONENTS, [False, True], [1, 2]))
+"""component, time_input, accumulate."""
+STEPS, TOTAL, CHANNELS = 3, 6, 3
+
+
+def case_name(component: str, time_input: bool, accumulate: int) -> str:
+    return f"{component}-{time_input}-{accumulate}"
+
+
+def experiment(component: str, **values: object) -> config.Experiment:
+    """A tiny network on windows of two latents and the next."""
+    base = {"model.num_input_frames": 2, "model.inner_dim": 16, "train.component": component}
+    return config.replace(config.Experiment(), **(base | values))
+
+
+def windows(step: int, scale: float = 1.0) -> Tensor:
+    """The global batch of a step: latents [TOTAL, 3, CHANNELS, 4, 6]."""
+    generator = torch.Generator().manual_seed(100 + step)
+    return scale * torch.randn(TOTAL, 3, CHANNELS, 4, 6, generator=generator)
+
+
+def task_of(settings: config.Experiment, module: nn.Module) -> ComponentTask:
+    torch.manual_seed(7)
+    flow = build_component("flow", settings.model, CHANNELS).eval().requires_grad_(False)
+    return ComponentTask(module, settings, flow=flow if settings.train.component == "diffusion" else None)
+
+
+def train(component: str, time_input: bool, accumulate: int, rank: int, world: int) -> dict[str, Tensor]:
+    """The weights after some steps, and the loss reported at the end."""
+    settings = experiment(component, **{"model.time_input": time_input})
+    torch.manual_seed(0)
+    module = build_component(component, settings.model, CHANNELS)
+    wrapped = nn.parallel.DistributedDataParallel(module) if world > 1 else module
+    begin, end = (4, 6) if rank else (0, 4 if world > 1 else TOTAL)  # unequal parts, as at the end of an epoch
+
+    def batches(step: int) -> TrainBatch:
+        return TrainBatch(windows(step)[begin:end], torch.zeros(end - begin, dtype=torch.long), TOTAL, begin, step)
+
+    reports: list[Progress] = []
+    # Plain descent: Adam enlarges the rounding errors that are all the gradient of a key's bias.
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    schedule = Schedule(STEPS, 0.1, kind="sqrt", accumulate=accumulate)
+    fit(task_of(settings, wrapped), batches, schedule, reports.append, optimizer=optimizer, world_size=world)
+    return {**module.state_dict(), "loss": torch.tensor(reports[-1].loss), "norm": torch.tensor(reports[-1].grad_norm)}
+
+
+def main(rank: int, world: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    if world > 1:
+        store = torch.distributed.FileStore(str(folder / "store"), world)
+        torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=world)
+    for case in CASES:
+        torch.save(train(*case, rank, world), folder / f"{case_name(*case)}-{rank}.pt")
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))
