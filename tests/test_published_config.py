@@ -119,7 +119,8 @@ def test_kth_means_the_same(tmp_path: Path) -> None:
     (tmp_path / "kth.yaml").write_text(KTH)
     found = config.load(tmp_path / "kth.yaml", {"train.num_workers": 2})
     assert found.name == "kth"
-    assert found.dataset == config.Dataset("kth", "./data/kth/hd5", 64, 1, 40)
+    wanted = {"image_size": 64, "frame_stride": 1, "num_frames": 40}
+    assert found.dataset == config.Dataset("kth", "./data/kth/hd5", **wanted)
     assert found.latents.mode == "cache"
     assert (found.autoencoder.type, found.autoencoder.path) == ("vqgan", "./model/ae/vqvae_kth.ckpt")
     assert found.model == config.Model(4, 768, 4, 5, 8, "ln", 0.05, False, (-9.0, 1.0))
@@ -145,7 +146,8 @@ def test_kth_means_the_same(tmp_path: Path) -> None:
 def test_clevrer_means_the_same(tmp_path: Path) -> None:
     """A diffusion, whose file is called g-01-nll after its flow and whose own loss is the regression."""
     found = load(tmp_path, CLEVRER)
-    assert found.dataset == config.Dataset("clevrer", "./data/clever/hd5", 128, 5, 16, False, True)
+    wanted = {"image_size": 128, "frame_stride": 5, "num_frames": 16, "color_jitter": True}
+    assert found.dataset == config.Dataset("clevrer", "./data/clever/hd5", **wanted)
     assert found.latents.mode == "off"  # colours differ every time
     assert found.autoencoder.type == "vqvae" and found.autoencoder.num_embeddings == 8192
     assert found.model == config.Model(4, 512, 3, 2, 8, "bn", 0.05, False, (-8.0, 0.5))
