@@ -140,7 +140,11 @@ def flops(folder: Path, quick: bool, tick: Tick) -> None:
         trained = training(prepare(folder / shape.name, shape))
         with FlopCounterMode(display=False) as counter:
             one_step(trained)
-        sides = {"step": partial(one_step, trained), "matmul": lambda: a @ b, "linear": lambda: linear(image, b, None)}
+        sides: dict[str, Callable[[], Any]] = {
+            "step": partial(one_step, trained),
+            "matmul": partial(torch.matmul, a, b),
+            "linear": partial(linear, image, b, None),
+        }
         times = take_turns(sides, 1 if quick else 3, tick)
         achieved, bound = counter.get_total_flops() / times["step"], 2 * size**3 / min(times["matmul"], times["linear"])
         show(
