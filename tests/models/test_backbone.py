@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from raypipe.models.attention import Linear, linear
-from raypipe.models.backbone import MAX_SIZE, Backbone, Block
+from raypipe.models.backbone import MAX_SIZE, Backbone, Block, Dropout
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -16,6 +16,25 @@ def test_block_is_torchs_pre_norm_encoder_layer(training: bool) -> None:
     theirs.train(training)
     x = torch.randn(2, 3, 5, 32)
     torch.testing.assert_close(ours(x).flatten(1, 2), theirs(x.flatten(1, 2)), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("p", [0.05, 0.3, 0.5])
+def test_dropout_drops_its_share_and_keeps_the_mean(p: float) -> None:
+    torch.manual_seed(0)
+    dropout, count = Dropout(p), 400_001  # not a multiple of four
+    x = torch.full((count,), 2.0, requires_grad=True)
+    out = dropout(x)
+    assert set(out.detach().unique().tolist()) == {0.0, torch.tensor(2 / (1 - p)).item()}
+    dropped = (out == 0).double()
+    assert dropped.mean().item() == pytest.approx(p, abs=5 * (p * (1 - p) / count) ** 0.5)
+    neighbours = [(dropped[k:] * dropped[:-k]).mean().item() for k in (1, 2, 3, 4)]  # those of one draw, and the next
+    assert neighbours == pytest.approx([p**2] * 4, abs=5 * (p / count) ** 0.5)
+    out.sum().backward()
+    assert x.grad is not None and torch.equal(x.grad, out.detach() / 2)
+    torch.manual_seed(0)
+    assert torch.equal(dropout(x), out)
+    assert not torch.equal(dropout(x), out)
+    assert torch.equal(dropout.eval()(x), x)
 
 
 @pytest.mark.parametrize("shape", [(2, 8, 8), (1, 1, 1), (3, 1, 5), (1, 4, 1)])
