@@ -38,10 +38,12 @@ RECIPE = {
     "name": "interpolation",
     "dataset.frame_stride": STRIDE,
     "demo.clip_frames": 48,
+    "evaluation.horizon": 4,
     "train.noise_std": 0.03,
     "train.steps": 1000,
 }
 STEPS = 2
+BLEND = "its ends blended as frames"
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,7 @@ def compare(dynamics: Dynamics, windows: Windows, workspace: Workspace, seed: in
             ends = context[:, -1:], latents[:, -1:]
             frames = windows.given[:, -1:], decode(latents[:, -1:])
             made["its ends blended as latents"] = decode((1 - share) * ends[0] + share * ends[1])
-            made["its ends blended as frames"] = (1 - share) * frames[0] + share * frames[1]
+            made[BLEND] = (1 - share) * frames[0] + share * frames[1]
     made["true ends blended as frames"] = (1 - share) * windows.given[:, -1:] + share * windows.after[:, -1:]
     made["last frame repeated"] = windows.given[:, -1:].expand(-1, STRIDE - 1, -1, -1, -1)
     return made
@@ -117,30 +119,36 @@ def main(argv: Sequence[str] | None = None) -> int:
     start_ray()
     sources = prepare(experiment, workspace)
     windows = test_windows(experiment, sources)
-    scores: dict[str, list[float]] = {}
-    errors: dict[str, float] = {}
+    each: dict[str, list[Tensor]] = {}
     for seed in range(args.seeds):
         made = compare(train_seed(experiment, workspace, seed), windows, workspace, seed)
         for name, frames in made.items():
-            each = psnr(frames.clamp(-1, 1), windows.after[:, :-1]).mean(1)
-            scores.setdefault(name, []).append(each.mean().item())
-            errors.setdefault(name, each.std().item() / len(each) ** 0.5)
+            each.setdefault(name, []).append(psnr(frames.clamp(-1, 1), windows.after[:, :-1]).mean(1))
         if seed == 0:
             save_picture(made, windows, storage / f"{experiment.name}.png")
+    gains = {name: [v - b for v, b in zip(values, each[BLEND], strict=True)] for name, values in each.items()}
     result = {
         "name": "interpolation",
         "seeds": args.seeds,
         "windows": len(windows.after),
-        "psnr": {name: round(statistics.mean(values), 3) for name, values in scores.items()},
-        "psnr_sd_over_seeds": {n: round(statistics.stdev(v), 3) if len(v) > 1 else 0.0 for n, v in scores.items()},
-        "psnr_se_over_windows": {name: round(error, 3) for name, error in errors.items()},
+        "psnr": {name: [round(v.mean().item(), 3) for v in values] for name, values in each.items()},
+        "gain_over_blend": {name: [round(v.mean().item(), 3) for v in values] for name, values in gains.items()},
+        "gain_se": {name: [round(v.std().item() / len(v) ** 0.5, 3) for v in values] for name, values in gains.items()},
     }
     write_json(storage / f"{experiment.name}.json", result)
-    rows = [[name, value, result["psnr_sd_over_seeds"][name], errors[name]] for name, value in result["psnr"].items()]
-    cli.say(cli.table(rows, ["in-between frames", "psnr", "sd over seeds", "se over windows"]))
+    rows = [
+        [name, _text(result["psnr"][name]), _text(result["gain_over_blend"][name]), max(result["gain_se"][name])]
+        for name in each
+    ]
+    cli.say(cli.table(rows, ["in-between frames", "psnr", f"over {BLEND}", "se over windows"]))
     cli.say(json.dumps(result))
     cli.say(f"written  {storage / experiment.name}.json and .png")
     return 0
+
+
+def _text(values: Sequence[float]) -> str:
+    spread = statistics.stdev(values) if len(values) > 1 else 0.0
+    return f"{statistics.mean(values):.3f} +- {spread:.3f}"
 
 
 def save_picture(made: dict[str, Tensor], windows: Windows, path: Path, window: int = 2) -> None:
