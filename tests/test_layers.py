@@ -10,7 +10,8 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "raypipe"
 
 VERBS = {"convert_to_h5", "train", "tune", "evaluate", "generate"}
-RAY = {"launch", "encoding", "search", "space"}  # what the verbs share of Ray Train, Ray Tune and Optuna
+# what the verbs share of Ray Train, Ray Tune and Optuna
+RAY = {"launch", "encoding", "search", "space", "study", "rungs", "trial", "trial_log", "refits", "warm_start"}
 MIDDLE = {
     *("report", "checkpoint", "published", "workspace", "sources", "fit", "task", "autoencoding", "stage"),
     *("averaging", "training", "diffusers_folder"),
