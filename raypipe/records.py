@@ -100,7 +100,9 @@ def hand_on(trials: Sequence[Trial], top_k: int) -> list[Trial]:
         if best not in chosen:
             chosen.append(best)
     if not any(_levels_differ(a, b) for a in chosen for b in chosen):
-        chosen += [trial for trial in trials if any(_levels_differ(trial, other) for other in chosen)][:1]
+        # Rather another level than the best has: the one it differs from may not be kept after the refits.
+        others = [trial for trial in trials if any(_levels_differ(trial, other) for other in chosen)]
+        chosen += sorted(others, key=lambda trial: not _levels_differ(trial, chosen[0]))[:1]
     return sorted(chosen, key=lambda trial: trial.objective)
 
 

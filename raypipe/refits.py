@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import ray
 import torch
 
@@ -14,6 +15,7 @@ from raypipe import checkpoint, config, records
 from raypipe.config import LOSSES, Component, Experiment
 from raypipe.finalists import NO_DENOISER, Finalist, published, read_finalists
 from raypipe.launch import Settings, plain_errors, train_jobs
+from raypipe.metrics.ensemble import Score
 from raypipe.records import Trial
 from raypipe.sources import Sources
 from raypipe.stage import Parents, Scored, Scorer
@@ -85,11 +87,20 @@ def _values(stage: Stage, trial: str) -> dict[str, Any] | None:
 
 
 def _rank(stage: Stage, chosen: Sequence[Trial], refit: Mapping[str, Sequence[ComponentJob]]) -> list[Finalist]:
-    """Score every refit, side by side, and rank configurations by their mean over seeds."""
+    """Score every refit, side by side, and rank configurations by their mean over seeds.
+
+    Where the best do not differ by more than a standard error, all are scored again on more windows and members.
+    That happens here, where one is chosen for the next stages to stand on, and not after the search, which only
+    decides who is trained again: the top k, with the best of each loss.
+    """
     component = stage.component
     jobs = [job for group in refit.values() for job in group]
     scored = _score_all(stage, jobs, with_none=component == "denoiser")
     ours = {trial.name for trial in chosen}
+    rivals = [[scored[job.name].score for job in group] for name, group in refit.items() if name in ours]
+    rivals += [[scored[NO_DENOISER].score]] if component == "denoiser" else []
+    if too_close(rivals):
+        scored = _score_all(_closer(stage), jobs, with_none=component == "denoiser")
     finalists = []
     for name, group in refit.items():
         scores = [scored[job.name] for job in group]
@@ -122,6 +133,26 @@ def _rank(stage: Stage, chosen: Sequence[Trial], refit: Mapping[str, Sequence[Co
     finalists = [dataclasses.replace(f, handed_on=f.handed_on and f.objective <= bound) for f in finalists]
     finite = [f for f in finalists if math.isfinite(f.objective) or f.published]
     return sorted(finite, key=lambda finalist: finalist.objective)
+
+
+def too_close(rivals: Sequence[Sequence[Score]]) -> bool:
+    """Whether the second best configuration, each with the scores of its seeds, is within a standard error of the best.
+
+    The error is that of their difference, paired by window, of the means over seeds.
+    """
+    means = [dataclasses.replace(seeds[0], crps=np.mean([score.crps for score in seeds], 0)) for seeds in rivals]
+    finite = sorted((m for m in means if math.isfinite(m.ratio.value)), key=lambda mean: mean.ratio.value)
+    if len(finite) < 2:
+        return False
+    gap = finite[1].minus(finite[0])
+    return not gap.value > gap.se
+
+
+def _closer(stage: Stage) -> Stage:
+    """The stage with scores of half the standard error, or of all windows that there are."""
+    evaluation = stage.experiment.evaluation
+    more = {"evaluation.windows": 4 * evaluation.windows, "evaluation.members": 2 * evaluation.members}
+    return dataclasses.replace(stage, experiment=config.replace(stage.experiment, **more))
 
 
 def _score_all(stage: Stage, jobs: Sequence[ComponentJob], *, with_none: bool) -> dict[str, Scored]:
