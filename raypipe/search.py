@@ -5,6 +5,7 @@ import math
 import time
 import warnings
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import optuna
@@ -136,15 +137,35 @@ class Halt(tune.Stopper):
         return self.reason is not None
 
 
-def run_search(stage: Stage, extra: Mapping[str, Axis] | None = None) -> None:
+@dataclass(frozen=True)
+class Economy:
+    """What a search took: trials that ended, seconds on the clock, and the share of them outside the trials.
+
+    outside: of the time of all places for trials, what went by without one training or scoring.
+    """
+
+    trials: int
+    seconds: float
+    outside: float
+
+    @property
+    def trials_a_minute(self) -> float:
+        return 60 * self.trials / self.seconds
+
+
+def run_search(
+    stage: Stage, extra: Mapping[str, Axis] | None = None, trainable: type[tune.Trainable] = StageTrial
+) -> Economy | None:
     """Run the stage's trials, those left of it if some have ended; results are in trials.parquet.
+
+    trainable: what a trial is; it reports as StageTrial does. Returns None if no trial was left.
 
     Raises ConfigError if the disk is full: what was going on stands, and --resume takes it up.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     try:
-        _run_trials(stage, extra or {})
+        return _run_trials(stage, extra or {}, trainable)
     except OSError as error:
         if not disk_is_full(error, stage.workspace.folder):
             raise
@@ -155,7 +176,7 @@ def _full(reason: str) -> ConfigError:
     return ConfigError(f"{reason}; free some, then the same command with --resume goes on")
 
 
-def _run_trials(stage: Stage, extra: Mapping[str, Axis]) -> None:
+def _run_trials(stage: Stage, extra: Mapping[str, Axis], trainable: type[tune.Trainable]) -> Economy | None:
     experiment, workspace = stage.experiment, stage.workspace
     workspace.folder.mkdir(parents=True, exist_ok=True)
     storage = open_storage(workspace.study)
@@ -163,25 +184,31 @@ def _run_trials(stage: Stage, extra: Mapping[str, Axis]) -> None:
     total = experiment.search.trials(stage.component)
     log = TrialLog(stage, total, search.ended)
     log.catch_up(search.past())
+    economy = None
     if search.ended < total:
-        halt = Halt()
+        halt, began = Halt(), time.perf_counter()
         try:
-            _tuner(stage, search, total - search.ended, log, halt).fit()
+            _tuner(stage, search, trainable, total - search.ended, log, halt).fit()
         finally:
             log.close()
         if halt.reason is not None:
             raise _full(halt.reason)
         if count_ended(known_trials(storage, stage.component)) < total:
             raise KeyboardInterrupt  # Tune returns quietly when it is interrupted; the study tells
+        seconds, places = time.perf_counter() - began, min(total - search.ended, concurrent_trials(experiment) or total)
+        economy = Economy(log.ended, seconds, 1 - log.busy / (seconds * places))
     study = optuna.load_study(study_name=stage.component, storage=storage)
     drop_running(study, study.get_trials(), "left running by a search that asked for more trials")
     log.catch_up(search.past())
+    return economy
 
 
-def _tuner(stage: Stage, search: StudySearch, trials: int, log: TrialLog, halt: Halt) -> tune.Tuner:
+def _tuner(
+    stage: Stage, search: StudySearch, trainable: type[tune.Trainable], trials: int, log: TrialLog, halt: Halt
+) -> tune.Tuner:
     experiment = stage.experiment
     return tune.Tuner(
-        tune.with_resources(tune.with_parameters(StageTrial, stage=stage), _resources(experiment)),
+        tune.with_resources(tune.with_parameters(trainable, stage=stage), _resources(experiment)),
         tune_config=tune.TuneConfig(
             metric="objective",
             mode="min",

@@ -2,7 +2,7 @@
 
 import json
 import math
-import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +11,8 @@ from typing import Any
 from ray import tune
 
 from raypipe import records
-from raypipe.cli import progress_bar
+from raypipe.live import Live, Running
+from raypipe.monitor import read_metrics
 from raypipe.trial import Stage
 
 
@@ -25,14 +26,20 @@ class Past:
 
 
 class TrialLog(tune.Callback):
-    """Writes trials.parquet as results come in, and shows one line of progress."""
+    """Writes trials.parquet as results come in, and shows how far the search is.
+
+    busy: seconds that trials have trained and scored in this process's time; ended: how many of them are over.
+    """
 
     def __init__(self, stage: Stage, total: int, done: int) -> None:
         self._stage = stage
         self._path = stage.workspace.trials
         self._rows = records.read_rows(self._path)
         self._total, self._done = total, done
-        self._bar: Any = None
+        self._live: Live | None = None
+        self._looked = 0.0
+        self.busy = 0.0
+        self.ended = 0
 
     def catch_up(self, past: Sequence[Past]) -> None:
         """Complete the rows of trials that ended while nobody wrote: the search was killed at that moment."""
@@ -55,13 +62,30 @@ class TrialLog(tune.Callback):
 
     def setup(self, *args: Any, **info: Any) -> None:
         """Show the line; not sooner, for Tune pickles its callbacks, and standard error is not always picklable."""
-        self._bar = progress_bar(f"search {self._stage.component}", self._total, "trial", initial=self._done)
+        self._live = Live(self._stage.component, self._total, self._done)
         self._show()
+
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        """Tune's loop comes round; look at the trials once a second."""
+        if self._live is None or not self._live.terminal or time.monotonic() - self._looked < 1:
+            return
+        self._looked = time.monotonic()
+        self._live.show([self._running(trial) for trial in trials if trial.status == "RUNNING"])
+
+    def _running(self, trial: Any) -> Running:
+        stage, name = self._stage, trial.config["trial"]
+        train = stage.configure(trial.config["values"]).train
+        logged = read_metrics(stage.workspace.run(stage.component, name))
+        objective = trial.last_result.get("objective")
+        return Running(
+            name, train.noise_std, train.loss, logged[-1]["step"] if logged else 0, stage.rungs[-1], objective
+        )
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         """One row a rung; a rung that is reported again replaces its row."""
+        self.busy += result["time_this_iter_s"]
         if result["halt"]:
             return
         row = self._row(trial.config, result)
@@ -79,20 +103,24 @@ class TrialLog(tune.Callback):
             return
         if not any(row["trial"] == name and row["status"] in ("finished", "failed") for row in self._rows):
             self._end(name, "stopped")
-        self._bar.update(1)
-        self._write()
+        self._one_ended()
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         name, row = trial.config["trial"], self._row(trial.config, {})
         if not any(r["trial"] == name for r in self._rows):
             self._rows.append(row)
         self._end(name, "failed", _last_line(trial.error_file) or "the trial's process died")
-        self._bar.update(1)
-        self._write()
+        self._one_ended()
 
     def close(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
+        if self._live is not None:
+            self._live.close()
+
+    def _one_ended(self) -> None:
+        assert self._live is not None
+        self.ended += 1
+        self._live.ended()
+        self._write()
 
     def _row(self, trial_config: Mapping[str, Any], result: Mapping[str, Any]) -> records.Row:
         stage = self._stage
@@ -145,7 +173,8 @@ class TrialLog(tune.Callback):
             top = best[0]
             loss = f" {top.loss}" if top.loss else ""
             text = f"best {top.objective:.3f} ({top.name}: s {top.noise_std:.3g}{loss})"
-            self._bar.set_postfix_str(text, refresh=sys.stderr.isatty())
+            assert self._live is not None
+            self._live.best(text)
 
 
 def _last_line(path: str | None) -> str | None:

@@ -39,7 +39,10 @@ def is_searched(workspace: Workspace, component: Component, trials: int) -> bool
 def run_stage(stage: Stage, extra: Mapping[str, Axis]) -> None:
     """Search one stage, train its winners again, and write what it hands on; does what is left of it."""
     experiment, workspace, component = stage.experiment, stage.workspace, stage.component
-    run_search(stage, extra)
+    economy = run_search(stage, extra)
+    if economy is not None:
+        rate, outside = economy.trials_a_minute, 100 * max(0.0, economy.outside)
+        cli.say(f"{component} search: {rate:.1f} trials a minute, {outside:.0f}% of the time outside trials")
     rows = [row for row in records.read_rows(workspace.trials) if not row["refit"]]
     ranked = records.last_rungs(rows, component)
     if not ranked:

@@ -18,7 +18,7 @@ MIDDLE = {
     *("forecast", "predictor", "film", "monitor", "records", "finalists", "combination", "plots"),
 }
 FOLDERS = {"data", "models", "sde", "metrics"}
-BASE = {"rules", "config", "training_config", "published_config", "device", "cli", "files"}
+BASE = {"rules", "config", "training_config", "published_config", "device", "cli", "files", "live"}
 LAYERS = (BASE, FOLDERS, MIDDLE, VERBS | RAY)  # from the bottom up
 CLUSTER = {"ray", "optuna"}
 MAX_LINES = 500
