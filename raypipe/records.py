@@ -1,5 +1,6 @@
 """The tables of a search: trials, one row a trial and rung; and the per-window scores behind each."""
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -34,6 +35,17 @@ def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     columns = {name: pa.array([row.get(name) for row in rows]) for name in names}
     with atomic_path(path) as temporary:
         pq.write_table(pa.table(columns), temporary)
+
+
+def read_importances(path: Path) -> dict[str, float]:
+    """Shares by axis, the largest first; none if the search wrote none. Raises ConfigError for another file."""
+    if not path.is_file():
+        return {}
+    try:
+        shares = {str(name): float(share) for name, share in json.loads(path.read_text()).items()}
+    except (ValueError, AttributeError, TypeError):
+        raise ConfigError(f"{path}: not what a search wrote; delete it") from None
+    return dict(sorted(shares.items(), key=lambda item: -item[1]))
 
 
 def save_score(folder: Path, step: int, score: Score) -> None:

@@ -25,6 +25,7 @@ from raypipe.study import (
     REASON,
     count_ended,
     drop_running,
+    importances,
     known_trials,
     open_storage,
     rung_scores,
@@ -33,6 +34,7 @@ from raypipe.study import (
 from raypipe.trial import Stage, StageTrial
 from raypipe.trial_log import Past, TrialLog
 from raypipe.warm_start import best_points
+from raypipe.workspace import write_json
 
 DRIVER_MEMORY = 2**20
 """Bytes reserved by a trial that only launches a TorchTrainer: it must reserve something, and CPUs are its workers'."""
@@ -200,6 +202,7 @@ def _run_trials(stage: Stage, extra: Mapping[str, Axis], trainable: type[tune.Tr
     study = optuna.load_study(study_name=stage.component, storage=storage)
     drop_running(study, study.get_trials(), "left running by a search that asked for more trials")
     log.catch_up(search.past())
+    write_json(workspace.importances(stage.component), importances(study))
     return economy
 
 

@@ -75,6 +75,10 @@ class Workspace:
         """What a finished stage handed on."""
         return self.folder / component / "finalists.json"
 
+    def importances(self, component: Component) -> Path:
+        """How much each axis of a stage's search mattered."""
+        return self.folder / component / "importances.json"
+
     def latents(self, key: str) -> Path:
         return self.folder / "latents" / key[:16]
 

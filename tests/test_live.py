@@ -17,13 +17,10 @@ class Stream(io.StringIO):
         return self._terminal
 
 
-@pytest.fixture(params=[True, False], ids=["terminal", "file"])
-def stream(request, monkeypatch):
-    monkeypatch.setattr(sys, "stderr", Stream(request.param))
-    return sys.stderr
-
-
-def test_the_line_counts_and_the_table_is_for_a_terminal(stream):
+@pytest.mark.parametrize("terminal", [True, False])
+def test_the_line_counts_and_the_table_is_for_a_terminal(terminal, monkeypatch):
+    stream = Stream(terminal)
+    monkeypatch.setattr(sys, "stderr", stream)
     live = Live("flow", 8, 2)
     live.best("best 0.412 (flow-01: s 0.1 nll)")
     live.show([Running("flow-04", 0.2, "mse", 120, 600, None), Running("flow-05", 0.0, None, 200, 600, 0.52)])

@@ -136,7 +136,7 @@ def test_kill_9_of_the_driver(two_cpus, storage, values, tmp_path):
         argv = ["--storage", storage, "--name", "demo", "--resume"]
         assert outcome(partial(tune.main, "flow"), "tune_flow.py", argv) == 2  # while it runs
         os.kill(process.popen.pid, signal.SIGKILL)
-        process.gone(60)
+        wait_for(lambda: not any("ray::StageTrial" in command(pid) for pid in process.family()), 60)
     known = {f"flow-{t.number:02d}": t for t in study(workspace)}
     ended = [name for name, trial in known.items() if trial.state.is_finished()]
     written = {name: (workspace.run("flow", name) / "model.safetensors").stat().st_mtime_ns for name in ended}
