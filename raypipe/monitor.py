@@ -61,14 +61,15 @@ def start_wandb(folder: Path) -> Any:
         "group": f"{folder.parent.parent.name}/{folder.parent.name}",
         "dir": str(log_folder(folder)),
         "reinit": "finish_previous",
+        "mode": os.environ.get("WANDB_MODE"),  # which wandb itself reads only once
         "settings": wandb.Settings(init_timeout=WANDB_SECONDS),
     }
     try:
-        return wandb.init(**place, mode=os.environ.get("WANDB_MODE"))  # which wandb itself reads only once
+        return wandb.init(**place)
     except wandb.errors.Error as error:
         logger.warning("wandb: %s; recording offline, `wandb sync` uploads it later", error)
         os.environ["WANDB_MODE"] = "offline"
-        return wandb.init(**place, mode="offline")
+        return wandb.init(**place | {"mode": "offline"})
 
 
 def log_folder(folder: Path) -> Path:
