@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import uuid
@@ -53,3 +54,20 @@ def standing(path: Path) -> Path:
 
 def _aside(folder: Path) -> Path:
     return folder.with_name(f".{folder.name}.old")
+
+
+def disk_is_full(error: BaseException, place: Path) -> bool:
+    """Whether an error, or what caused it, says that the disk which holds `place` is full, or a quota used up.
+
+    Writers in C and Rust raise errors of their own: those of a full disk name the system's error, or give none
+    but leave no room behind.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        if any(text in str(cause) for text in ("No space left on device", "os error 28", "Disk quota exceeded")):
+            return True
+        cause = cause.__cause__ or cause.__context__
+    there = next(folder for folder in (place, *place.parents) if folder.exists())
+    return isinstance(error, OSError | RuntimeError) and shutil.disk_usage(there).free < 2**16

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from raypipe.files import atomic_path
 logger = logging.getLogger(__name__)
 
 METRICS = "metrics.jsonl"
+WANDB_SECONDS = 10
+"""How long a training waits for wandb's server before it records offline."""
 
 
 class Monitor:
@@ -46,21 +49,27 @@ class Monitor:
 
 
 def start_wandb(folder: Path) -> Any:
-    """A wandb run named after the folder, grouped by its stage; offline where the server does not answer."""
+    """A wandb run named after the folder, grouped by its experiment and stage; offline if the server does not answer.
+
+    Once it has not, this process does not wait for it again: that would cost every trial as much.
+    """
     import wandb
 
     place: dict[str, Any] = {
         "project": "raypipe",
         "name": folder.name,
-        "group": folder.parent.name,
+        "group": f"{folder.parent.parent.name}/{folder.parent.name}",
         "dir": str(log_folder(folder)),
         "reinit": "finish_previous",
+        "mode": os.environ.get("WANDB_MODE"),  # which wandb itself reads only once
+        "settings": wandb.Settings(init_timeout=WANDB_SECONDS),
     }
     try:
         return wandb.init(**place)
     except wandb.errors.Error as error:
         logger.warning("wandb: %s; recording offline, `wandb sync` uploads it later", error)
-        return wandb.init(**place, mode="offline")
+        os.environ["WANDB_MODE"] = "offline"
+        return wandb.init(**place | {"mode": "offline"})
 
 
 def log_folder(folder: Path) -> Path:

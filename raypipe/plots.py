@@ -162,6 +162,34 @@ def curves(left: Sequence[Line], right: Sequence[Line]) -> str:
     return to_svg(figure)
 
 
+@dataclass(frozen=True)
+class Bar:
+    """A bar and its name; quiet ones stand for what came to nothing."""
+
+    label: str
+    value: float
+    color: str = SERIES[0]
+    quiet: bool = False
+
+
+def bars(left: Sequence[Bar], right: Sequence[Bar]) -> str:
+    """What mattered, as shares, and what each trial cost, in seconds."""
+    tallest = max(len(left), len(right), 3)
+    figure = Figure(figsize=(10.4, 0.9 + 0.22 * tallest))
+    for place, rows, name, unit in ((1, left, "importance", "share"), (2, right, "cost of each trial", "seconds")):
+        axes = _axes(figure, unit, name, place=(1, 2, place))
+        axes.grid(axis="y", visible=False)
+        axes.barh(
+            [row.label for row in rows],
+            [row.value for row in rows],
+            color=[GRID if row.quiet else row.color for row in rows],
+            edgecolor=[row.color for row in rows],
+        )
+        axes.invert_yaxis()
+    figure.subplots_adjust(wspace=0.35)
+    return to_svg(figure)
+
+
 def _draw(axes: Axes, line: Line, marker: str | None) -> None:
     axes.plot(
         line.x,

@@ -1,5 +1,6 @@
 """The tables of a search: trials, one row a trial and rung; and the per-window scores behind each."""
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -34,6 +35,17 @@ def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     columns = {name: pa.array([row.get(name) for row in rows]) for name in names}
     with atomic_path(path) as temporary:
         pq.write_table(pa.table(columns), temporary)
+
+
+def read_importances(path: Path) -> dict[str, float]:
+    """Shares by axis, the largest first; none if the search wrote none. Raises ConfigError for another file."""
+    if not path.is_file():
+        return {}
+    try:
+        shares = {str(name): float(share) for name, share in json.loads(path.read_text()).items()}
+    except (ValueError, AttributeError, TypeError):
+        raise ConfigError(f"{path}: not what a search wrote; delete it") from None
+    return dict(sorted(shares.items(), key=lambda item: -item[1]))
 
 
 def save_score(folder: Path, step: int, score: Score) -> None:
@@ -100,7 +112,9 @@ def hand_on(trials: Sequence[Trial], top_k: int) -> list[Trial]:
         if best not in chosen:
             chosen.append(best)
     if not any(_levels_differ(a, b) for a in chosen for b in chosen):
-        chosen += [trial for trial in trials if any(_levels_differ(trial, other) for other in chosen)][:1]
+        # Rather another level than the best has: the one it differs from may not be kept after the refits.
+        others = [trial for trial in trials if any(_levels_differ(trial, other) for other in chosen)]
+        chosen += sorted(others, key=lambda trial: not _levels_differ(trial, chosen[0]))[:1]
     return sorted(chosen, key=lambda trial: trial.objective)
 
 

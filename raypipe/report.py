@@ -13,7 +13,7 @@ from markupsafe import Markup
 from raypipe import film, plots, records
 from raypipe.config import COMPONENTS, Component
 from raypipe.monitor import read_metrics
-from raypipe.plots import Line, Point
+from raypipe.plots import Bar, Line, Point
 from raypipe.records import Row
 from raypipe.workspace import Workspace, write_atomic
 
@@ -272,6 +272,7 @@ class StageView:
     counts: str
     scatter: Markup | None
     curves: Markup | None
+    cost: Markup | None
     table: Table | None
     refits: Table | None
 
@@ -282,7 +283,7 @@ def stage(workspace: Workspace, rows: Sequence[Row], component: Component) -> St
     searched, refits = [r for r in mine if not r.get("refit")], [r for r in mine if r.get("refit")]
     last, last_refits = _last(searched), _last(refits)
     if not last and not last_refits:
-        return StageView(component, "", None, None, None, None)
+        return StageView(component, "", None, None, None, None, None)
     points = [p for p in map(_point, [*last, *last_refits]) if p is not None]
     left, right = _curves(workspace, component, searched, last)
     return StageView(
@@ -290,6 +291,7 @@ def stage(workspace: Workspace, rows: Sequence[Row], component: Component) -> St
         _counts(last, last_refits),
         Markup(plots.search(points)) if points else None,
         Markup(plots.curves(left, right)) if left or right else None,
+        _cost(workspace, component, last),
         make_table(TRIALS, last),
         make_table([c for c in TRIALS if c.key != "status"], last_refits) if last_refits else None,
     )
@@ -351,6 +353,18 @@ def _curves(
         if rungs:
             right.append(Line(loss, [s for s, _ in rungs], [y for _, y in rungs], colors[loss], strength))
     return left, right
+
+
+def _cost(workspace: Workspace, component: Component, last: Sequence[Row]) -> Markup | None:
+    """What mattered, as the search found when it ended, and the seconds of each trial, failed ones too."""
+    colors = plots.colors_of([_loss(row) for row in last])
+    spent = [
+        Bar(row["trial"], row["seconds"], colors[_loss(row)], quiet=row["status"] == "failed")
+        for row in sorted(last, key=lambda row: str(row["trial"]))
+        if known(row.get("seconds"))
+    ]
+    mattered = [Bar(name, share) for name, share in records.read_importances(workspace.importances(component)).items()]
+    return Markup(plots.bars(mattered, spent)) if spent or mattered else None
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:

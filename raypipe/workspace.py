@@ -1,18 +1,21 @@
 """The files of an experiment, and how they are written."""
 
 import hashlib
+import itertools
 import json
 import os
 import platform
+import socket
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from raypipe import config
 from raypipe.config import Component, ConfigError, Experiment
@@ -24,6 +27,8 @@ from raypipe.data.staging import Folder, RemoteFolder, is_uri, list_files
 from raypipe.files import atomic_path
 
 Split = Literal["train", "val", "test"]
+LOCK = "search.lock"
+"""Held by the command that runs a search; it says whose that is."""
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
 
@@ -69,6 +74,10 @@ class Workspace:
     def finalists(self, component: Component) -> Path:
         """What a finished stage handed on."""
         return self.folder / component / "finalists.json"
+
+    def importances(self, component: Component) -> Path:
+        """How much each axis of a stage's search mattered."""
+        return self.folder / component / "importances.json"
 
     def latents(self, key: str) -> Path:
         return self.folder / "latents" / key[:16]
@@ -152,13 +161,44 @@ def git_commit() -> str | None:
     return described.stdout.strip() or None if described.returncode == 0 else None
 
 
-def fresh(storage: Path, name: str) -> str:
-    """`name`, or `name-2`, `name-3`, ... if an experiment of that name has begun."""
-    number, candidate = 1, name
-    while (storage / candidate / "config.yaml").exists():
-        number += 1
-        candidate = f"{name}-{number}"
-    return candidate
+def claim(storage: Path, name: str) -> Workspace:
+    """The first free one of `name`, `name-2`, `name-3`, ...; its folder is made, so that nobody else gets it."""
+    for number in itertools.count(1):
+        workspace = Workspace(storage, name if number == 1 else f"{name}-{number}")
+        try:
+            workspace.folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        return workspace
+    raise AssertionError
+
+
+@contextmanager
+def hold(workspace: Workspace) -> Iterator[None]:
+    """Keep others from running this experiment at the same time; ConfigError if somebody does.
+
+    The system lets go of the lock when its owner dies, however that happens. A folder in which nothing has
+    begun is removed in the end.
+    """
+    workspace.folder.mkdir(parents=True, exist_ok=True)
+    path = workspace.folder / LOCK
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        owner = path.read_text().strip() if path.is_file() else ""
+        raise ConfigError(
+            f"{workspace.folder}: {owner or 'another process'} is running this search; "
+            "wait for it to end, or begin another with a --name of its own"
+        ) from None
+    try:
+        path.write_text(f"process {os.getpid()} on {socket.gethostname()}\n")
+        yield
+    finally:
+        if not (workspace.folder / "config.yaml").exists() and os.listdir(workspace.folder) in ([], [LOCK]):
+            path.unlink(missing_ok=True)
+            workspace.folder.rmdir()
+        lock.release()
 
 
 def latest(storage: Path, has: Callable[[Workspace], bool], like: str | None = None) -> Workspace | None:

@@ -10,14 +10,15 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "raypipe"
 
 VERBS = {"convert_to_h5", "train", "tune", "evaluate", "generate"}
-RAY = {"launch", "encoding", "search", "space"}  # what the verbs share of Ray Train, Ray Tune and Optuna
+# what the verbs share of Ray Train, Ray Tune and Optuna
+RAY = {"launch", "encoding", "search", "space", "study", "rungs", "trial", "trial_log", "refits", "warm_start"}
 MIDDLE = {
     *("report", "checkpoint", "published", "workspace", "sources", "fit", "task", "autoencoding", "stage"),
     *("averaging", "training", "diffusers_folder"),
     *("forecast", "predictor", "film", "monitor", "records", "finalists", "combination", "plots"),
 }
 FOLDERS = {"data", "models", "sde", "metrics"}
-BASE = {"rules", "config", "training_config", "published_config", "device", "cli", "files"}
+BASE = {"rules", "config", "training_config", "published_config", "device", "cli", "files", "live"}
 LAYERS = (BASE, FOLDERS, MIDDLE, VERBS | RAY)  # from the bottom up
 CLUSTER = {"ray", "optuna"}
 MAX_LINES = 500

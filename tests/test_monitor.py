@@ -1,6 +1,9 @@
 """What a training writes while it runs."""
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -97,3 +100,39 @@ def test_wandb_records_offline(folder, monkeypatch, tmp_path):
     assert len(runs) == 1
     assert [path.stat().st_size > 0 for path in runs[0].glob("run-*.wandb")] == [True]
     assert steps(folder) == [5, 10]
+
+
+UNREACHABLE = """
+import sys, time
+from pathlib import Path
+from raypipe.monitor import Monitor
+for name in ("flow-00", "flow-01"):
+    began = time.monotonic()
+    monitor = Monitor(Path(sys.argv[1]) / "demo" / "flow" / name, 0, wandb=True)
+    monitor.log({"step": 5, "loss": 0.2})
+    monitor.close()
+    print("took", time.monotonic() - began)
+"""
+
+
+@pytest.mark.slow
+def test_an_unreachable_wandb_costs_one_short_wait(tmp_path):
+    """Two trainings in one process, as in a trial's reused actor: both are recorded, the second at once."""
+    there = {"WANDB_MODE": "online", "WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": "0" * 40}
+    homes = dict.fromkeys(("WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR", "HOME"), str(tmp_path / "home"))
+    done = subprocess.run(
+        [sys.executable, "-c", UNREACHABLE, tmp_path],
+        env=os.environ | there | homes | {"WANDB_SILENT": "true"},
+        capture_output=True,
+        text=True,
+        timeout=150,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    first, second = (float(line.split()[1]) for line in done.stdout.splitlines() if line.startswith("took"))
+    for name in ("flow-00", "flow-01"):
+        folder = tmp_path / "demo" / "flow" / name
+        assert steps(folder) == [5]
+        assert len(list((log_folder(folder) / "wandb").glob("offline-run-*"))) == 1
+    assert first < 60
+    assert second < first / 2

@@ -15,7 +15,7 @@ from raypipe.data.videos import read_video
 from raypipe.finalists import read_finalists
 from raypipe.launch import start_ray
 from raypipe.monitor import read_metrics
-from raypipe.search import published_point
+from raypipe.space import published_point
 from raypipe.workspace import Workspace
 from tests import raytools
 from tests.raytools import TINY, finished_pipeline, flags, outcome, tiny
@@ -231,4 +231,5 @@ def test_a_second_pipeline_takes_the_next_free_name(workspace):
         opened("--name", "demo")
     with pytest.raises(ConfigError, match=r"--resume: no unfinished search 'demo' in .*; leave --resume out to begin"):
         opened("--resume")
-    assert not second.folder.exists()
+    assert list(second.folder.iterdir()) == []  # claimed, and nothing begun
+    second.folder.rmdir()

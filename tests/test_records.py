@@ -114,6 +114,7 @@ def test_the_top_k_go_on_with_the_best_of_each_loss_and_two_noise_levels():
     assert names(hand_on(mixed, 1)) == ["a", "b", "c"]  # best first, whatever each goes on for
     near = [trial("a", 0.1, 0.12), trial("b", 0.2, 0.1), trial("c", 0.3, 0.16)]
     assert names(hand_on(near, 2)) == ["a", "b", "c"]  # c differs from b, if not from a
+    assert names(hand_on([*near, trial("d", 0.4, 0.3)], 2)) == ["a", "b", "d"]  # b may fall out yet; d differs from a
     assert hand_on([], 2) == []
 
 

@@ -126,6 +126,11 @@ def write_search(workspace):
             ]
             if "script" not in r["trial"]:
                 (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in loss))
+    shares = {"train.noise_std": 0.7, "train.learning_rate": 0.3}
+    for stage in ("flow", "denoiser", "diffusion"):
+        path = workspace.importances(stage)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(shares))
 
 
 def write_samples(workspace, interpolate=4, count=2):
@@ -209,7 +214,7 @@ def report(workspace):
 def test_the_whole_page(finished):
     source = report(finished)
     page = Page(source)
-    assert page.tags.count("svg") == 1 + 2 * 3
+    assert page.tags.count("svg") == 1 + 3 * 3
     for words in (
         "0.495 ± 0.012 CRPS ratio on test",
         "flow-02 + constant diffusion with α = 1 and β = 1, at 1 integration step and 3 network evaluations a frame",
@@ -226,6 +231,8 @@ def test_the_whole_page(finished):
         "2.99.1",
         "image_size: 64",
         "at 1/4 steps",
+        "cost of each trial",
+        "train.noise_std",
     ):
         assert words in page.text, words
     assert source.index("<h2>Test") < source.index("<h2>Validation") < source.index("<h2>Over the horizon")

@@ -18,10 +18,11 @@ from optuna.trial import TrialState
 from raypipe import checkpoint, records, train, tune
 from raypipe.config import Axis
 from raypipe.launch import start_ray
-from raypipe.search import Stage, StudySearch, run_search
+from raypipe.search import StudySearch, run_search
 from raypipe.sources import Sources
 from raypipe.space import decode, distribution, published_point
 from raypipe.stage import Parents, Scorer, Training
+from raypipe.trial import Stage
 from raypipe.workspace import Workspace
 from tests import raytools
 from tests.raytools import TINY, flags, outcome, started, tiny, wait_for
@@ -78,14 +79,14 @@ def make_search(path, **values):
 def test_the_first_trial_is_the_published_default_and_the_next_are_not(tmp_path):
     search = make_search(tmp_path / "study.log")
     first, second = search.suggest("a"), search.suggest("b")
-    assert first == {"trial": "flow-00", "values": published_point(tiny(), "flow")}
+    assert first == {"trial": "flow-00", "values": published_point(tiny(), "flow"), "reported": []}
     assert second["trial"] == "flow-01" and second["values"] != first["values"]
 
 
 def test_a_search_takes_up_what_ran_and_never_what_ended(tmp_path):
     search = make_search(tmp_path / "study.log")
     _, running, other = (search.suggest(trial) for trial in "abc")
-    search.on_trial_complete("a", {"objective": 0.7, "failure": None})
+    search.on_trial_complete("a", {"objective": 0.7, "train_step": 18, "failure": None})
     search.on_trial_complete("c", {"objective": math.inf, "failure": "the loss is nan by step 9"})
     del search
 
@@ -95,7 +96,7 @@ def test_a_search_takes_up_what_ran_and_never_what_ended(tmp_path):
     fresh = again.suggest("e")
     assert fresh["trial"] == "flow-03"
     assert fresh["values"] not in [running["values"], other["values"], published_point(tiny(), "flow")]
-    again.on_trial_complete("d", {"objective": 0.6, "failure": None})
+    again.on_trial_complete("d", {"objective": 0.6, "train_step": 18, "failure": None})
     trials = optuna.load_study(study_name="flow", storage=open_storage(tmp_path / "study.log")).get_trials()
     states = [trial.state for trial in trials]
     assert states == [TrialState.COMPLETE, TrialState.COMPLETE, TrialState.FAIL, TrialState.RUNNING]

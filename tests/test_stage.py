@@ -333,3 +333,20 @@ def test_sources_travel(tiny_sources):
     assert there.key("train") == tiny_sources.key("train")
     assert len({tiny_sources.key(split) for split in ("train", "val", "test")}) == 3
     assert there.training().lengths.tolist() == [10] * 6
+
+
+def test_the_training_loss_ranks_noise_levels_otherwise_than_the_objective(tiny_sources):
+    """Of flows alike but for the noise that they were trained with; the losses are of different quantities."""
+    losses, scores = [], []
+    training_of = {"train.loss": "mse", "train.steps": 400, "train.learning_rate": 3e-3}
+    forecasts = {"dataset.num_frames": 9, "evaluation.horizon": 7, "evaluation.windows": 40}
+    for noise in (0.0, 0.3):
+        values = {"train.noise_std": noise, **training_of, **forecasts}
+        experiment = config.replace(tiny_sources.experiment, **values)
+        training, seen = Training(experiment, tiny_sources, Parents()), []
+        training.advance(400, lambda progress, seen=seen: seen.append(progress.loss), every=100)
+        losses.append(seen[-1])
+        scores.append(Scorer(experiment, tiny_sources, Parents())("flow", training.model).score)
+    assert losses[0] < 0.9 * losses[1]  # without noise the task is easier
+    gap = scores[1].minus(scores[0])
+    assert gap.value < -gap.se  # and the forecast is worse

@@ -2,7 +2,10 @@
 
 import json
 import os
+import socket
 import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 
@@ -15,9 +18,10 @@ from raypipe.workspace import (
     Workspace,
     begin,
     check_dataset,
+    claim,
     demo_key,
-    fresh,
     git_commit,
+    hold,
     latest,
     prepare_dataset,
     write_atomic,
@@ -98,15 +102,44 @@ def test_the_config_of_no_experiment_is_refused(tmp_path):
         Workspace(tmp_path, "nothing").experiment()
 
 
-def test_fresh_takes_the_first_free_name(tmp_path):
-    assert fresh(tmp_path, "e") == "e"
-    (tmp_path / "e").mkdir()  # a folder in which nothing has begun is free
-    assert fresh(tmp_path, "e") == "e"
-    begun(tmp_path, "e", 1)
-    assert fresh(tmp_path, "e") == "e-2"
-    begun(tmp_path, "e-2", 2)
-    assert fresh(tmp_path, "e") == "e-3"
-    assert fresh(tmp_path, "other") == "other"
+def test_a_fresh_name_is_claimed_by_one(tmp_path):
+    assert claim(tmp_path, "e") == Workspace(tmp_path, "e")
+    assert claim(tmp_path, "e").name == "e-2"  # though nothing has begun in the first yet
+    begun(tmp_path, "e-3", 1)
+    assert claim(tmp_path, "e").name == "e-4"
+    with ThreadPoolExecutor(8) as pool:
+        names = list(pool.map(lambda _: claim(tmp_path, "other").name, range(16)))
+    assert sorted(names) == sorted(["other", *(f"other-{i}" for i in range(2, 17))])
+
+
+HOLDER = "import sys; from pathlib import Path; from raypipe.workspace import Workspace, hold\n"
+
+
+def test_an_experiment_is_run_by_one_process_at_a_time(tmp_path):
+    place = claim(tmp_path, "e")
+    code = f"{HOLDER}with hold(Workspace(Path({str(tmp_path)!r}), 'e')): print('held', flush=True); sys.stdin.read()"
+    holder = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(ConfigError) as error, hold(place):
+            pass
+        message = str(error.value)
+        assert f"process {holder.pid} on {socket.gethostname()} is running this search" in message
+        assert str(place.folder) in message and "--name" in message and "\n" not in message
+        assert place.folder.is_dir()
+    finally:
+        holder.kill()  # as hard as it gets: the lock goes with the process
+        holder.communicate()
+    with hold(place):
+        begun(tmp_path, "e", 1)
+    assert place.folder.is_dir()
+
+
+def test_a_folder_in_which_nothing_began_does_not_stay(tmp_path):
+    place = claim(tmp_path, "e")
+    with pytest.raises(ConfigError), hold(place):
+        raise ConfigError("bad input")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_latest_is_the_one_begun_last_that_has_it(tmp_path):

@@ -1,0 +1,225 @@
+"""A trial of a search: one configuration trained rung by rung, and scored at each by its forecast."""
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from ray import tune
+
+from raypipe import checkpoint, config, records
+from raypipe.config import Component, Experiment
+from raypipe.files import disk_is_full, standing
+from raypipe.fit import DivergedError, Progress
+from raypipe.launch import Settings, train_jobs
+from raypipe.metrics.ensemble import Score
+from raypipe.monitor import Monitor
+from raypipe.sources import Sources
+from raypipe.stage import Parents, Scorer, Training
+from raypipe.train import ComponentJob
+from raypipe.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage's search.
+
+    flow, denoiser: names of the models that it builds on; warm_start: the folder of a finished experiment whose
+    best points are tried early; wandb: trials are logged there too.
+    """
+
+    experiment: Experiment
+    workspace: Workspace
+    component: Component
+    flow: str | None = None
+    denoiser: str | None = None
+    warm_start: Path | None = None
+    wandb: bool = False
+
+    def configure(self, values: Mapping[str, Any]) -> Experiment:
+        """The experiment of a trial."""
+        base = {"train.component": self.component, "train.steps": self.experiment.search.steps(self.component)}
+        warm = {"train.warmup_steps": max(1, self.experiment.search.steps(self.component) // 20)}
+        return config.replace(self.experiment, **{**base, **warm, "train.loss": None, **values})
+
+    def parents(self, experiment: Experiment) -> Parents:
+        flow = experiment.train.flow or self.flow
+        return Parents(
+            None if flow is None else self.workspace.run("flow", flow),
+            None if self.denoiser is None else self.workspace.run("denoiser", self.denoiser),
+        )
+
+    @property
+    def rungs(self) -> list[int]:
+        """Training steps after which trials are scored: max / k^i, the last at the end."""
+        search = self.experiment.search
+        most = search.steps(self.component)
+        return sorted({max(1, round(most / search.reduction_factor**i)) for i in range(search.rungs)})
+
+
+class StageTrial(tune.Trainable):
+    """A trial: trains to the next rung and scores itself there.
+
+    It keeps its model under the experiment's folder, every `train.checkpoint_every` steps and at every rung, so
+    a trial that is started again, by Ray or by a resumed search, goes on from there.
+    """
+
+    def setup(self, config: dict[str, Any], stage: Stage | None = None) -> None:
+        assert stage is not None
+        torch.set_num_threads(stage.experiment.search.cpus_per_trial)
+        self._stage = stage
+        self._sources = Sources(stage.experiment, stage.workspace)
+        self._scorers: dict[Parents, Scorer] = {}
+        self._begin(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Take up another trial in the same process, which costs no start."""
+        self._begin(new_config)
+        return True
+
+    def _begin(self, config: dict[str, Any]) -> None:
+        stage = self._stage
+        self._name: str = config["trial"]
+        self._experiment = stage.configure(config["values"])
+        self._parents = stage.parents(self._experiment)
+        self._folder = stage.workspace.run(stage.component, self._name)
+        self._seconds = 0.0
+        self._training = Training(self._experiment, self._sources, self._parents)
+        self._untold: int | None = None
+        if _stands(self._folder):
+            self._training.restore(self._folder)
+            self._seconds = float(checkpoint.read_meta(self._folder).extra.get("seconds", 0.0))
+            step = self._training.step
+            # A search that was killed may have missed the rung; the end it must hear in any case.
+            if step >= stage.rungs[-1] or (step in stage.rungs and step not in config["reported"]):
+                self._untold = step
+
+    def step(self) -> dict[str, Any]:
+        """To the next rung. A loss that is not a number ends the trial as failed, a full disk the search."""
+        began = time.perf_counter()
+        try:
+            return self._told_again(began) or self._to_next_rung(began)
+        except DivergedError as error:
+            return self._result(began, failure=str(error))
+        except Exception as error:
+            if not disk_is_full(error, self._folder):
+                raise
+            return self._result(began, halt=f"{self._folder}: no space left on the disk")
+
+    def _told_again(self, began: float) -> dict[str, Any] | None:
+        """The result of the rung at which the trial was cut off, if it was scored there already."""
+        step, self._untold = self._untold, None
+        if step is None:
+            return None
+        score = records.read_score(self._folder, step)
+        extra = checkpoint.read_meta(self._folder).extra
+        if score is None or "magnitude" not in extra:
+            self._untold = step
+            return None
+        return self._result(began, score=score, magnitude=float(extra["magnitude"]))
+
+    def _to_next_rung(self, began: float) -> dict[str, Any]:
+        rungs = self._stage.rungs
+        target = self._untold or next(rung for rung in rungs if rung > self._training.step)
+        self._untold = None
+        if self._training.step < target:
+            self._advance(target, began)
+        if self._parents not in self._scorers:
+            self._scorers = {self._parents: Scorer(self._experiment, self._sources, self._parents)}
+        scored = self._scorers[self._parents](self._stage.component, self._training.model)
+        if not math.isfinite(scored.score.ratio.value):
+            return self._result(began, failure="the forecast is not finite")
+        records.save_score(self._folder, target, scored.score)
+        result = self._result(began, score=scored.score, magnitude=scored.magnitude)
+        self._seconds = result["seconds"]
+        self._training.save(
+            self._folder,
+            residual_std=list(scored.residual_std),
+            extra={"magnitude": scored.magnitude, "seconds": self._seconds},
+        )
+        return result
+
+    def _advance(self, target: int, began: float) -> None:
+        search = self._stage.experiment.search
+        if search.workers_per_trial > 1:
+            self._advance_together(target)
+            return
+        training, every = self._training, self._experiment.train.checkpoint_every
+        monitor = Monitor(self._folder, training.step, wandb=self._stage.wandb)
+
+        def report(progress: Progress) -> None:
+            monitor.log(vars(progress))
+
+        try:
+            while training.step < target:
+                stop = min(target, (training.step // every + 1) * every)
+                training.advance(stop, report, every=max(1, target // 10))
+                if stop < target:
+                    training.save(self._folder, extra={"seconds": self._seconds + time.perf_counter() - began})
+        finally:
+            monitor.close()
+
+    def _advance_together(self, target: int) -> None:
+        """Under a TorchTrainer of the trial's own workers."""
+        search = self._stage.experiment.search
+        job = TrialJob(self._experiment, self._stage.workspace, self._name, self._parents, target)
+        train_jobs(
+            [job],
+            Settings(
+                storage=self._stage.workspace.ray / "trials",
+                name=f"{self._name}-{target}",
+                num_workers=search.workers_per_trial,
+                use_gpu=search.gpus_per_trial > 0,
+                cpus_per_worker=search.cpus_per_trial,
+                start_from=self._folder if _stands(self._folder) else None,
+                show_progress=False,
+                wandb=self._stage.wandb,
+            ),
+        )
+        self._training.restore(self._folder)
+
+    def _result(
+        self,
+        began: float,
+        *,
+        score: Score | None = None,
+        magnitude: float | None = None,
+        failure: str | None = None,
+        halt: str | None = None,
+    ) -> dict[str, Any]:
+        last, step = self._stage.rungs[-1], self._training.step
+        return {
+            "objective": math.inf if score is None else score.ratio.value,
+            "train_step": step if failure is None else max(step, last),
+            "failure": failure,
+            "halt": halt,
+            "trial": self._name,
+            "magnitude": magnitude,
+            "seconds": self._seconds + time.perf_counter() - began,
+            "noise_std": self._experiment.train.noise_std,
+            "done": bool(failure or halt) or step >= last,
+        }
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """Nothing: `step` keeps the model under the experiment's folder."""
+
+    def load_checkpoint(self, checkpoint: Any) -> None:
+        """Nothing: `setup` takes it from there."""
+
+
+@dataclass(frozen=True)
+class TrialJob(ComponentJob):
+    """A trial's way to its next rung, under a TorchTrainer."""
+
+    until: int = 0
+
+    @property
+    def steps(self) -> int:
+        return self.until
+
+
+def _stands(folder: Path) -> bool:
+    return (standing(folder) / "config.json").is_file()

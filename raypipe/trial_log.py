@@ -1,0 +1,184 @@
+"""What a search tells while it runs: trials.parquet, and its progress."""
+
+import json
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+
+from raypipe import records
+from raypipe.live import Live, Running
+from raypipe.monitor import read_metrics
+from raypipe.trial import Stage
+
+
+@dataclass(frozen=True)
+class Past:
+    """A trial that the study knows to be over. config: as it was suggested; scores: objectives by rung."""
+
+    config: Mapping[str, Any]
+    scores: Mapping[int, float]
+    error: str | None
+
+
+class TrialLog(tune.Callback):
+    """Writes trials.parquet as results come in, and shows how far the search is.
+
+    busy: seconds that trials have trained and scored in this process's time; ended: how many of them are over.
+    """
+
+    def __init__(self, stage: Stage, total: int, done: int) -> None:
+        self._stage = stage
+        self._path = stage.workspace.trials
+        self._rows = records.read_rows(self._path)
+        self._total, self._done = total, done
+        self._live: Live | None = None
+        self._looked = 0.0
+        self.busy = 0.0
+        self.ended = 0
+
+    def catch_up(self, past: Sequence[Past]) -> None:
+        """Complete the rows of trials that ended while nobody wrote: the search was killed at that moment."""
+        changed = False
+        for trial in past:
+            name = trial.config["trial"]
+            rows = {row["step"]: row for row in self._rows if row["trial"] == name}
+            if rows and all(row["status"] != "running" for row in rows.values()):
+                continue
+            for step, objective in sorted(trial.scores.items()):
+                if step not in rows:
+                    self._rows.append(self._row(trial.config, {"train_step": step, "objective": objective}))
+            if trial.error is not None and not rows and not trial.scores:
+                self._rows.append(self._row(trial.config, {}))
+            finished = max(trial.scores, default=0) >= self._stage.rungs[-1]
+            self._end(name, "failed" if trial.error else "finished" if finished else "stopped", trial.error)
+            changed = True
+        if changed:
+            records.write_rows(self._path, self._rows)
+
+    def setup(self, *args: Any, **info: Any) -> None:
+        """Show the line; not sooner, for Tune pickles its callbacks, and standard error is not always picklable."""
+        self._live = Live(self._stage.component, self._total, self._done)
+        self._show()
+
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        """Tune's loop comes round; look at the trials once a second."""
+        if self._live is None or not self._live.terminal or time.monotonic() - self._looked < 1:
+            return
+        self._looked = time.monotonic()
+        self._live.show([self._running(trial) for trial in trials if trial.status == "RUNNING"])
+
+    def _running(self, trial: Any) -> Running:
+        stage, name = self._stage, trial.config["trial"]
+        train = stage.configure(trial.config["values"]).train
+        logged = read_metrics(stage.workspace.run(stage.component, name))
+        objective = trial.last_result.get("objective")
+        return Running(
+            name, train.noise_std, train.loss, logged[-1]["step"] if logged else 0, stage.rungs[-1], objective
+        )
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        """One row a rung; a rung that is reported again replaces its row."""
+        self.busy += result["time_this_iter_s"]
+        if result["halt"]:
+            return
+        row = self._row(trial.config, result)
+        key = (row["stage"], row["trial"], row["step"])
+        self._rows = [r for r in self._rows if (r["stage"], r["trial"], r["step"]) != key] + [row]
+        if result["failure"]:
+            self._end(row["trial"], "failed")
+        elif result["train_step"] >= self._stage.rungs[-1]:
+            self._end(row["trial"], "finished")
+        self._write()
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        name = trial.config["trial"]
+        if trial.last_result.get("halt"):
+            return
+        if not any(row["trial"] == name and row["status"] in ("finished", "failed") for row in self._rows):
+            self._end(name, "stopped")
+        self._one_ended()
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        name, row = trial.config["trial"], self._row(trial.config, {})
+        if not any(r["trial"] == name for r in self._rows):
+            self._rows.append(row)
+        self._end(name, "failed", _last_line(trial.error_file) or "the trial's process died")
+        self._one_ended()
+
+    def close(self) -> None:
+        if self._live is not None:
+            self._live.close()
+
+    def _one_ended(self) -> None:
+        assert self._live is not None
+        self.ended += 1
+        self._live.ended()
+        self._write()
+
+    def _row(self, trial_config: Mapping[str, Any], result: Mapping[str, Any]) -> records.Row:
+        stage = self._stage
+        experiment = stage.configure(trial_config["values"])
+        score = records.read_score(
+            stage.workspace.run(stage.component, trial_config["trial"]), result.get("train_step", 0)
+        )
+        default = records.read_score(
+            stage.workspace.run(stage.component, f"{stage.component}-00"), result.get("train_step", 0)
+        )
+        gap = score.minus(default) if score is not None and default is not None else None
+        objective = result.get("objective")
+        ratio = None if score is None else score.ratio
+        return {
+            "stage": stage.component,
+            "trial": trial_config["trial"],
+            "step": result.get("train_step", 0),
+            "status": "running",
+            "refit": False,
+            "objective": objective if objective is not None and math.isfinite(objective) else None,
+            "objective_se": None if ratio is None else ratio.se,
+            "difference": None if gap is None else gap.value,
+            "difference_se": None if gap is None else gap.se,
+            "noise_std": experiment.train.noise_std,
+            "loss": experiment.train.loss,
+            "learning_rate": experiment.train.learning_rate,
+            "time_input": experiment.model.time_input and stage.component != "denoiser",
+            "flow": experiment.train.flow or stage.flow,
+            "magnitude": result.get("magnitude"),
+            "spread_skill": None if score is None else score.spread_skill,
+            "objective_by_step": None if score is None else score.ratio_by_step.tolist(),
+            "values": json.dumps(trial_config["values"]),
+            "seconds": result.get("seconds"),
+            "error": result.get("failure"),
+        }
+
+    def _end(self, name: str, status: str, error: str | None = None) -> None:
+        for row in self._rows:
+            if row["trial"] == name and row["stage"] == self._stage.component:
+                row["status"] = status
+                row["error"] = row["error"] or error
+
+    def _write(self) -> None:
+        records.write_rows(self._path, self._rows)
+        self._show()
+
+    def _show(self) -> None:
+        best = records.last_rungs([row for row in self._rows if not row["refit"]], self._stage.component)[:1]
+        if best:
+            top = best[0]
+            loss = f" {top.loss}" if top.loss else ""
+            text = f"best {top.objective:.3f} ({top.name}: s {top.noise_std:.3g}{loss})"
+            assert self._live is not None
+            self._live.best(text)
+
+
+def _last_line(path: str | None) -> str | None:
+    if path is None or not Path(path).is_file():
+        return None
+    lines = [line for line in Path(path).read_text().splitlines() if line.strip()]
+    return lines[-1] if lines else None

@@ -1,0 +1,44 @@
+"""ASHA after a restart judges as if it had never stopped."""
+
+import math
+from types import SimpleNamespace
+
+from ray.tune.schedulers import TrialScheduler
+
+from raypipe.rungs import StandingRungs
+
+
+def scheduler(known):
+    made = StandingRungs(known, grace_period=100, max_t=301, reduction_factor=3)
+    made.set_search_properties("objective", "min")
+    return made
+
+
+def report(made, name, step, objective):
+    trial = SimpleNamespace(trial_id=f"tune-{name}", config={"trial": name})
+    if name not in made._trial_info:
+        made.on_trial_add(None, trial)
+    return made.on_trial_result(None, trial, {"train_step": step, "objective": objective})
+
+
+KNOWN = {f"flow-{i:02d}": {100: 0.5 + i / 100} for i in range(6)}
+
+
+def test_a_weak_trial_is_stopped_against_all_that_passed_the_rung_before():
+    assert report(scheduler({}), "flow-06", 100, 0.6) == TrialScheduler.CONTINUE  # nobody to compare with
+    assert report(scheduler(KNOWN), "flow-06", 100, 0.6) == TrialScheduler.STOP
+    assert report(scheduler(KNOWN), "flow-06", 100, 0.4) == TrialScheduler.CONTINUE
+
+
+def test_a_rung_on_record_is_not_judged_again():
+    assert report(scheduler(KNOWN), "flow-05", 100, 0.9) == TrialScheduler.CONTINUE
+    assert report(scheduler(KNOWN), "flow-05", 300, 0.9) == TrialScheduler.CONTINUE  # the first at the next one
+
+
+def test_a_failed_trial_moves_no_cut():
+    made = scheduler(KNOWN)
+    trial = SimpleNamespace(trial_id="x", config={"trial": "flow-06"})
+    made.on_trial_add(None, trial)
+    made.on_trial_complete(None, trial, {"train_step": 300, "objective": math.inf})
+    for _, recorded in made._brackets[0]._rungs:
+        assert "flow-06" not in recorded

@@ -1,0 +1,259 @@
+"""What a search survives: the death of its processes and machines, and a full disk; and what each saves."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import optuna
+import pytest
+import ray
+from optuna.trial import TrialState
+from ray.cluster_utils import Cluster
+
+from raypipe import checkpoint, records, train, tune
+from raypipe.config import ConfigError
+from raypipe.launch import start_ray
+from raypipe.monitor import read_metrics
+from raypipe.search import run_search
+from raypipe.study import known_trials, open_storage
+from raypipe.trial import Stage
+from raypipe.workspace import Workspace, hold
+from tests import raytools
+from tests.raytools import TINY, outcome, started, tiny, wait_for
+
+pytestmark = pytest.mark.slow
+optuna.logging.set_verbosity(optuna.logging.ERROR)
+
+STEPS, EVERY = 300, 50
+LONG = {"search.flow_trials": 3, "search.flow_steps": STEPS, "search.rungs": 2, "train.checkpoint_every": EVERY}
+"""Trials of a few seconds, with rungs at steps 100 and 300 and checkpoints between them."""
+DRIVE = "import sys; from tests.test_survival import drive; drive(*sys.argv[1:])"
+
+
+@pytest.fixture(scope="module")
+def two_cpus():
+    before = dict(os.environ)
+    os.environ |= {"RAY_AUTH_MODE": "disabled", "RAY_ADDRESS": "local"}
+    try:
+        ray.init("local", num_cpus=2, include_dashboard=True, logging_level="ERROR", log_to_driver=False)
+        start_ray()
+        yield
+    finally:
+        ray.shutdown()
+        os.environ.clear()
+        os.environ.update(before)
+
+
+@pytest.fixture(scope="module")
+def values(tmp_path_factory):
+    path = raytools.save_autoencoder(tmp_path_factory.mktemp("survival") / "autoencoder")
+    return TINY | LONG | {"autoencoder.path": str(path)}
+
+
+@pytest.fixture(scope="module")
+def prepared(two_cpus, values, tmp_path_factory):
+    """A storage root with dataset, autoencoder and latents, which every test copies."""
+    storage = tmp_path_factory.mktemp("prepared") / "storage"
+    train.prepare(tiny(**values | {"name": "demo"}), Workspace(storage, "demo"))
+    return storage
+
+
+@pytest.fixture
+def storage(prepared, tmp_path):
+    shutil.copytree(prepared, tmp_path / "storage")
+    return tmp_path / "storage"
+
+
+def make_stage(storage, values, **more):
+    return Stage(tiny(**values | more | {"name": "demo"}), Workspace(Path(storage), "demo"), "flow")
+
+
+def drive(storage, values):
+    """A search in a process of its own, under the lock that the commands take."""
+    stage = make_stage(storage, json.loads(values))
+    with hold(stage.workspace):
+        start_ray()
+        run_search(stage)
+
+
+def study(workspace):
+    return known_trials(open_storage(workspace.study), "flow") if workspace.study.exists() else []
+
+
+def saved_step(workspace, name):
+    folder = workspace.run("flow", name)
+    return checkpoint.read_meta(folder).step if (folder / "config.json").is_file() else 0
+
+
+def kept_rows(workspace, name):
+    """What a trial logged up to its last checkpoint; the rows hold speeds, which no second run repeats."""
+    step = saved_step(workspace, name)
+    return [row for row in read_metrics(workspace.run("flow", name)) if row["step"] <= step]
+
+
+def check_whole(workspace, trials):
+    """Exactly the trials asked for, each over, in the study as in the table, and nothing torn."""
+    known = study(workspace)
+    assert [trial.state for trial in known] == [TrialState.COMPLETE] * trials
+    rows = [row for row in records.read_rows(workspace.trials) if not row["refit"]]
+    assert sorted({row["trial"] for row in rows}) == [f"flow-{i:02d}" for i in range(trials)]
+    assert {row["status"] for row in rows} <= {"finished", "stopped"}
+    assert len({(row["trial"], row["step"]) for row in rows}) == len(rows)
+    for trial in known:
+        scores = {row["step"]: row["objective"] for row in rows if row["trial"] == f"flow-{trial.number:02d}"}
+        assert scores == pytest.approx(trial.intermediate_values)
+    raytools.check_files(workspace.folder)
+
+
+def check_kept(workspace, before):
+    """No step up to the checkpoints of `before` was trained again."""
+    for name, rows in before.items():
+        assert rows and read_metrics(workspace.run("flow", name))[: len(rows)] == rows
+        steps = [row["step"] for row in read_metrics(workspace.run("flow", name))]
+        assert steps == sorted(set(steps))
+
+
+def test_kill_9_of_the_driver(two_cpus, storage, values, tmp_path):
+    workspace = Workspace(storage, "demo")
+    with started(tmp_path / "first", ["-c", DRIVE, storage, json.dumps(values)], storage) as process:
+
+        def half_way():
+            assert process.popen.poll() is None, process.err[-3000:]
+            known = study(workspace)
+            return any(t.state.is_finished() for t in known) and any(
+                not t.state.is_finished() and saved_step(workspace, f"flow-{t.number:02d}") for t in known
+            )
+
+        wait_for(half_way, 300)
+        argv = ["--storage", storage, "--name", "demo", "--resume"]
+        assert outcome(partial(tune.main, "flow"), "tune_flow.py", argv) == 2  # while it runs
+        os.kill(process.popen.pid, signal.SIGKILL)
+        wait_for(lambda: not any("ray::StageTrial" in command(pid) for pid in process.family()), 60)
+    known = {f"flow-{t.number:02d}": t for t in study(workspace)}
+    ended = [name for name, trial in known.items() if trial.state.is_finished()]
+    written = {name: (workspace.run("flow", name) / "model.safetensors").stat().st_mtime_ns for name in ended}
+    before = {name: kept_rows(workspace, name) for name in known if saved_step(workspace, name)}
+    assert ended and set(before) > set(ended)  # one was cut off on its way
+
+    run_search(make_stage(storage, values))
+    check_whole(workspace, 3)
+    assert {n: (workspace.run("flow", n) / "model.safetensors").stat().st_mtime_ns for n in ended} == written
+    check_kept(workspace, before)
+    after = {f"flow-{t.number:02d}": t for t in study(workspace)}
+    for name, trial in known.items():  # rungs that were passed stand
+        assert trial.intermediate_values.items() <= after[name].intermediate_values.items()
+
+
+@contextmanager
+def killing(workspace, title) -> Iterator[dict[str, object]]:
+    """Kill one process of this Ray with the title as soon as the first trial has a checkpoint."""
+    seen: dict[str, object] = {}
+    over = threading.Event()
+
+    def watch():
+        while not over.wait(0.02):
+            victims = [pid for pid in descendants(os.getpid()) if title in command(pid)]
+            if victims and 0 < saved_step(workspace, "flow-00") < STEPS:
+                seen["before"] = {"flow-00": kept_rows(workspace, "flow-00")}
+                os.kill(victims[0], signal.SIGKILL)
+                return
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield seen
+    finally:
+        over.set()
+        thread.join()
+
+
+def command(pid):
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    except OSError:
+        return ""
+
+
+def descendants(pid):
+    found = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
+    children: dict[int, list[int]] = {}
+    for line in found.splitlines():
+        child, parent = map(int, line.split())
+        children.setdefault(parent, []).append(child)
+    left, all_of = [pid], []
+    while left:
+        all_of += children.get(left[0], [])
+        left += children.get(left.pop(0), [])
+    return all_of
+
+
+def test_kill_9_of_a_trial(two_cpus, storage, values):
+    stage = make_stage(storage, values, **{"search.flow_trials": 1})
+    with killing(stage.workspace, "ray::StageTrial") as seen:
+        run_search(stage)
+    check_whole(stage.workspace, 1)
+    check_kept(stage.workspace, seen["before"])
+
+
+def test_kill_9_of_a_worker_of_a_trial(two_cpus, storage, values):
+    """Of two. Ray Train begins again at its last checkpoint; here the rung, at least, is on record."""
+    stage = make_stage(storage, values, **{"search.flow_trials": 1, "search.workers_per_trial": 2})
+    with killing(stage.workspace, "ray::RayTrainWorker") as seen:
+        run_search(stage)
+    check_whole(stage.workspace, 1)
+    check_kept(stage.workspace, seen["before"])
+
+
+@pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="only root may mount a small disk")
+def test_a_full_disk_at_a_checkpoint(two_cpus, storage, values):
+    """A disk of its own for the trials, filled up; what ran goes on once there is room again."""
+    stage = make_stage(storage, values, **{"search.flow_trials": 2})
+    place = stage.workspace.folder / "flow"
+    place.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", place], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("this machine mounts no disks")
+    try:
+        room = shutil.disk_usage(place).free
+        (place / "filler").write_bytes(bytes(room - 40_000))  # not enough for a checkpoint
+        with pytest.raises(ConfigError, match=r"no space left on the disk; free some, then .*--resume goes on"):
+            run_search(stage)
+        states = [trial.state for trial in study(stage.workspace)]
+        assert states and set(states) <= {TrialState.RUNNING, TrialState.WAITING}  # none is lost
+        (place / "filler").unlink()
+        run_search(stage)
+        check_whole(stage.workspace, 2)
+    finally:
+        subprocess.run(["umount", "-l", place], check=True)
+
+
+def test_a_machine_of_two_is_lost(storage, values, tmp_path, monkeypatch):
+    """Two nodes of one CPU, a trial on each; one node vanishes."""
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    workspace = Workspace(storage, "demo")
+    cluster = Cluster(initialize_head=True, connect=False, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    try:
+        other = cluster.add_node(num_cpus=1)
+        argv = ["-c", DRIVE, storage, json.dumps(values)]
+        with started(tmp_path / "search", argv, storage, RAY_ADDRESS=cluster.address) as process:
+
+            def both_run():
+                assert process.popen.poll() is None, process.err[-3000:]
+                return saved_step(workspace, "flow-00") and saved_step(workspace, "flow-01")
+
+            wait_for(both_run, 300)
+            before = {name: kept_rows(workspace, name) for name in ("flow-00", "flow-01")}
+            cluster.remove_node(other, allow_graceful=False)
+            assert process.finish(300) == 0, process.err[-3000:]
+    finally:
+        cluster.shutdown()
+    check_whole(workspace, 3)
+    check_kept(workspace, before)
