@@ -272,7 +272,7 @@ def test_more_trials_go_on_from_a_finished_stage(two_cpus, storage, values):
         return {path: path.stat().st_mtime_ns for path in found}
 
     before = weights()
-    more = ["--storage", storage, "--name", "demo", "--resume", "--trials", "4"]
+    more = ["--storage", storage, "--name", "demo", "--resume", "--trials", "4", *flags(short)]
     assert outcome(partial(tune.main, "flow"), "tune_flow.py", more) == 0
     check_whole(workspace, 4)
     assert before.items() <= weights().items()
