@@ -19,6 +19,7 @@ from raypipe.metrics.ensemble import Score
 from raypipe.records import Trial
 from raypipe.sources import Sources
 from raypipe.stage import Parents, Scored, Scorer
+from raypipe.study import ended_trials
 from raypipe.train import ComponentJob, run_settings
 from raypipe.trial import Stage
 from raypipe.workspace import Workspace
@@ -31,7 +32,9 @@ def refit(stage: Stage, chosen: Sequence[Trial]) -> list[Finalist]:
     """
     jobs = _jobs(stage, chosen)
     left = [job for group in jobs.values() for job in group]
-    train_jobs(left, _settings(stage.experiment, stage.workspace, f"{stage.component}-refit", len(left)))
+    # An interrupted run goes on under its name; one that is over cannot, so a search of more trials has another.
+    name = f"{stage.component}-refit-{ended_trials(stage.workspace.study, stage.component)}"
+    train_jobs(left, _settings(stage.experiment, stage.workspace, name, len(left)))
     return _rank(stage, chosen, jobs)
 
 

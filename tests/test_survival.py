@@ -20,6 +20,7 @@ from ray.cluster_utils import Cluster
 
 from raypipe import checkpoint, records, train, tune
 from raypipe.config import ConfigError
+from raypipe.finalists import read_finalists
 from raypipe.launch import start_ray
 from raypipe.monitor import read_metrics
 from raypipe.search import run_search
@@ -27,7 +28,7 @@ from raypipe.study import known_trials, open_storage
 from raypipe.trial import Stage
 from raypipe.workspace import Workspace, hold
 from tests import raytools
-from tests.raytools import TINY, outcome, started, tiny, wait_for
+from tests.raytools import TINY, flags, outcome, started, tiny, wait_for
 
 pytestmark = pytest.mark.slow
 optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -72,13 +73,13 @@ def storage(prepared, tmp_path):
     return tmp_path / "storage"
 
 
-def make_stage(storage, values, **more):
-    return Stage(tiny(**values | more | {"name": "demo"}), Workspace(Path(storage), "demo"), "flow")
+def make_stage(storage, values, name="demo", **more):
+    return Stage(tiny(**values | more | {"name": name}), Workspace(Path(storage), name), "flow")
 
 
-def drive(storage, values):
+def drive(storage, values, name="demo"):
     """A search in a process of its own, under the lock that the commands take."""
-    stage = make_stage(storage, json.loads(values))
+    stage = make_stage(storage, json.loads(values), name)
     with hold(stage.workspace):
         start_ray()
         run_search(stage)
@@ -257,3 +258,44 @@ def test_a_machine_of_two_is_lost(storage, values, tmp_path, monkeypatch):
         cluster.shutdown()
     check_whole(workspace, 3)
     check_kept(workspace, before)
+
+
+def test_more_trials_go_on_from_a_finished_stage(two_cpus, storage, values):
+    """Its trials and the finalists that were trained stand."""
+    short = {"search.flow_steps": 12, "search.rungs": 1, "search.top_k": 1, "search.finalist_seeds": 1}
+    workspace = Workspace(storage, "demo")
+    argv = ["--storage", storage, "--name", "demo", "--resume", *flags(values | short | {"search.flow_trials": 2})]
+    assert outcome(partial(tune.main, "flow"), "tune_flow.py", argv) == 0
+
+    def weights():
+        found = (storage / "demo" / "flow").glob("*/model.safetensors")
+        return {path: path.stat().st_mtime_ns for path in found}
+
+    before = weights()
+    more = ["--storage", storage, "--name", "demo", "--resume", "--trials", "4", *flags(short)]
+    assert outcome(partial(tune.main, "flow"), "tune_flow.py", more) == 0
+    check_whole(workspace, 4)
+    assert before.items() <= weights().items()
+    assert workspace.experiment().search.flow_trials == 4
+    assert {f.trial for f in read_finalists(workspace, "flow")} >= {"flow-00"}
+    assert outcome(partial(tune.main, "flow"), "tune_flow.py", more) == 2  # nothing is left to do
+
+
+def test_two_searches_at_once_finish_on_two_cpus(storage, values, tmp_path, monkeypatch):
+    """On one Ray, each in its own experiment, with as many trials at a time as there are CPUs."""
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    shutil.copytree(storage / "demo", storage / "second")
+    short = json.dumps(values | {"search.flow_steps": 12, "search.rungs": 1})
+    cluster = Cluster(initialize_head=True, connect=False, head_node_args={"num_cpus": 2, "include_dashboard": False})
+    try:
+        at = {"RAY_ADDRESS": cluster.address}
+        with (
+            started(tmp_path / "one", ["-c", DRIVE, storage, short], storage, **at) as one,
+            started(tmp_path / "two", ["-c", DRIVE, storage, short, "second"], storage, **at) as two,
+        ):
+            assert one.finish(300) == 0, one.err[-3000:]
+            assert two.finish(300) == 0, two.err[-3000:]
+    finally:
+        cluster.shutdown()
+    check_whole(Workspace(storage, "demo"), 3)
+    check_whole(Workspace(storage, "second"), 3)
