@@ -54,10 +54,14 @@ class Stage:
 
     @property
     def rungs(self) -> list[int]:
-        """Training steps after which trials are scored: max / k^i, the last at the end."""
+        """Training steps after which trials are scored: max / k^i, the last at the end.
+
+        Rounded down, since ASHA's own rungs are the first one times k^i: none of those may lie beyond one of these,
+        or nobody would be stopped there.
+        """
         search = self.experiment.search
         most = search.steps(self.component)
-        return sorted({max(1, round(most / search.reduction_factor**i)) for i in range(search.rungs)})
+        return sorted({max(1, most // search.reduction_factor**i) for i in range(search.rungs)})
 
 
 class StageTrial(tune.Trainable):

@@ -3,9 +3,13 @@
 import math
 from types import SimpleNamespace
 
+import pytest
 from ray.tune.schedulers import TrialScheduler
 
+from raypipe import config
 from raypipe.rungs import StandingRungs
+from raypipe.trial import Stage
+from raypipe.workspace import Workspace
 
 
 def scheduler(known):
@@ -28,6 +32,20 @@ def test_a_weak_trial_is_stopped_against_all_that_passed_the_rung_before():
     assert report(scheduler({}), "flow-06", 100, 0.6) == TrialScheduler.CONTINUE  # nobody to compare with
     assert report(scheduler(KNOWN), "flow-06", 100, 0.6) == TrialScheduler.STOP
     assert report(scheduler(KNOWN), "flow-06", 100, 0.4) == TrialScheduler.CONTINUE
+
+
+@pytest.mark.parametrize("steps", [600, 599, 100, 30000])
+def test_the_weak_are_stopped_at_every_rung_but_the_last(tmp_path, steps):
+    experiment = config.replace(config.Experiment(), **{"search.flow_steps": steps, "search.rungs": 3})
+    rungs = Stage(experiment, Workspace(tmp_path, "x"), "flow").rungs
+    assert len(rungs) == 3 and rungs[-1] == steps
+    known = {f"flow-{i:02d}": dict.fromkeys(rungs[:2], 0.5) for i in range(6)}
+    for rung in rungs[:2]:
+        made = StandingRungs(known, grace_period=rungs[0], max_t=rungs[-1] + 1, reduction_factor=3)
+        made.set_search_properties("objective", "min")
+        for earlier in rungs[: rungs.index(rung)]:
+            assert report(made, "flow-06", earlier, 0.4) == TrialScheduler.CONTINUE
+        assert report(made, "flow-06", rung, 0.6) == TrialScheduler.STOP
 
 
 def test_a_rung_on_record_is_not_judged_again():
