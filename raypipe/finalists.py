@@ -19,7 +19,8 @@ class Finalist:
 
     objective: the mean over seeds; objectives: each seed's; magnitude: the constant diffusion's multiplier,
     or beta; residual_std: the flow's, [C]; flow: the model that a diffusion was trained on; published: the
-    published default, kept for comparison whatever it scores; handed_on: whether the next stage builds on it.
+    published default, kept for comparison whatever it scores; handed_on: whether the next stage builds on it;
+    closer: the objective on more windows and members, for those too close to the best to be told apart before.
     """
 
     trial: str
@@ -33,6 +34,7 @@ class Finalist:
     flow: str | None = None
     published: bool = False
     handed_on: bool = True
+    closer: float | None = None
 
 
 def write_finalists(workspace: Workspace, component: Component, finalists: Sequence[Finalist]) -> None:

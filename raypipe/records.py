@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raypipe.config import ConfigError
+from raypipe.config import ConfigError, Experiment
 from raypipe.files import atomic_path
 from raypipe.metrics.ensemble import Score
 from raypipe.monitor import log_folder
@@ -46,6 +46,41 @@ def read_importances(path: Path) -> dict[str, float]:
     except (ValueError, AttributeError, TypeError):
         raise ConfigError(f"{path}: not what a search wrote; delete it") from None
     return dict(sorted(shares.items(), key=lambda item: -item[1]))
+
+
+def rung_row(
+    experiment: Experiment,
+    trial: str,
+    step: int,
+    *,
+    flow: str | None,
+    score: Score | None,
+    default: Score | None,
+) -> Row:
+    """What a row of trials.parquet says of one configuration and its score at a step.
+
+    experiment: as it was trained; flow: the model that its stage builds on, if it names none itself; default: the
+    published default's score on the same windows, for the paired difference.
+    """
+    train = experiment.train
+    ratio = None if score is None else score.ratio
+    gap = score.minus(default) if score is not None and default is not None else None
+    return {
+        "stage": train.component,
+        "trial": trial,
+        "step": step,
+        "objective": None if ratio is None or not math.isfinite(ratio.value) else ratio.value,
+        "objective_se": None if ratio is None else ratio.se,
+        "difference": None if gap is None else gap.value,
+        "difference_se": None if gap is None else gap.se,
+        "noise_std": train.noise_std,
+        "loss": train.loss,
+        "learning_rate": train.learning_rate,
+        "time_input": experiment.model.time_input and train.component != "denoiser",
+        "flow": train.flow or flow,
+        "spread_skill": None if score is None else score.spread_skill,
+        "objective_by_step": None if score is None else score.ratio_by_step.tolist(),
+    }
 
 
 def save_score(folder: Path, step: int, score: Score) -> None:

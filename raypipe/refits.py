@@ -92,63 +92,67 @@ def _values(stage: Stage, trial: str) -> dict[str, Any] | None:
 def _rank(stage: Stage, chosen: Sequence[Trial], refit: Mapping[str, Sequence[ComponentJob]]) -> list[Finalist]:
     """Score every refit, side by side, and rank configurations by their mean over seeds.
 
-    Where the best do not differ by more than a standard error, all are scored again on more windows and members.
-    That happens here, where one is chosen for the next stages to stand on, and not after the search, which only
-    decides who is trained again: the top k, with the best of each loss.
+    Those within a standard error of the best are scored again on more windows and members, and ranked by that. It
+    happens here, where one is chosen for the next stages to stand on, and not after the search, which only decides
+    who is trained again: the top k, with the best of each loss.
     """
-    component = stage.component
-    jobs = [job for group in refit.values() for job in group]
-    scored = _score_all(stage, jobs, with_none=component == "denoiser")
-    ours = {trial.name for trial in chosen}
-    rivals = [[scored[job.name].score for job in group] for name, group in refit.items() if name in ours]
-    rivals += [[scored[NO_DENOISER].score]] if component == "denoiser" else []
-    if too_close(rivals):
-        scored = _score_all(_closer(stage), jobs, with_none=component == "denoiser")
-    finalists = []
-    for name, group in refit.items():
-        scores = [scored[job.name] for job in group]
-        objectives = tuple(s.score.ratio.value for s in scores)
-        best = min(range(len(group)), key=lambda i: objectives[i])
-        train = group[best].experiment.train
-        finalists.append(
-            Finalist(
-                trial=name,
-                model=group[best].name,
-                objective=sum(objectives) / len(objectives),
-                objectives=objectives,
-                magnitude=scores[best].magnitude,
-                residual_std=scores[best].residual_std,
-                noise_std=train.noise_std,
-                loss=train.loss,
-                flow=train.flow,
-                published=name == "published" or (component != "diffusion" and name == f"{component}-00"),
-                handed_on=name in ours,
-            )
-        )
-    if component == "denoiser":
-        none = scored[NO_DENOISER]
-        value = none.score.ratio.value
-        finalists.append(
-            Finalist(NO_DENOISER, NO_DENOISER, value, (value,), none.magnitude, none.residual_std, 0.0, None)
-        )
+    none = stage.component == "denoiser"
+    scored = _score_all(stage, [job for group in refit.values() for job in group], with_none=none)
     _record(stage, refit, scored)
+    groups = {**refit, **({NO_DENOISER: ()} if none else {})}
+    models = {name: [job.name for job in group] or [name] for name, group in groups.items()}
+    ours = {trial.name for trial in chosen} | {NO_DENOISER}
+    rivals = rivals_of({name: [scored[m].score for m in models[name]] for name in groups if name in ours})
+    closer: dict[str, Scored] = {}
+    if len(rivals) > 1:
+        again = [job for name in rivals for job in groups[name]]
+        closer = _score_all(_closer(stage), again, with_none=NO_DENOISER in rivals)
+    finalists = []
+    for name, group in groups.items():
+        looked = [closer[m] for m in models[name] if m in closer]
+        finalists.append(_finalist(stage, name, group, [scored[m] for m in models[name]], looked))
     bound = min(f.objective for f in finalists) + stage.experiment.search.margin
-    finalists = [dataclasses.replace(f, handed_on=f.handed_on and f.objective <= bound) for f in finalists]
+    finalists = [dataclasses.replace(f, handed_on=f.trial in ours and f.objective <= bound) for f in finalists]
     finite = [f for f in finalists if math.isfinite(f.objective) or f.published]
-    return sorted(finite, key=lambda finalist: finalist.objective)
+    return sorted(finite, key=lambda f: (f.objective if f.closer is None else -math.inf, f.closer or 0.0))
 
 
-def too_close(rivals: Sequence[Sequence[Score]]) -> bool:
-    """Whether the second best configuration, each with the scores of its seeds, is within a standard error of the best.
+def _finalist(
+    stage: Stage, name: str, jobs: Sequence[ComponentJob], scores: Sequence[Scored], closer: Sequence[Scored]
+) -> Finalist:
+    """A configuration with the model of its best seed, by the closer look where there was one."""
+    component = stage.component
+    objectives = tuple(s.score.ratio.value for s in scores)
+    looked = [s.score.ratio.value for s in closer] or list(objectives)
+    best = min(range(len(looked)), key=lambda i: looked[i])
+    taken = (closer or scores)[best]
+    train = jobs[best].experiment.train if jobs else None
+    return Finalist(
+        trial=name,
+        model=jobs[best].name if jobs else name,
+        objective=sum(objectives) / len(objectives),
+        objectives=objectives,
+        magnitude=taken.magnitude,
+        residual_std=taken.residual_std,
+        noise_std=0.0 if train is None else train.noise_std,
+        loss=None if train is None else train.loss,
+        flow=None if train is None else train.flow,
+        published=name == "published" or (component != "diffusion" and name == f"{component}-00"),
+        closer=sum(looked) / len(looked) if closer else None,
+    )
 
-    The error is that of their difference, paired by window, of the means over seeds.
+
+def rivals_of(scores: Mapping[str, Sequence[Score]]) -> list[str]:
+    """The best configuration, each given by the scores of its seeds, and those within a standard error of it.
+
+    The error is that of their difference, paired by window, of the means over seeds. Best first.
     """
-    means = [dataclasses.replace(seeds[0], crps=np.mean([score.crps for score in seeds], 0)) for seeds in rivals]
-    finite = sorted((m for m in means if math.isfinite(m.ratio.value)), key=lambda mean: mean.ratio.value)
-    if len(finite) < 2:
-        return False
-    gap = finite[1].minus(finite[0])
-    return not gap.value > gap.se
+    means = {
+        name: dataclasses.replace(s[0], crps=np.mean([score.crps for score in s], 0)) for name, s in scores.items()
+    }
+    finite = sorted((n for n in means if math.isfinite(means[n].ratio.value)), key=lambda n: means[n].ratio.value)
+    gaps = {name: means[name].minus(means[finite[0]]) for name in finite[1:]}
+    return finite[:1] + [name for name, gap in gaps.items() if not gap.value > gap.se]
 
 
 def _closer(stage: Stage) -> Stage:
@@ -180,40 +184,18 @@ def _score(
 ) -> Scored:
     torch.set_num_threads(threads)
     module = None if folder is None else checkpoint.load_component(folder)
-    scored = Scorer(stage.experiment, sources, parents)(component, module)
-    if folder is not None:
-        records.save_score(folder, checkpoint.read_meta(folder).step, scored.score)
-    return scored
+    return Scorer(stage.experiment, sources, parents)(component, module)
 
 
 def _record(stage: Stage, refit: Mapping[str, Sequence[ComponentJob]], scored: Mapping[str, Scored]) -> None:
-    """Rows of trials.parquet for the refits."""
-    default = next((scored[jobs[0].name] for name, jobs in refit.items() if name.endswith("-00")), None)
+    """Rows of trials.parquet for the refits, and their scores by window beside their models."""
+    default = next((scored[jobs[0].name].score for name, jobs in refit.items() if name.endswith("-00")), None)
     rows = [r for r in records.read_rows(stage.workspace.trials) if not (r["refit"] and r["stage"] == stage.component)]
     for job in [job for group in refit.values() for job in group]:
-        result, train = scored[job.name], job.experiment.train
-        ratio = result.score.ratio
-        gap = None if default is None else result.score.minus(default.score)
+        result, steps = scored[job.name], job.experiment.train.steps
+        records.save_score(job.folder, checkpoint.read_meta(job.folder).step, result.score)
+        row = records.rung_row(job.experiment, job.name, steps, flow=stage.flow, score=result.score, default=default)
         rows.append(
-            {
-                "stage": stage.component,
-                "trial": job.name,
-                "step": train.steps,
-                "status": "finished",
-                "refit": True,
-                "objective": ratio.value,
-                "objective_se": ratio.se,
-                "difference": None if gap is None else gap.value,
-                "difference_se": None if gap is None else gap.se,
-                "noise_std": train.noise_std,
-                "loss": train.loss,
-                "learning_rate": train.learning_rate,
-                "time_input": job.experiment.model.time_input and stage.component != "denoiser",
-                "flow": train.flow or stage.flow,
-                "magnitude": result.magnitude,
-                "spread_skill": result.score.spread_skill,
-                "objective_by_step": result.score.ratio_by_step.tolist(),
-                "values": json.dumps({}),
-            }
+            row | {"status": "finished", "refit": True, "magnitude": result.magnitude, "values": json.dumps({})}
         )
     records.write_rows(stage.workspace.trials, rows)

@@ -123,35 +123,21 @@ class TrialLog(tune.Callback):
         self._write()
 
     def _row(self, trial_config: Mapping[str, Any], result: Mapping[str, Any]) -> records.Row:
-        stage = self._stage
-        experiment = stage.configure(trial_config["values"])
-        score = records.read_score(
-            stage.workspace.run(stage.component, trial_config["trial"]), result.get("train_step", 0)
+        stage, name, step = self._stage, trial_config["trial"], result.get("train_step", 0)
+        objective = result.get("objective")  # also of a rung whose score is lost
+        row = records.rung_row(
+            stage.configure(trial_config["values"]),
+            name,
+            step,
+            flow=stage.flow,
+            score=records.read_score(stage.workspace.run(stage.component, name), step),
+            default=records.read_score(stage.workspace.run(stage.component, f"{stage.component}-00"), step),
         )
-        default = records.read_score(
-            stage.workspace.run(stage.component, f"{stage.component}-00"), result.get("train_step", 0)
-        )
-        gap = score.minus(default) if score is not None and default is not None else None
-        objective = result.get("objective")
-        ratio = None if score is None else score.ratio
-        return {
-            "stage": stage.component,
-            "trial": trial_config["trial"],
-            "step": result.get("train_step", 0),
+        return row | {
             "status": "running",
             "refit": False,
             "objective": objective if objective is not None and math.isfinite(objective) else None,
-            "objective_se": None if ratio is None else ratio.se,
-            "difference": None if gap is None else gap.value,
-            "difference_se": None if gap is None else gap.se,
-            "noise_std": experiment.train.noise_std,
-            "loss": experiment.train.loss,
-            "learning_rate": experiment.train.learning_rate,
-            "time_input": experiment.model.time_input and stage.component != "denoiser",
-            "flow": experiment.train.flow or stage.flow,
             "magnitude": result.get("magnitude"),
-            "spread_skill": None if score is None else score.spread_skill,
-            "objective_by_step": None if score is None else score.ratio_by_step.tolist(),
             "values": json.dumps(trial_config["values"]),
             "seconds": result.get("seconds"),
             "error": result.get("failure"),

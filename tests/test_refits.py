@@ -1,9 +1,9 @@
-"""When the best of a stage are too close to choose one."""
+"""Which winners of a stage are too close to choose one."""
 
 import numpy as np
 
 from raypipe.metrics.ensemble import Score
-from raypipe.refits import too_close
+from raypipe.refits import rivals_of
 
 
 def score(shift, spread=0.0, windows=40, seed=0):
@@ -15,17 +15,22 @@ def score(shift, spread=0.0, windows=40, seed=0):
     return Score(crps, ones, ones, ones, 8)
 
 
+def rivals(*groups):
+    """By number, best first."""
+    return rivals_of(dict(enumerate(groups)))
+
+
 def test_the_error_that_counts_is_of_the_paired_difference():
-    assert not too_close([[score(0.0)], [score(0.01)]])  # the scores' own errors are twice that
+    assert rivals([score(0.0)], [score(0.01)]) == [0]  # the scores' own errors are twice that
     assert score(0.0).ratio.se > 0.01
-    assert too_close([[score(0.0, 0.2, seed=2)], [score(0.001, 0.2, seed=3)]])
+    assert sorted(rivals([score(0.0, 0.2, seed=2)], [score(0.001, 0.2, seed=3)])) == [0, 1]
 
 
-def test_only_the_second_best_can_be_too_close():
+def test_only_those_as_good_as_the_best_are_its_rivals():
     far, near = [score(0.3)], [score(0.0), score(0.02)]
-    assert not too_close([far, near])
-    assert too_close([far, near, [score(0.01)]])  # alike in the mean over seeds
-    assert too_close([near, near])
-    assert not too_close([near])
-    assert not too_close([near, [score(np.nan)]])
-    assert not too_close([])
+    assert rivals(far, near) == [1]
+    assert sorted(rivals(far, near, [score(0.01)])) == [1, 2]  # alike in the mean over seeds
+    assert sorted(rivals(near, near)) == [0, 1]
+    assert rivals(near) == [0]
+    assert rivals(near, [score(np.nan)]) == [0]
+    assert rivals() == []
