@@ -15,16 +15,35 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
+import ray
 import torch
 from safetensors.torch import load_file
 
 from raypipe import checkpoint, cli, config
 from raypipe.config import Experiment
+from raypipe.launch import start_ray
 from raypipe.models.autoencoder import build_autoencoder
 
 ROOT = Path(__file__).parents[1]
 TAG = "RAYPIPE_TEST_PROCESS"
 """Variable that a process under test hands down to all it starts, which is how they are found again."""
+
+
+@contextmanager
+def local_ray(address: str = "local", **settings: Any) -> Iterator[None]:
+    """A Ray of this process, joined as a verb joins it; nothing of it is left, in the environment neither."""
+    before = dict(os.environ)
+    os.environ |= {"RAY_AUTH_MODE": "disabled", "RAY_ADDRESS": address}
+    try:
+        if settings:
+            ray.init("local", log_to_driver=False, **settings)
+        start_ray()
+        yield
+    finally:
+        ray.shutdown()
+        os.environ.clear()
+        os.environ.update(before)
+
 
 DATA: dict[str, Any] = {
     "dataset.image_size": 32,

@@ -1,10 +1,7 @@
 """The benchmark of samplers, on the tiny experiment with random weights."""
 
-import importlib.util
 import json
 import shutil
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,17 +9,12 @@ import torch
 from raypipe import checkpoint, cli
 from raypipe.models.components import build_component
 from raypipe.workspace import write_json
-
-SCRIPT = Path(__file__).parents[1] / "experiments" / "benchmarks" / "sampling.py"
+from tests.scripts import load_script
 
 
 @pytest.fixture(scope="module")
 def sampling():
-    spec = importlib.util.spec_from_file_location("sampling", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["sampling"] = module  # where dataclasses look for their module
-    spec.loader.exec_module(module)
-    return module
+    return load_script("benchmarks/sampling")
 
 
 @pytest.fixture

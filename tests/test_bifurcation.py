@@ -1,22 +1,17 @@
 """The method in two dimensions: with noise the forecast forks as the data do, without it cannot."""
 
-import importlib.util
 import json
 import math
-from pathlib import Path
 
 import pytest
 import torch
 
-SCRIPT = Path(__file__).parents[1] / "experiments" / "bifurcation.py"
+from tests.scripts import load_script
 
 
 @pytest.fixture(scope="module")
 def bifurcation():
-    spec = importlib.util.spec_from_file_location("bifurcation", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("bifurcation")
 
 
 def test_the_data_turn_after_45_steps_by_30_degrees(bifurcation):

@@ -18,10 +18,10 @@ from raypipe.config import ConfigError
 from raypipe.data.latents import encode_shard, finish
 from raypipe.data.shards import ShardWriter
 from raypipe.encoding import prepare_latents
-from raypipe.launch import start_ray
 from raypipe.models.autoencoder import build_autoencoder
 from raypipe.sources import Sources, frame_encoder
 from raypipe.workspace import SPLITS, Workspace
+from tests import raytools
 from tests.raytools import wait_for
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers do not find the tests
@@ -29,13 +29,8 @@ ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers do no
 
 @pytest.fixture(scope="module")
 def two_cpus():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_ADDRESS", "local")
-        patch.setenv("RAY_AUTH_MODE", "disabled")
-        ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-        start_ray()  # it joins what is there
+    with raytools.local_ray(num_cpus=2, include_dashboard=False):
         yield
-        ray.shutdown()
 
 
 @pytest.fixture

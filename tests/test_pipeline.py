@@ -1,11 +1,9 @@
 """What experiments/pipeline.py leaves behind, and the commands that go on from there."""
 
 import json
-import os
 from types import SimpleNamespace
 
 import pytest
-import ray
 import torch
 
 import raypipe
@@ -13,7 +11,6 @@ from raypipe import checkpoint, cli, evaluate, generate, records, train, tune
 from raypipe.config import COMPONENTS, LOSSES, ConfigError
 from raypipe.data.videos import read_video
 from raypipe.finalists import read_finalists
-from raypipe.launch import start_ray
 from raypipe.monitor import read_metrics
 from raypipe.space import published_point
 from raypipe.workspace import Workspace
@@ -54,15 +51,8 @@ def combinations(workspace):
 
 @pytest.fixture(scope="module")
 def some_ray():
-    before = dict(os.environ)
-    os.environ |= {"RAY_AUTH_MODE": "disabled", "RAY_ADDRESS": "local"}
-    try:
-        start_ray()
+    with raytools.local_ray():
         yield
-    finally:
-        ray.shutdown()
-        os.environ.clear()
-        os.environ.update(before)
 
 
 def test_it_ends_with_the_table_and_the_report_and_leaves_no_process(finished, workspace):

@@ -2,12 +2,10 @@
 
 import json
 import math
-import os
 from functools import partial
 
 import optuna
 import pytest
-import ray
 from hypothesis import given
 from hypothesis import strategies as st
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
@@ -17,7 +15,6 @@ from optuna.trial import TrialState
 
 from raypipe import checkpoint, records, train, tune
 from raypipe.config import Axis
-from raypipe.launch import start_ray
 from raypipe.search import StudySearch, run_search
 from raypipe.sources import Sources
 from raypipe.space import decode, distribution, published_point
@@ -127,16 +124,8 @@ def test_a_rung_that_is_reported_twice_counts_once(tmp_path):
 
 @pytest.fixture(scope="module")
 def two_cpus():
-    before = dict(os.environ)
-    os.environ |= {"RAY_AUTH_MODE": "disabled", "RAY_ADDRESS": "local"}
-    try:
-        ray.init("local", num_cpus=2, include_dashboard=True, logging_level="WARNING", log_to_driver=False)
-        start_ray()
+    with raytools.local_ray(num_cpus=2, include_dashboard=True, logging_level="WARNING"):
         yield
-    finally:
-        ray.shutdown()
-        os.environ.clear()
-        os.environ.update(before)
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import optuna
 import pytest
-import ray
 from optuna.trial import TrialState
 from ray.cluster_utils import Cluster
 
@@ -41,16 +40,8 @@ DRIVE = "import sys; from tests.test_survival import drive; drive(*sys.argv[1:])
 
 @pytest.fixture(scope="module")
 def two_cpus():
-    before = dict(os.environ)
-    os.environ |= {"RAY_AUTH_MODE": "disabled", "RAY_ADDRESS": "local"}
-    try:
-        ray.init("local", num_cpus=2, include_dashboard=True, logging_level="ERROR", log_to_driver=False)
-        start_ray()
+    with raytools.local_ray(num_cpus=2, include_dashboard=True, logging_level="ERROR"):
         yield
-    finally:
-        ray.shutdown()
-        os.environ.clear()
-        os.environ.update(before)
 
 
 @pytest.fixture(scope="module")

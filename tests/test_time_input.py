@@ -1,24 +1,17 @@
 """The parts of experiments/time_input.py that are not the product's own."""
 
-import importlib.util
-from pathlib import Path
-
 import pytest
 import torch
 
 from raypipe import config
 from raypipe.models.components import build_component
 from raypipe.sde.dynamics import ConstantDiffusion, Dynamics
-
-SCRIPT = Path(__file__).parents[1] / "experiments" / "time_input.py"
+from tests.scripts import load_script
 
 
 @pytest.fixture(scope="module")
 def study():
-    spec = importlib.util.spec_from_file_location("time_input", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("time_input")
 
 
 @pytest.fixture

@@ -14,18 +14,8 @@ from raypipe.data.latents import (
     missing_shards,
     open_latents,
 )
-from raypipe.data.shards import ShardWriter, open_shards
 from raypipe.data.windows import Sampler, WindowIndex
 from raypipe.rules import ConfigError
-
-
-@pytest.fixture
-def shards(tmp_path):
-    rng = np.random.default_rng(0)
-    with ShardWriter(tmp_path / "train", clips_per_shard=3) as writer:
-        for i in range(8):
-            writer.add(f"clip{i}", rng.integers(0, 256, (int(rng.integers(5, 12)), 8, 8, 3), np.uint8))
-    return open_shards(tmp_path / "train")
 
 
 def shrink(frames):

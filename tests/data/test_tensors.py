@@ -6,17 +6,7 @@ import torch
 
 from raypipe.data.dataset import WindowBatches, warn_of_short_clips
 from raypipe.data.frames import to_float, to_uint8
-from raypipe.data.shards import ShardWriter, open_shards
 from raypipe.data.windows import Sampler, WindowIndex
-
-
-@pytest.fixture
-def shards(tmp_path):
-    rng = np.random.default_rng(0)
-    with ShardWriter(tmp_path / "train", clips_per_shard=3) as writer:
-        for i in range(8):
-            writer.add(f"clip{i}", rng.integers(0, 256, (int(rng.integers(5, 12)), 8, 8, 3), np.uint8))
-    return open_shards(tmp_path / "train")
 
 
 def test_frames_and_tensors_invert_each_other():

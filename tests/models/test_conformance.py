@@ -8,33 +8,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from raypipe.config import COMPONENTS, LOSSES, Model
+from raypipe.config import LOSSES
 from raypipe.data.dataset import TrainBatch
 from raypipe.models.components import build_component
 from tests.models import ranks
+from tests.models.small import ALL, BATCH, CHANNELS, HEIGHT, WIDTH, build, inputs, small
 
-CHANNELS, HEIGHT, WIDTH, BATCH = 3, 4, 6, 2
-ALL = pytest.mark.parametrize("component", COMPONENTS)
 BOTH = pytest.mark.parametrize("time_input", [False, True])
 EVERY_LOSS = pytest.mark.parametrize(
     ("component", "loss"), [(c, loss) for c, losses in LOSSES.items() for loss in losses or (None,)]
 )
-
-
-def small(**values: object) -> Model:
-    return Model(**{"num_input_frames": 2, "inner_dim": 16, "num_heads": 2, **values})  # type: ignore[arg-type]
-
-
-def build(component: str, **values: object) -> nn.Module:
-    torch.manual_seed(0)
-    return build_component(component, small(**values), CHANNELS)
-
-
-def inputs() -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(1)
-    return torch.randn(BATCH, 2 * CHANNELS, HEIGHT, WIDTH, generator=generator), torch.tensor([0.0, 0.7])
 
 
 # ---- as modules
