@@ -51,9 +51,7 @@ class Combination:
     def key(self) -> str:
         """Tells the combinations of one experiment apart, whatever beta comes out as."""
         parts = (self.baseline, self.flow_model, self.denoiser_model, self.diffusion_model, self.diffusion)
-        # The first solver there was has no name in the keys: records made before there were others stay good.
-        solver = () if self.solver == "euler_maruyama" else (self.solver,)
-        return "/".join(str(part) for part in (*parts, f"{self.alpha:g}", self.steps, *solver))
+        return "/".join(str(part) for part in (*parts, f"{self.alpha:g}", self.steps, self.solver))
 
 
 def combinations(
