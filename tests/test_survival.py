@@ -19,6 +19,7 @@ from ray.cluster_utils import Cluster
 
 from raypipe import checkpoint, records, train, tune
 from raypipe.config import ConfigError
+from raypipe.files import standing
 from raypipe.finalists import read_finalists
 from raypipe.launch import start_ray
 from raypipe.monitor import read_metrics
@@ -81,8 +82,11 @@ def study(workspace):
 
 
 def saved_step(workspace, name):
-    folder = workspace.run("flow", name)
-    return checkpoint.read_meta(folder).step if (folder / "config.json").is_file() else 0
+    folder = standing(workspace.run("flow", name))
+    try:
+        return checkpoint.read_meta(folder).step if (folder / "config.json").is_file() else 0
+    except (OSError, ValueError):  # it is replaced this moment
+        return 0
 
 
 def kept_rows(workspace, name):
@@ -145,15 +149,16 @@ def test_kill_9_of_the_driver(two_cpus, storage, values, tmp_path):
 
 
 @contextmanager
-def killing(workspace, title) -> Iterator[dict[str, object]]:
-    """Kill one process of this Ray with the title as soon as the first trial has a checkpoint."""
+def killing(workspace, title, steps) -> Iterator[dict[str, object]]:
+    """Kill one process of this Ray with the title as soon as the first trial, of so many steps, has a checkpoint."""
     seen: dict[str, object] = {}
     over = threading.Event()
 
     def watch():
-        while not over.wait(0.02):
-            victims = [pid for pid in descendants(os.getpid()) if title in command(pid)]
-            if victims and 0 < saved_step(workspace, "flow-00") < STEPS:
+        victims: list[int] = []
+        while not over.wait(0.01):
+            victims = [pid for pid in victims or descendants(os.getpid()) if title in command(pid)]
+            if victims and 0 < saved_step(workspace, "flow-00") < steps:
                 seen["before"] = {"flow-00": kept_rows(workspace, "flow-00")}
                 os.kill(victims[0], signal.SIGKILL)
                 return
@@ -188,8 +193,8 @@ def descendants(pid):
 
 
 def test_kill_9_of_a_trial(two_cpus, storage, values):
-    stage = make_stage(storage, values, **{"search.flow_trials": 1})
-    with killing(stage.workspace, "ray::StageTrial") as seen:
+    stage = make_stage(storage, values, **{"search.flow_trials": 1, "search.flow_steps": 3 * STEPS})
+    with killing(stage.workspace, "ray::StageTrial", 3 * STEPS) as seen:
         run_search(stage)
     check_whole(stage.workspace, 1)
     check_kept(stage.workspace, seen["before"])
@@ -198,7 +203,7 @@ def test_kill_9_of_a_trial(two_cpus, storage, values):
 def test_kill_9_of_a_worker_of_a_trial(two_cpus, storage, values):
     """Of two. Ray Train begins again at its last checkpoint; here the rung, at least, is on record."""
     stage = make_stage(storage, values, **{"search.flow_trials": 1, "search.workers_per_trial": 2})
-    with killing(stage.workspace, "ray::RayTrainWorker") as seen:
+    with killing(stage.workspace, "ray::RayTrainWorker", STEPS) as seen:
         run_search(stage)
     check_whole(stage.workspace, 1)
     check_kept(stage.workspace, seen["before"])
