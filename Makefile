@@ -10,8 +10,10 @@ BIN := $(VENV)/bin
 demo: environment
 	$(BIN)/python experiments/pipeline.py
 
+# Tests that start a Ray come one after the other, the rest on two cores.
 test: check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not cluster" -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m cluster
 
 check: environment
 	$(BIN)/ruff check

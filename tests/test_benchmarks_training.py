@@ -51,6 +51,7 @@ def test_profile():
     assert line["shares"]["linear maps"] > 0 and line["shares"]["attention"] > 0
 
 
+@pytest.mark.cluster
 @pytest.mark.slow
 def test_torch_trainer_against_the_bare_loop():
     (line,) = lines("trainer")

@@ -113,6 +113,7 @@ def test_the_number_of_workers_does_not_matter(videos, tmp_path):
     assert contents(tmp_path / "1") == contents(tmp_path / "2") == contents(tmp_path / "3")
 
 
+@pytest.mark.cluster
 @pytest.mark.slow
 def test_tasks_of_ray_write_the_same_bytes(videos, tmp_path):
     """On a cluster that is up already; none is started for it, and none is stopped."""

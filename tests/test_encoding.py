@@ -24,6 +24,8 @@ from raypipe.workspace import SPLITS, Workspace
 from tests import raytools
 from tests.raytools import wait_for
 
+pytestmark = pytest.mark.cluster
+
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers do not find the tests
 
 

@@ -16,7 +16,7 @@ import pytest
 from raypipe import records
 from tests.raytools import ROOT, complete, finished_pipeline, started, wait_for
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.cluster]
 RAY = ["-m", "ray.scripts.scripts"]
 
 

@@ -17,7 +17,7 @@ from raypipe.workspace import Workspace
 from tests import raytools
 from tests.raytools import TINY, finished_pipeline, flags, outcome, tiny
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.cluster]
 TRIAL_COLUMNS = {
     *("stage", "trial", "step", "status", "objective", "objective_se", "noise_std", "loss", "learning_rate"),
     *("seconds", "error"),

@@ -221,6 +221,7 @@ def test_what_it_cannot_follow_is_refused(values: dict[str, Any], message: str, 
     assert str(caught.value).startswith(str(tmp_path / "published.yaml")) and "\n" not in str(caught.value)
 
 
+@pytest.mark.cluster
 @pytest.mark.slow
 def test_it_trains(
     tmp_path: Path,

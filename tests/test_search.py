@@ -24,6 +24,8 @@ from raypipe.workspace import Workspace
 from tests import raytools
 from tests.raytools import TINY, flags, outcome, started, tiny, wait_for
 
+pytestmark = pytest.mark.cluster
+
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
 

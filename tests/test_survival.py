@@ -30,7 +30,7 @@ from raypipe.workspace import Workspace, hold
 from tests import raytools
 from tests.raytools import TINY, flags, outcome, started, tiny, wait_for
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.cluster]
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
 STEPS, EVERY = 300, 50

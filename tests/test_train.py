@@ -29,6 +29,8 @@ from raypipe.workspace import SPLITS, Workspace
 from tests import raytools
 from tests.raytools import TINY, difference, flags, outcome, same_weights, started, tiny, wait_for
 
+pytestmark = pytest.mark.cluster
+
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers do not find the tests
 STEPS = TINY["train.steps"]
 LONG = {"train.steps": 600, "train.checkpoint_every": 100}
