@@ -30,6 +30,7 @@ from raypipe.training_config import Train as Train
 Solver = Literal["euler_maruyama", "milstein", "heun"]
 SOLVERS: tuple[Solver, ...] = ("euler_maruyama", "milstein", "heun")
 """`raypipe.sde.solvers` says what each is."""
+Objective = Literal["crps_ratio", "nfe_per_frame"]
 
 
 @dataclass(frozen=True)
@@ -109,6 +110,9 @@ class Axis(Section):
     high: float | None = option(None, "upper end of a range")
     log: bool = option(False, "draw from the range on a log scale")
     zero: bool = option(False, "0 belongs to the range too, below its lower end")
+    when: dict[str, Any] = option(
+        {}, "searched only where these other axes have these values (or one of a list); elsewhere the config's value"
+    )
 
     def __post_init__(self) -> None:
         given = [name for name in ("choices", "low", "high") if getattr(self, name) is not None]
@@ -121,6 +125,14 @@ class Axis(Section):
     def extremes(self) -> list[Any]:
         """Values that the field must take, if it is to take all of them."""
         return [*(self.choices or [self.low, self.high]), *([0] if self.zero else [])]
+
+    def conditions(self) -> dict[str, list[Any]]:
+        """The values of other axes under which this one is searched; none: always."""
+        return {name: value if isinstance(value, list) else [value] for name, value in self.when.items()}
+
+    def applies(self, values: Mapping[str, Any]) -> bool:
+        """Whether a trial of these values has this axis."""
+        return all(name in values and values[name] in allowed for name, allowed in self.conditions().items())
 
 
 def _noise_axis() -> Axis:
@@ -152,6 +164,12 @@ class Search(Section):
     workers_per_trial: int = option(1, "Train workers of a trial; from 2 on a trial is a TorchTrainer")
     max_concurrent: int | None = option(None, "trials at once; none: as many as the cluster's resources allow")
     seed: int = option(0, "seed of the sampler")
+    sampler: Literal["tpe", "gp", "nsga2", "random"] = option("tpe", "Optuna's sampler, which proposes the trials")
+    objectives: list[Objective] = option(
+        ["crps_ratio"],
+        "what trials are ranked on; with nfe_per_frame (network evaluations a frame) too, all that are best for "
+        "their cost go on: then search evaluation.steps, with one rung",
+    )
     flow: dict[str, Axis] = field(
         default_factory=lambda: {
             "train.noise_std": _noise_axis(),
@@ -185,6 +203,23 @@ class Search(Section):
                 least = 2 if f.name == "reduction_factor" else 1
                 require(value >= least, f"search.{f.name}", f"at least {least}", value)
         require(self.gpus_per_trial >= 0, "search.gpus_per_trial", "at least 0", self.gpus_per_trial)
+        known = self.objectives in (["crps_ratio"], ["crps_ratio", "nfe_per_frame"])
+        require(known, "search.objectives", "[crps_ratio] or [crps_ratio, nfe_per_frame]", self.objectives)
+        two = len(self.objectives) > 1
+        require(not two or self.rungs == 1, "search.rungs", "1 with two objectives: none stops a trial", self.rungs)
+        for component in COMPONENTS:
+            for name, axis in self.axes(component).items():
+                self._check_conditions(f"search.{component}: {name}: when", axis, self.axes(component))
+
+    @staticmethod
+    def _check_conditions(where: str, axis: Axis, axes: Mapping[str, Axis]) -> None:
+        for name, allowed in axis.conditions().items():
+            parent = axes.get(name)
+            listed = parent is not None and parent.choices is not None and not parent.when
+            require(listed, where, "on axes of choices that are always searched", name)
+            assert parent is not None and parent.choices is not None
+            within = bool(allowed) and all(value in parent.choices for value in allowed)
+            require(within, f"{where}: {name}", f"among {parent.choices}", allowed)
 
     def trials(self, component: Component) -> int:
         return cast(int, getattr(self, f"{component}_trials"))
@@ -269,6 +304,23 @@ class Experiment(Section):
             for name in self.search.axes(component):
                 if name not in known:
                     raise ConfigError(f"search.{component}: unknown field {name!r}{nearest(name, known)}")
+                if not _searchable(name):
+                    raise ConfigError(
+                        f"search.{component}: {name!r} is the same for all trials, or their scores could not be "
+                        "compared; axes are settings of model, train and sde, evaluation.steps and evaluation.solvers"
+                    )
+
+
+FIXED = {
+    *("model.num_input_frames", "train.component", "train.steps", "train.checkpoint_every", "train.random_seed"),
+    *("train.num_workers", "train.cpus_per_worker", "train.max_failures", "train.compile", "train.flow"),
+}
+"""Fields of model and train that are not a trial's to choose: the task, its budget, and how it runs."""
+
+
+def _searchable(name: str) -> bool:
+    of_a_trial = name.split(".")[0] in ("model", "train", "sde") and name not in FIXED
+    return of_a_trial or name in ("evaluation.steps", "evaluation.solvers")
 
 
 def field_names(cls: type = Experiment, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field[Any]]]:
@@ -321,8 +373,9 @@ def from_dict(tree: Mapping[str, Any], source: str = "config") -> Experiment:
     for component in COMPONENTS:
         fixed: dict[str, Any] = {"search": {}, "train.component": component, "train.loss": None}
         for name, axis in experiment.search.axes(component).items():
+            under = {other: allowed[0] for other, allowed in axis.conditions().items()}
             for value in axis.extremes():
-                _validate(override(plain, {**fixed, name: value}), f"{source}: search.{component}")
+                _validate(override(plain, {**fixed, **under, name: value}), f"{source}: search.{component}")
     return experiment
 
 

@@ -153,6 +153,16 @@ def hand_on(trials: Sequence[Trial], top_k: int) -> list[Trial]:
     return sorted(chosen, key=lambda trial: trial.objective)
 
 
+def front(trials: Sequence[Trial]) -> list[Trial]:
+    """Those that no other beats at as few network evaluations a frame, of trials that are ordered best first."""
+    cheapest, found = math.inf, []
+    for trial in trials:
+        if trial.row["nfe_per_frame"] < cheapest:
+            cheapest = trial.row["nfe_per_frame"]
+            found.append(trial)
+    return found
+
+
 def _levels_differ(a: Trial, b: Trial) -> bool:
     low, high = sorted((a.noise_std, b.noise_std))
     return high >= 1.5 * low and high > 0

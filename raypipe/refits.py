@@ -12,7 +12,7 @@ import ray
 import torch
 
 from raypipe import checkpoint, config, records
-from raypipe.config import LOSSES, Component, Experiment
+from raypipe.config import LOSSES, Evaluation, Experiment
 from raypipe.finalists import NO_DENOISER, Finalist, published, read_finalists
 from raypipe.launch import Settings, plain_errors, train_jobs
 from raypipe.metrics.ensemble import Score
@@ -168,23 +168,24 @@ def _score_all(stage: Stage, jobs: Sequence[ComponentJob], *, with_none: bool) -
     gpus = min(1.0, search.gpus_per_trial)
     task = ray.remote(num_cpus=search.cpus_per_trial, num_gpus=gpus, max_retries=2)(_score)
     sources = Sources(stage.experiment, stage.workspace)
-    pending = {
-        job.name: task.remote(sources, stage.component, job.parents, job.folder, search.cpus_per_trial, stage)
-        for job in jobs
-    }
+    pending = {job.name: task.remote(sources, stage, job.parents, job.folder, _evaluation(stage, job)) for job in jobs}
     if with_none:
         parents = stage.parents(stage.experiment)
-        pending[NO_DENOISER] = task.remote(sources, stage.component, parents, None, search.cpus_per_trial, stage)
+        pending[NO_DENOISER] = task.remote(sources, stage, parents, None, stage.experiment.evaluation)
     with plain_errors():
         return dict(zip(pending, ray.get(list(pending.values())), strict=True))
 
 
-def _score(
-    sources: Sources, component: Component, parents: Parents, folder: Path | None, threads: int, stage: Stage
-) -> Scored:
-    torch.set_num_threads(threads)
+def _evaluation(stage: Stage, job: ComponentJob) -> Evaluation:
+    """The stage's, with the steps and solvers of the configuration."""
+    own = job.experiment.evaluation
+    return dataclasses.replace(stage.experiment.evaluation, steps=own.steps, solvers=own.solvers)
+
+
+def _score(sources: Sources, stage: Stage, parents: Parents, folder: Path | None, evaluation: Evaluation) -> Scored:
+    torch.set_num_threads(stage.experiment.search.cpus_per_trial)
     module = None if folder is None else checkpoint.load_component(folder)
-    return Scorer(stage.experiment, sources, parents)(component, module)
+    return Scorer(stage.experiment, sources, parents)(stage.component, module, evaluation)
 
 
 def _record(stage: Stage, refit: Mapping[str, Sequence[ComponentJob]], scored: Mapping[str, Scored]) -> None:
@@ -196,6 +197,13 @@ def _record(stage: Stage, refit: Mapping[str, Sequence[ComponentJob]], scored: M
         records.save_score(job.folder, checkpoint.read_meta(job.folder).step, result.score)
         row = records.rung_row(job.experiment, job.name, steps, flow=stage.flow, score=result.score, default=default)
         rows.append(
-            row | {"status": "finished", "refit": True, "magnitude": result.magnitude, "values": json.dumps({})}
+            row
+            | {
+                "status": "finished",
+                "refit": True,
+                "magnitude": result.magnitude,
+                "nfe_per_frame": result.nfe_per_frame,
+                "values": json.dumps({}),
+            }
         )
     records.write_rows(stage.workspace.trials, rows)

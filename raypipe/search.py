@@ -1,38 +1,26 @@
-"""The search of one stage: Optuna proposes, ASHA decides who goes on, Ray Tune runs the trials."""
+"""The search of one stage: Optuna proposes, a scheduler decides who goes on, Ray Tune runs the trials."""
 
 import logging
 import math
 import time
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import optuna
 import ray
-from optuna.storages import JournalStorage
-from optuna.trial import TrialState
+from optuna.storages import BaseStorage
 from ray import tune
-from ray.tune.search.optuna import OptunaSearch
 
 from raypipe.config import Axis, ConfigError, Experiment
 from raypipe.files import disk_is_full
 from raypipe.launch import scales_up
 from raypipe.rungs import StandingRungs
-from raypipe.space import decode, distribution, first_points, published_point
-from raypipe.study import (
-    CUT_OFF,
-    REASON,
-    count_ended,
-    drop_running,
-    importances,
-    known_trials,
-    open_storage,
-    rung_scores,
-    trial_name,
-)
+from raypipe.space import first_points, published_point
+from raypipe.study import count_ended, drop_running, importances, known_trials, open_storage
+from raypipe.study_search import StudySearch, make_sampler
 from raypipe.trial import Stage, StageTrial
-from raypipe.trial_log import Past, TrialLog
+from raypipe.trial_log import TrialLog
 from raypipe.warm_start import best_points
 from raypipe.workspace import write_json
 
@@ -40,89 +28,27 @@ DRIVER_MEMORY = 2**20
 """Bytes reserved by a trial that only launches a TorchTrainer: it must reserve something, and CPUs are its workers'."""
 
 
-class StudySearch(OptunaSearch):
-    """OptunaSearch over a study that outlives the process: trials that were running are taken up again first."""
-
-    def __init__(self, stage: Stage, study_storage: JournalStorage, *, extra: Mapping[str, Axis]) -> None:
-        experiment = stage.experiment
-        self._stage = stage
-        self._ot_study: Any
-        self._axes = {**experiment.search.axes(stage.component), **extra}
-        known = known_trials(study_storage, stage.component)
-        running = [trial for trial in known if trial.state == TrialState.RUNNING]
-        self._interrupted = [trial for trial in running if set(trial.params) == set(self._axes)]
-        self.ended = count_ended(known)
-        self.rungs = rung_scores(known, stage.component)
-        default = published_point(experiment, stage.component) | {n: (a.choices or [None])[0] for n, a in extra.items()}
-        startup = min(
-            experiment.search.trials(stage.component), max(4, experiment.search.trials(stage.component) // 2 + 1)
-        )
-        first = first_points(self._axes, default, startup, experiment.search.seed)
-        if stage.warm_start is not None and not known:
-            count = max(1, experiment.search.trials(stage.component) // 4)
-            first[1:1] = best_points(stage.warm_start, stage.component, self._axes, default, count)
-        super().__init__(
-            {name: distribution(name, axis) for name, axis in self._axes.items()},
-            metric="objective",
-            mode="min",
-            points_to_evaluate=[] if known else first,
-            sampler=optuna.samplers.TPESampler(
-                # The same seed on a study with results would propose its first points again.
-                seed=experiment.search.seed + 1000 * self.ended,
-                n_startup_trials=startup,
-                multivariate=True,
-                constant_liar=True,
-            ),
-            study_name=stage.component,
-            storage=study_storage,
-        )
-        drop_running(self._ot_study, [trial for trial in running if trial not in self._interrupted], CUT_OFF)
-
-    def suggest(self, trial_id: str) -> dict[str, Any] | None:
-        """{"trial": its name, "values": config fields by dotted name, "reported": steps of the rungs on record}."""
-        if self._interrupted:
-            frozen = self._interrupted.pop(0)
-            self._ot_trials[trial_id] = optuna.trial.Trial(self._ot_study, frozen._trial_id)
-            return self._named(frozen.number, frozen.params, sorted(frozen.intermediate_values))
-        params = super().suggest(trial_id)
-        return None if params is None else self._named(self._ot_trials[trial_id].number, params, [])
-
-    def past(self) -> list[Past]:
-        """The trials that are over by now."""
-        return [
-            Past(
-                self._named(trial.number, trial.params, []),
-                trial.intermediate_values,
-                trial.user_attrs.get(REASON, "its process failed") if trial.state == TrialState.FAIL else None,
-            )
-            for trial in self._ot_study.get_trials(deepcopy=False)
-            if trial.state.is_finished() and trial.user_attrs.get(REASON) != CUT_OFF
-        ]
-
-    def _named(self, number: int, params: Mapping[str, Any], reported: list[int]) -> dict[str, Any]:
-        values = {name: decode(self._axes[name], value) for name, value in params.items()}
-        return {"trial": trial_name(self._stage.component, number), "values": values, "reported": reported}
-
-    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Record the rung by training step. A trial that is taken up again may report one twice; the first counts."""
-        trial = self._ot_trials[trial_id]
-        if math.isfinite(result["objective"]):
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                trial.report(result["objective"], step=result["train_step"])
-
-    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """A failed trial ends as FAIL, which the sampler does not learn from; one that a full disk cut off goes on."""
-        if result is not None and result.get("halt") is not None:
-            return
-        failed = error or result is None or result.get("failure") is not None
-        if failed:
-            reason = "its process failed" if result is None else result["failure"]
-            self._ot_trials[trial_id].set_user_attr(REASON, reason)
-        else:
-            assert result is not None
-            self.on_trial_result(trial_id, result)  # Tune has not told the result that ends a trial
-        super().on_trial_complete(trial_id, None if failed else result, error=failed)
+def study_search(stage: Stage, storage: BaseStorage, extra: Mapping[str, Axis] | None = None) -> StudySearch:
+    """The search of a stage over its axes and the `extra` ones, from its default on."""
+    search, component = stage.experiment.search, stage.component
+    extra = extra or {}
+    axes = {**search.axes(component), **extra}
+    known = known_trials(storage, component)
+    default = published_point(stage.experiment, component) | {n: (a.choices or [None])[0] for n, a in extra.items()}
+    trials = search.trials(component)
+    startup = min(trials, max(4, trials // 2 + 1))
+    first = [default] if search.sampler == "random" else first_points(axes, default, startup, search.seed)
+    if stage.warm_start is not None:
+        first[1:1] = best_points(stage.warm_start, component, axes, default, max(1, trials // 4))
+    conditional = any(axis.when for axis in axes.values())
+    return StudySearch(
+        component,
+        axes,
+        storage,
+        sampler=make_sampler(search, startup=startup, ended=count_ended(known), conditional=conditional),
+        first=first[:trials],
+        objectives=["objective", *search.objectives[1:]],
+    )
 
 
 class Halt(tune.Stopper):
@@ -182,7 +108,7 @@ def _run_trials(stage: Stage, extra: Mapping[str, Axis], trainable: type[tune.Tr
     experiment, workspace = stage.experiment, stage.workspace
     workspace.folder.mkdir(parents=True, exist_ok=True)
     storage = open_storage(workspace.study)
-    search = StudySearch(stage, storage, extra=extra)
+    search = study_search(stage, storage, extra)
     total = experiment.search.trials(stage.component)
     log = TrialLog(stage, total, search.ended)
     log.catch_up(search.past())

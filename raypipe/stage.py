@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from raypipe import checkpoint, forecast
 from raypipe.checkpoint import Meta
-from raypipe.config import Component, Experiment
+from raypipe.config import Component, Evaluation, Experiment
 from raypipe.data.dataset import WindowBatches
 from raypipe.data.windows import Sampler, WindowIndex
 from raypipe.device import choose_device
@@ -18,6 +18,7 @@ from raypipe.fit import Progress
 from raypipe.metrics.ensemble import Score
 from raypipe.models.components import build_component
 from raypipe.sde.dynamics import ConstantDiffusion, Dynamics
+from raypipe.sde.solvers import SOLVERS
 from raypipe.sources import Sources
 from raypipe.task import ComponentTask, component_schedule, published_loss
 from raypipe.training import NetworkTraining
@@ -106,12 +107,13 @@ class Scored:
     """A component's score on the held-out windows.
 
     magnitude: the constant diffusion's multiplier, or beta, fitted on training windows; residual_std: the
-    flow's, [C], on training windows at u = 0.
+    flow's, [C], on training windows at u = 0; nfe_per_frame: network evaluations that a predicted frame takes.
     """
 
     score: Score
     magnitude: float
     residual_std: tuple[float, ...]
+    nfe_per_frame: int
 
 
 class Scorer:
@@ -130,23 +132,26 @@ class Scorer:
         self._flow = None if parents.flow is None else checkpoint.load_component(parents.flow).to(device)
         self._denoiser = None if parents.denoiser is None else checkpoint.load_component(parents.denoiser).to(device)
 
-    def __call__(self, component: Component, module: nn.Module | None) -> Scored:
+    def __call__(self, component: Component, module: nn.Module | None, evaluation: Evaluation | None = None) -> Scored:
         """The score of `module` (None: no denoiser at all) in the forecast that its stage prescribes.
 
         flow: with a constant diffusion; denoiser: the best flow with it, and a constant; diffusion: the
         best flow and denoiser with it. The magnitude is fitted on training windows each time.
+        evaluation: whose first steps and solver integrate, where a trial has its own; the windows stay.
         """
         was_training = module is not None and module.training
         if module is not None:
             module.eval()
         make, std = _DYNAMICS[component](self, module)
-        evaluation, steps = self._experiment.evaluation, self._experiment.evaluation.steps[0]
+        evaluation = evaluation or self._experiment.evaluation
+        steps, solver = evaluation.steps[0], SOLVERS[evaluation.solvers[0]]
         candidates = evaluation.betas if component == "diffusion" else evaluation.multipliers
         fitted = forecast.fit_magnitude(make, candidates, self._fitting, evaluation, steps)
-        result = forecast.score(make(fitted.value), self._held_out, evaluation, steps)
+        dynamics = make(fitted.value)
+        result = forecast.score(dynamics, self._held_out, evaluation, steps)
         if module is not None:
             module.train(was_training)
-        return Scored(result, fitted.value, tuple(std.tolist()))
+        return Scored(result, fitted.value, tuple(std.tolist()), steps * dynamics.evaluations(solver))
 
     def constant(self, flow: nn.Module) -> Tensor:
         return forecast.residual_std(flow, self._fitting, self._experiment.sde.sigma)

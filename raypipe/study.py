@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import optuna
-from optuna.storages import JournalStorage
+from optuna.storages import BaseStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
@@ -13,6 +13,8 @@ CUT_OFF = "cut off while it was proposed"
 """Why a trial of the study never began: it counts as none."""
 REASON = "error"
 """The attribute of a failed trial that says why it failed."""
+STEP = "train_step"
+"""The attribute of a trial that is over: the training step that it reached."""
 
 
 def open_storage(path: Path) -> JournalStorage:
@@ -28,7 +30,7 @@ def open_storage(path: Path) -> JournalStorage:
     return JournalStorage(JournalFileBackend(str(path)))
 
 
-def known_trials(storage: JournalStorage, name: str) -> list[FrozenTrial]:
+def known_trials(storage: BaseStorage, name: str) -> list[FrozenTrial]:
     """The trials of a study; none if it has not begun."""
     if name not in optuna.get_all_study_names(storage):
         return []
@@ -65,12 +67,13 @@ def importances(study: optuna.Study) -> dict[str, float]:
     None before four trials have a score, or if all scores are alike.
     """
     scored = [trial for trial in study.get_trials(deepcopy=False) if trial.state == TrialState.COMPLETE]
-    if len(scored) < 4 or len({trial.value for trial in scored}) < 2:
+    if len(scored) < 4 or len({trial.values[0] for trial in scored}) < 2:
         return {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         evaluator = optuna.importance.PedAnovaImportanceEvaluator()
-    return dict(optuna.importance.get_param_importances(study, evaluator=evaluator))
+    first = (lambda trial: trial.values[0]) if len(study.directions) > 1 else None
+    return dict(optuna.importance.get_param_importances(study, evaluator=evaluator, target=first))
 
 
 def ended_trials(path: Path, name: str) -> int:

@@ -123,7 +123,8 @@ class StageTrial(tune.Trainable):
         if score is None or "magnitude" not in extra:
             self._untold = step
             return None
-        return self._result(began, score=score, magnitude=float(extra["magnitude"]))
+        magnitude, nfe = float(extra["magnitude"]), int(extra["nfe_per_frame"])
+        return self._result(began, score=score, magnitude=magnitude, nfe=nfe)
 
     def _to_next_rung(self, began: float) -> dict[str, Any]:
         rungs = self._stage.rungs
@@ -133,16 +134,17 @@ class StageTrial(tune.Trainable):
             self._advance(target, began)
         if self._parents not in self._scorers:
             self._scorers = {self._parents: Scorer(self._experiment, self._sources, self._parents)}
-        scored = self._scorers[self._parents](self._stage.component, self._training.model)
+        scorer, evaluation = self._scorers[self._parents], self._experiment.evaluation
+        scored = scorer(self._stage.component, self._training.model, evaluation)
         if not math.isfinite(scored.score.ratio.value):
             return self._result(began, failure="the forecast is not finite")
         records.save_score(self._folder, target, scored.score)
-        result = self._result(began, score=scored.score, magnitude=scored.magnitude)
+        result = self._result(began, score=scored.score, magnitude=scored.magnitude, nfe=scored.nfe_per_frame)
         self._seconds = result["seconds"]
         self._training.save(
             self._folder,
             residual_std=list(scored.residual_std),
-            extra={"magnitude": scored.magnitude, "seconds": self._seconds},
+            extra={"magnitude": scored.magnitude, "nfe_per_frame": scored.nfe_per_frame, "seconds": self._seconds},
         )
         return result
 
@@ -191,6 +193,7 @@ class StageTrial(tune.Trainable):
         *,
         score: Score | None = None,
         magnitude: float | None = None,
+        nfe: int | None = None,
         failure: str | None = None,
         halt: str | None = None,
     ) -> dict[str, Any]:
@@ -202,6 +205,7 @@ class StageTrial(tune.Trainable):
             "halt": halt,
             "trial": self._name,
             "magnitude": magnitude,
+            "nfe_per_frame": nfe,
             "seconds": self._seconds + time.perf_counter() - began,
             "noise_std": self._experiment.train.noise_std,
             "done": bool(failure or halt) or step >= last,

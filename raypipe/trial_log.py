@@ -4,7 +4,6 @@ import json
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +12,8 @@ from ray import tune
 from raypipe import records
 from raypipe.live import Live, Running
 from raypipe.monitor import read_metrics
+from raypipe.study_search import Past
 from raypipe.trial import Stage
-
-
-@dataclass(frozen=True)
-class Past:
-    """A trial that the study knows to be over. config: as it was suggested; scores: objectives by rung."""
-
-    config: Mapping[str, Any]
-    scores: Mapping[int, float]
-    error: str | None
 
 
 class TrialLog(tune.Callback):
@@ -138,6 +129,7 @@ class TrialLog(tune.Callback):
             "refit": False,
             "objective": objective if objective is not None and math.isfinite(objective) else None,
             "magnitude": result.get("magnitude"),
+            "nfe_per_frame": result.get("nfe_per_frame"),
             "values": json.dumps(trial_config["values"]),
             "seconds": result.get("seconds"),
             "error": result.get("failure"),

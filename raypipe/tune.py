@@ -47,7 +47,10 @@ def run_stage(stage: Stage, extra: Mapping[str, Axis]) -> None:
     ranked = records.last_rungs(rows, component)
     if not ranked:
         raise ConfigError(f"{workspace.trials}: every trial of the {component} stage failed; see its error column")
-    write_finalists(workspace, component, refit(stage, records.hand_on(ranked, experiment.search.top_k)))
+    chosen = records.hand_on(ranked, experiment.search.top_k)
+    if len(experiment.search.objectives) > 1:
+        chosen += [trial for trial in records.front(ranked) if trial not in chosen]
+    write_finalists(workspace, component, refit(stage, chosen))
 
 
 def make_stage(experiment: Experiment, workspace: Workspace, component: Component) -> tuple[Stage, dict[str, Axis]]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from raypipe import records
 from raypipe.config import Axis, Component
-from raypipe.space import distribution
+from raypipe.space import applying, encode, fits, restrict
 
 
 def best_points(
@@ -22,22 +22,10 @@ def best_points(
     points: list[dict[str, Any]] = []
     for trial in records.last_rungs(rows, component):
         values = {**json.loads(trial.row["values"]), **{k: v for k, v in default.items() if k == "train.flow"}}
-        point = {name: _encode(name, axis, values[name]) for name, axis in axes.items() if name in values}
-        fits = point.keys() == axes.keys() and all(_fits(name, axes[name], value) for name, value in point.items())
-        if fits and point != default and point not in points:
+        point = restrict(
+            axes, {name: encode(name, axis, values[name]) for name, axis in axes.items() if name in values}
+        )
+        known = set(point) == set(applying(axes, point)) and all(fits(n, axes[n], value) for n, value in point.items())
+        if known and point != default and point not in points:
             points.append(point)
     return points[:count]
-
-
-def _encode(name: str, axis: Axis, value: Any) -> Any:
-    """A config value as a proposed one: what stands for 0 in a range that 0 belongs to."""
-    space: Any = distribution(name, axis)
-    return space.low if axis.zero and value == 0 else value
-
-
-def _fits(name: str, axis: Axis, value: Any) -> bool:
-    """Whether the axis can propose the value."""
-    if axis.choices is not None:
-        return value in axis.choices
-    space: Any = distribution(name, axis)
-    return isinstance(value, int | float) and not isinstance(value, bool) and bool(space.low <= value <= space.high)

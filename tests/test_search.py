@@ -15,7 +15,7 @@ from optuna.trial import TrialState
 
 from raypipe import checkpoint, records, train, tune
 from raypipe.config import Axis
-from raypipe.search import StudySearch, run_search
+from raypipe.search import run_search, study_search
 from raypipe.sources import Sources
 from raypipe.space import decode, distribution, published_point
 from raypipe.stage import Parents, Scorer, Training
@@ -71,8 +71,7 @@ def open_storage(path):
 
 
 def make_search(path, **values):
-    experiment = tiny(**values)
-    return StudySearch(Stage(experiment, Workspace(path.parent, "x"), "flow"), open_storage(path), extra={})
+    return study_search(Stage(tiny(**values), Workspace(path.parent, "x"), "flow"), open_storage(path))
 
 
 def test_the_first_trial_is_the_published_default_and_the_next_are_not(tmp_path):
@@ -119,6 +118,54 @@ def test_a_rung_that_is_reported_twice_counts_once(tmp_path):
     search.on_trial_result("a", {"objective": math.inf, "train_step": 18})
     trial = optuna.load_study(study_name="flow", storage=open_storage(tmp_path / "study.log")).get_trials()[0]
     assert trial.intermediate_values == {6: 0.7}
+
+
+CONDITIONAL = {
+    "search.diffusion": {
+        "train.loss": {"choices": ["regression", "nll"]},
+        "train.noise_std": {"low": 0.01, "high": 0.4, "log": True, "zero": True},
+        "model.logit_range": {"choices": [[-9, 1], [-6, 2]], "when": {"train.loss": "regression"}},
+        "train.batch_size": {"low": 4, "high": 16, "when": {"train.loss": ["nll"]}},
+    }
+}
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "gp", "nsga2", "random"])
+def test_every_sampler_proposes_points_of_the_space_and_no_other(tmp_path, sampler):
+    """Axes with conditions stand where these hold, and only there; a trial that was cut off is taken up as it was."""
+    experiment = tiny(**CONDITIONAL, **{"search.sampler": sampler, "search.diffusion_trials": 12})
+    stage = Stage(experiment, Workspace(tmp_path, "x"), "diffusion")
+    search, seen = study_search(stage, open_storage(tmp_path / "study.log")), []
+    for i in range(12):
+        found = search.suggest(str(i))
+        seen.append(found["values"])
+        if i < 11:
+            noise = found["values"]["train.noise_std"]
+            search.on_trial_complete(str(i), {"objective": 0.5 + noise, "train_step": 12, "failure": None})
+    assert seen[0]["train.loss"] == "regression" and seen[0]["model.logit_range"] in ([-9, 1], (-9.0, 1.0))
+    for values in seen:
+        own = {"regression": "model.logit_range", "nll": "train.batch_size"}[values["train.loss"]]
+        assert set(values) == {"train.loss", "train.noise_std", own}
+        stage.configure(values)  # every one is a config
+    assert {values["train.loss"] for values in seen} == {"regression", "nll"}
+    assert len({values["train.noise_std"] for values in seen}) > 6
+    again = study_search(stage, open_storage(tmp_path / "study.log"))
+    assert again.ended == 11 and again.suggest("x") == found
+
+
+def test_two_objectives_are_both_told(tmp_path):
+    two = {"search.objectives": ["crps_ratio", "nfe_per_frame"], "search.rungs": 1}
+    steps = {"search.flow": {"evaluation.steps": {"choices": [[1], [4]]}}}
+    stage = Stage(tiny(**two, **steps), Workspace(tmp_path, "x"), "flow")
+    search = study_search(stage, open_storage(tmp_path / "study.log"))
+    assert search.suggest("a")["values"] == {"evaluation.steps": [1]}
+    result = {"objective": 0.7, "nfe_per_frame": 2, "train_step": 18, "failure": None}
+    search.on_trial_result("a", result)
+    search.on_trial_complete("a", result)
+    trial = optuna.load_study(study_name="flow", storage=open_storage(tmp_path / "study.log")).get_trials()[0]
+    assert trial.values == [0.7, 2]
+    again = study_search(stage, open_storage(tmp_path / "study.log"))
+    assert [(past.config["trial"], past.scores) for past in again.past()] == [("flow-00", {18: 0.7})]
 
 
 # ---- one Ray for the rest, with the two CPUs of a small machine
