@@ -51,6 +51,9 @@ def start_ray(*, dashboard: bool = False) -> None:
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")  # a report waits for the next look
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    # The study and trials.parquet keep what Ray Tune would write of every trial once more, and it takes its time.
+    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+    os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "3600")
     if ray.is_initialized():
         return
     common: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": False}

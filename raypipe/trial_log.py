@@ -10,6 +10,7 @@ from typing import Any
 from ray import tune
 
 from raypipe import records
+from raypipe.config import Experiment
 from raypipe.live import Live, Running
 from raypipe.monitor import read_metrics
 from raypipe.study_search import Past
@@ -27,6 +28,7 @@ class TrialLog(tune.Callback):
         self._path = stage.workspace.trials
         self._rows = records.read_rows(self._path)
         self._total, self._done = total, done
+        self._configured: dict[str, Experiment] = {}
         self._live: Live | None = None
         self._looked = 0.0
         self.busy = 0.0
@@ -65,7 +67,7 @@ class TrialLog(tune.Callback):
 
     def _running(self, trial: Any) -> Running:
         stage, name = self._stage, trial.config["trial"]
-        train = stage.configure(trial.config["values"]).train
+        train = self._experiment(trial.config).train
         logged = read_metrics(stage.workspace.run(stage.component, name))
         objective = trial.last_result.get("objective")
         return Running(
@@ -117,7 +119,7 @@ class TrialLog(tune.Callback):
         stage, name, step = self._stage, trial_config["trial"], result.get("train_step", 0)
         objective = result.get("objective")  # also of a rung whose score is lost
         row = records.rung_row(
-            stage.configure(trial_config["values"]),
+            self._experiment(trial_config),
             name,
             step,
             flow=stage.flow,
@@ -134,6 +136,13 @@ class TrialLog(tune.Callback):
             "seconds": result.get("seconds"),
             "error": result.get("failure"),
         }
+
+    def _experiment(self, trial_config: Mapping[str, Any]) -> Experiment:
+        """A trial's, validated once: on every result of hundreds of trials it would be felt."""
+        key = json.dumps(trial_config["values"])
+        if key not in self._configured:
+            self._configured[key] = self._stage.configure(trial_config["values"])
+        return self._configured[key]
 
     def _end(self, name: str, status: str, error: str | None = None) -> None:
         for row in self._rows:
