@@ -127,6 +127,12 @@ def _noise_axis() -> Axis:
     return Axis(low=0.01, high=0.4, log=True, zero=True)
 
 
+Scheduler = Literal["asha", "halving", "median", "pbt", "none"]
+"""`raypipe.schedulers` says what each is."""
+PAUSING: tuple[Scheduler, ...] = ("halving", "pbt")
+"""Those whose trials wait for each other, and give their places away meanwhile."""
+
+
 @dataclass(frozen=True)
 class Search(Section):
     """The hyperparameter search of one stage after the other."""
@@ -140,8 +146,13 @@ class Search(Section):
     flow_refit_steps: int = option(1000, "training steps of a flow that is handed on")
     denoiser_refit_steps: int = option(400, "training steps of a denoiser that is handed on")
     diffusion_refit_steps: int = option(450, "training steps of a diffusion that is handed on")
-    rungs: int = option(2, "rungs of ASHA; 1: no trial is stopped early")
-    reduction_factor: int = option(3, "ASHA keeps the best 1/k of a rung")
+    scheduler: Scheduler = option(
+        "asha",
+        "who is stopped early; `asha`, `halving`: all but the best 1/k of a rung, as they come or when all have come; "
+        "`median`: who is worse than the median; `pbt`: nobody, the worst copy the best and change; `none`: nobody",
+    )
+    rungs: int = option(2, "rungs, at which trials are scored and compared; 1: no trial is stopped early")
+    reduction_factor: int = option(3, "asha and halving keep the best 1/k of a rung")
     top_k: int = option(2, "trials that a stage hands on, besides the best of each loss")
     margin: float = option(
         0.15, "a finalist this much worse than the best, trained at full length, is not handed on, whatever its loss"
@@ -185,6 +196,13 @@ class Search(Section):
                 least = 2 if f.name == "reduction_factor" else 1
                 require(value >= least, f"search.{f.name}", f"at least {least}", value)
         require(self.gpus_per_trial >= 0, "search.gpus_per_trial", "at least 0", self.gpus_per_trial)
+        # A trial of several workers holds no place of its own that it could give away.
+        alone, rule = self.workers_per_trial == 1, f"1 with search.scheduler {self.scheduler}"
+        require(alone or not self.pauses, "search.workers_per_trial", rule, self.workers_per_trial)
+
+    @property
+    def pauses(self) -> bool:
+        return self.scheduler in PAUSING
 
     def trials(self, component: Component) -> int:
         return cast(int, getattr(self, f"{component}_trials"))

@@ -74,7 +74,7 @@ class TrialLog(tune.Callback):
 
     def _running(self, trial: Any) -> Running:
         stage, name = self._stage, trial.config["trial"]
-        train = stage.configure(trial.config["values"]).train
+        train = stage.configure(_values(trial.config, trial.last_result)).train
         logged = read_metrics(stage.workspace.run(stage.component, name))
         objective = trial.last_result.get("objective")
         return Running(
@@ -125,8 +125,9 @@ class TrialLog(tune.Callback):
     def _row(self, trial_config: Mapping[str, Any], result: Mapping[str, Any]) -> records.Row:
         stage, name, step = self._stage, trial_config["trial"], result.get("train_step", 0)
         objective = result.get("objective")  # also of a rung whose score is lost
+        values = _values(trial_config, result)
         row = records.rung_row(
-            stage.configure(trial_config["values"]),
+            stage.configure(values),
             name,
             step,
             flow=stage.flow,
@@ -138,7 +139,8 @@ class TrialLog(tune.Callback):
             "refit": False,
             "objective": objective if objective is not None and math.isfinite(objective) else None,
             "magnitude": result.get("magnitude"),
-            "values": json.dumps(trial_config["values"]),
+            "values": json.dumps(values),
+            "exploited": result.get("exploited"),
             "seconds": result.get("seconds"),
             "error": result.get("failure"),
         }
@@ -161,6 +163,11 @@ class TrialLog(tune.Callback):
             text = f"best {top.objective:.3f} ({top.name}: s {top.noise_std:.3g}{loss})"
             assert self._live is not None
             self._live.best(text)
+
+
+def _values(trial_config: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str, Any]:
+    """Those that a trial had at a rung, which may not be those that it was proposed."""
+    return dict(json.loads(result["values"]) if "values" in result else trial_config["values"])
 
 
 def _last_line(path: str | None) -> str | None:

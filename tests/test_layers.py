@@ -11,7 +11,10 @@ PACKAGE = ROOT / "raypipe"
 
 VERBS = {"convert_to_h5", "train", "tune", "evaluate", "generate"}
 # what the verbs share of Ray Train, Ray Tune and Optuna
-RAY = {"launch", "encoding", "search", "space", "study", "rungs", "trial", "trial_log", "refits", "warm_start"}
+RAY = {
+    *("launch", "encoding", "search", "space", "study", "trial", "trial_log", "refits", "warm_start"),
+    *("schedulers", "rungs", "median", "cohort", "population"),
+}
 MIDDLE = {
     *("report", "checkpoint", "published", "workspace", "sources", "fit", "task", "autoencoding", "stage"),
     *("averaging", "training", "diffusers_folder"),
