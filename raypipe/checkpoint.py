@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import sys
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -102,6 +103,18 @@ def save_component(
         write(temporary, module, meta, optimizer)
         if live is not None and live is not module:
             save_file(_tensors(live), temporary / LIVE)
+
+
+def copy_component(source: str | Path, folder: str | Path, **changes: Any) -> None:
+    """Put a copy of a saved component, with all that its training resumes from, in `folder`, whole or not at all.
+
+    changes: fields of the copy's Meta. Raises ValueError as `load_component`, and if `folder` holds anything else.
+    """
+    meta = replace(_read_kind(source, "component"), **changes)
+    with staged(folder) as temporary:
+        for path in standing(Path(source)).iterdir():
+            shutil.copy(path, temporary)
+        (temporary / CONFIG).write_text(meta.to_json(), encoding="utf-8")
 
 
 def load_component(folder: str | Path) -> nn.Module:

@@ -139,6 +139,12 @@ def _noise_axis() -> Axis:
     return Axis(low=0.01, high=0.4, log=True, zero=True)
 
 
+Scheduler = Literal["asha", "halving", "median", "pbt", "none"]
+"""`raypipe.schedulers` says what each is."""
+PAUSING: tuple[Scheduler, ...] = ("halving", "pbt")
+"""Those whose trials wait for each other, and give their places away meanwhile."""
+
+
 @dataclass(frozen=True)
 class Search(Section):
     """The hyperparameter search of one stage after the other."""
@@ -152,8 +158,13 @@ class Search(Section):
     flow_refit_steps: int = option(1000, "training steps of a flow that is handed on")
     denoiser_refit_steps: int = option(400, "training steps of a denoiser that is handed on")
     diffusion_refit_steps: int = option(450, "training steps of a diffusion that is handed on")
-    rungs: int = option(2, "rungs of ASHA; 1: no trial is stopped early")
-    reduction_factor: int = option(3, "ASHA keeps the best 1/k of a rung")
+    scheduler: Scheduler = option(
+        "asha",
+        "who is stopped early; `asha`, `halving`: all but the best 1/k of a rung, as they come or when all have come; "
+        "`median`: who is worse than the median; `pbt`: nobody, the worst copy the best and change; `none`: nobody",
+    )
+    rungs: int = option(2, "rungs, at which trials are scored and compared; 1: no trial is stopped early")
+    reduction_factor: int = option(3, "asha and halving keep the best 1/k of a rung")
     top_k: int = option(2, "trials that a stage hands on, besides the best of each loss")
     margin: float = option(
         0.15, "a finalist this much worse than the best, trained at full length, is not handed on, whatever its loss"
@@ -205,11 +216,14 @@ class Search(Section):
         require(self.gpus_per_trial >= 0, "search.gpus_per_trial", "at least 0", self.gpus_per_trial)
         known = self.objectives in (["crps_ratio"], ["crps_ratio", "nfe_per_frame"])
         require(known, "search.objectives", "[crps_ratio] or [crps_ratio, nfe_per_frame]", self.objectives)
-        two = len(self.objectives) > 1
-        require(not two or self.rungs == 1, "search.rungs", "1 with two objectives: none stops a trial", self.rungs)
+        plain = self.rungs == 1 or self.scheduler == "none"
+        require(len(self.objectives) == 1 or plain, "search.scheduler", "none with two objectives", self.scheduler)
         for component in COMPONENTS:
             for name, axis in self.axes(component).items():
                 self._check_conditions(f"search.{component}: {name}: when", axis, self.axes(component))
+        # A trial of several workers holds no place of its own that it could give away.
+        alone, rule = self.workers_per_trial == 1, f"1 with search.scheduler {self.scheduler}"
+        require(alone or not self.pauses, "search.workers_per_trial", rule, self.workers_per_trial)
 
     @staticmethod
     def _check_conditions(where: str, axis: Axis, axes: Mapping[str, Axis]) -> None:
@@ -220,6 +234,10 @@ class Search(Section):
             assert parent is not None and parent.choices is not None
             within = bool(allowed) and all(value in parent.choices for value in allowed)
             require(within, f"{where}: {name}", f"among {parent.choices}", allowed)
+
+    @property
+    def pauses(self) -> bool:
+        return self.scheduler in PAUSING
 
     def trials(self, component: Component) -> int:
         return cast(int, getattr(self, f"{component}_trials"))

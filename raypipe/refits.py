@@ -82,11 +82,11 @@ def _refit(stage: Stage, name: str, values: Mapping[str, Any], seed: int) -> Com
 
 
 def _values(stage: Stage, trial: str) -> dict[str, Any] | None:
-    """The config fields that a trial was proposed; None if it never reported."""
-    for row in records.read_rows(stage.workspace.trials):
-        if row["trial"] == trial and row["stage"] == stage.component:
-            return dict(json.loads(row["values"]))
-    return None
+    """The config fields that a trial had at its last rung; None if it never reported."""
+    rows = [
+        r for r in records.read_rows(stage.workspace.trials) if (r["trial"], r["stage"]) == (trial, stage.component)
+    ]
+    return dict(json.loads(max(rows, key=lambda row: row["step"])["values"])) if rows else None
 
 
 def _rank(stage: Stage, chosen: Sequence[Trial], refit: Mapping[str, Sequence[ComponentJob]]) -> list[Finalist]:

@@ -2,10 +2,24 @@
 
 import math
 from collections.abc import Mapping
-from types import SimpleNamespace
+from dataclasses import dataclass
 from typing import Any
 
 from ray.tune.schedulers import ASHAScheduler
+
+
+@dataclass(frozen=True)
+class _Identity:
+    trial_id: str
+
+
+def identity(name: str) -> Any:
+    """All that ASHA and the median rule look at in a trial: here its own name, which a resumed search gives again."""
+    return _Identity(name)
+
+
+def named(trial: Any) -> Any:
+    return identity(trial.config["trial"])
 
 
 class StandingRungs(ASHAScheduler):
@@ -26,31 +40,22 @@ class StandingRungs(ASHAScheduler):
         for name, scores in known.items():
             for step, objective in sorted(scores.items()):
                 if math.isfinite(objective):
-                    self._brackets[0].on_result(_identity(name), step, sign * objective)
-        super().on_trial_add(tune_controller, _named(trial))
+                    self._brackets[0].on_result(identity(name), step, sign * objective)
+        super().on_trial_add(tune_controller, named(trial))
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        decision: str = super().on_trial_result(tune_controller, _named(trial), result)
+        decision: str = super().on_trial_result(tune_controller, named(trial), result)
         return decision
 
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
         """A trial that failed has no score, and moves no rung's cut."""
         if math.isfinite(result.get("objective", math.inf)):
-            super().on_trial_complete(tune_controller, _named(trial), result)
+            super().on_trial_complete(tune_controller, named(trial), result)
         else:
-            super().on_trial_remove(tune_controller, _named(trial))
+            super().on_trial_remove(tune_controller, named(trial))
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
-        super().on_trial_remove(tune_controller, _named(trial))
+        super().on_trial_remove(tune_controller, named(trial))
 
     def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
-        super().on_trial_remove(tune_controller, _named(trial))
-
-
-def _named(trial: Any) -> Any:
-    return _identity(trial.config["trial"])
-
-
-def _identity(name: str) -> Any:
-    """All that ASHA looks at in a trial."""
-    return SimpleNamespace(trial_id=name)
+        super().on_trial_remove(tune_controller, named(trial))

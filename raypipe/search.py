@@ -15,7 +15,7 @@ from ray import tune
 from raypipe.config import Axis, ConfigError, Experiment
 from raypipe.files import disk_is_full
 from raypipe.launch import scales_up
-from raypipe.rungs import StandingRungs
+from raypipe.schedulers import make_scheduler
 from raypipe.space import first_points, published_point
 from raypipe.study import count_ended, drop_running, importances, known_trials, open_storage
 from raypipe.study_search import StudySearch, make_sampler
@@ -143,8 +143,9 @@ def _tuner(
             mode="min",
             num_samples=trials,
             search_alg=search,
-            scheduler=_scheduler(stage, search.rungs),
-            max_concurrent_trials=concurrent_trials(experiment) or None,
+            scheduler=_scheduler(stage, search.rungs, trials),
+            # Tune counts trials that pause among these; their scheduler counts those that run.
+            max_concurrent_trials=None if experiment.search.pauses else concurrent_trials(experiment) or None,
             reuse_actors=True,
         ),
         run_config=tune.RunConfig(
@@ -159,16 +160,12 @@ def _tuner(
     )
 
 
-def _scheduler(stage: Stage, known: Mapping[str, Mapping[int, float]]) -> Any:
-    rungs = stage.rungs
-    if len(rungs) == 1:
-        return None
-    return StandingRungs(
-        known,
-        grace_period=rungs[0],
-        max_t=rungs[-1] + 1,  # a trial ends by itself
-        reduction_factor=stage.experiment.search.reduction_factor,
-    )
+def _scheduler(stage: Stage, known: Mapping[str, Mapping[int, float]], trials: int) -> Any:
+    search, places = stage.experiment.search, concurrent_trials(stage.experiment)
+    if 0 < places != search.max_concurrent:
+        places += 1  # one may wait for resources, or Tune ends the process of a trial that pauses, and starts another
+    axes = search.axes(stage.component)
+    return make_scheduler(search, stage.rungs, known, trials, places, axes=axes, copy=stage.take_over)
 
 
 def _resources(experiment: Experiment) -> tune.PlacementGroupFactory:

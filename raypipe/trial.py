@@ -1,5 +1,6 @@
 """A trial of a search: one configuration trained rung by rung, and scored at each by its forecast."""
 
+import json
 import math
 import time
 from collections.abc import Mapping
@@ -17,6 +18,8 @@ from raypipe.fit import DivergedError, Progress
 from raypipe.launch import Settings, train_jobs
 from raypipe.metrics.ensemble import Score
 from raypipe.monitor import Monitor
+from raypipe.population import Exploit
+from raypipe.schedulers import spaced
 from raypipe.sources import Sources
 from raypipe.stage import Parents, Scorer, Training
 from raypipe.train import ComponentJob
@@ -54,21 +57,26 @@ class Stage:
 
     @property
     def rungs(self) -> list[int]:
-        """Training steps after which trials are scored: max / k^i, the last at the end.
-
-        Rounded down, since ASHA's own rungs are the first one times k^i: none of those may lie beyond one of these,
-        or nobody would be stopped there.
-        """
+        """Training steps after which trials are scored, the last at the end."""
         search = self.experiment.search
-        most = search.steps(self.component)
-        return sorted({max(1, most // search.reduction_factor**i) for i in range(search.rungs)})
+        return spaced(search, search.steps(self.component))
+
+    def take_over(self, exploit: Exploit) -> None:
+        """Put the donor's weights, optimizer and step in the place of a trial's own, for good.
+
+        The folder also says with which values it goes on: those that the study and Tune know are of before.
+        """
+        donor, folder = (self.workspace.run(self.component, name) for name in (exploit.donor, exploit.trial))
+        taken = {"values": dict(exploit.values), "exploited": {"trial": exploit.donor, "step": exploit.step}}
+        checkpoint.copy_component(donor, folder, extra=checkpoint.read_meta(folder).extra | taken)
 
 
 class StageTrial(tune.Trainable):
     """A trial: trains to the next rung and scores itself there.
 
     It keeps its model under the experiment's folder, every `train.checkpoint_every` steps and at every rung, so
-    a trial that is started again, by Ray or by a resumed search, goes on from there.
+    a trial that is started again, by Ray, after a pause or by a resumed search, goes on from there. What stands there
+    may be a copy of another trial (`Stage.take_over`); its values then hold, not those that were proposed.
     """
 
     def setup(self, config: dict[str, Any], stage: Stage | None = None) -> None:
@@ -87,18 +95,21 @@ class StageTrial(tune.Trainable):
     def _begin(self, config: dict[str, Any]) -> None:
         stage = self._stage
         self._name: str = config["trial"]
-        self._experiment = stage.configure(config["values"])
-        self._parents = stage.parents(self._experiment)
         self._folder = stage.workspace.run(stage.component, self._name)
-        self._seconds = 0.0
+        extra = checkpoint.read_meta(self._folder).extra if _stands(self._folder) else {}
+        self._taken = {key: extra[key] for key in ("values", "exploited") if key in extra}
+        self._values: dict[str, Any] = extra.get("values", config["values"])
+        self._experiment = stage.configure(self._values)
+        self._parents = stage.parents(self._experiment)
+        self._seconds = float(extra.get("seconds", 0.0))
         self._training = Training(self._experiment, self._sources, self._parents)
         self._untold: int | None = None
         if _stands(self._folder):
             self._training.restore(self._folder)
-            self._seconds = float(checkpoint.read_meta(self._folder).extra.get("seconds", 0.0))
             step = self._training.step
+            told = {*config["reported"], extra.get("exploited", {}).get("step")}
             # A search that was killed may have missed the rung; the end it must hear in any case.
-            if step >= stage.rungs[-1] or (step in stage.rungs and step not in config["reported"]):
+            if step >= stage.rungs[-1] or (step in stage.rungs and step not in told):
                 self._untold = step
 
     def step(self) -> dict[str, Any]:
@@ -144,7 +155,8 @@ class StageTrial(tune.Trainable):
         self._training.save(
             self._folder,
             residual_std=list(scored.residual_std),
-            extra={"magnitude": scored.magnitude, "nfe_per_frame": scored.nfe_per_frame, "seconds": self._seconds},
+            extra=self._taken
+            | {"magnitude": scored.magnitude, "nfe_per_frame": scored.nfe_per_frame, "seconds": self._seconds},
         )
         return result
 
@@ -164,7 +176,8 @@ class StageTrial(tune.Trainable):
                 stop = min(target, (training.step // every + 1) * every)
                 training.advance(stop, report, every=max(1, target // 10))
                 if stop < target:
-                    training.save(self._folder, extra={"seconds": self._seconds + time.perf_counter() - began})
+                    seconds = self._seconds + time.perf_counter() - began
+                    training.save(self._folder, extra=self._taken | {"seconds": seconds})
         finally:
             monitor.close()
 
@@ -204,6 +217,8 @@ class StageTrial(tune.Trainable):
             "failure": failure,
             "halt": halt,
             "trial": self._name,
+            "values": json.dumps(self._values),
+            "exploited": self._donor(step),
             "magnitude": magnitude,
             "nfe_per_frame": nfe,
             "seconds": self._seconds + time.perf_counter() - began,
@@ -211,11 +226,17 @@ class StageTrial(tune.Trainable):
             "done": bool(failure or halt) or step >= last,
         }
 
+    def _donor(self, step: int) -> str | None:
+        """The trial whose weights this one took over since the rung before `step`."""
+        taken = self._taken.get("exploited", {"step": None})
+        before = max((rung for rung in self._stage.rungs if rung < step), default=None)
+        return str(taken["trial"]) if before is not None and taken["step"] == before else None
+
     def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """Nothing: `step` keeps the model under the experiment's folder."""
+        """Nothing, when a trial pauses: `step` has kept the model under the experiment's folder."""
 
     def load_checkpoint(self, checkpoint: Any) -> None:
-        """Nothing: `setup` takes it from there."""
+        """Nothing, when it goes on: `setup` and `reset_config` have taken it from there."""
 
 
 @dataclass(frozen=True)

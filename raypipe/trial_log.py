@@ -67,7 +67,7 @@ class TrialLog(tune.Callback):
 
     def _running(self, trial: Any) -> Running:
         stage, name = self._stage, trial.config["trial"]
-        train = self._experiment(trial.config).train
+        train = self._experiment(_values(trial.config, trial.last_result)).train
         logged = read_metrics(stage.workspace.run(stage.component, name))
         objective = trial.last_result.get("objective")
         return Running(
@@ -118,8 +118,9 @@ class TrialLog(tune.Callback):
     def _row(self, trial_config: Mapping[str, Any], result: Mapping[str, Any]) -> records.Row:
         stage, name, step = self._stage, trial_config["trial"], result.get("train_step", 0)
         objective = result.get("objective")  # also of a rung whose score is lost
+        values = _values(trial_config, result)
         row = records.rung_row(
-            self._experiment(trial_config),
+            self._experiment(values),
             name,
             step,
             flow=stage.flow,
@@ -132,16 +133,17 @@ class TrialLog(tune.Callback):
             "objective": objective if objective is not None and math.isfinite(objective) else None,
             "magnitude": result.get("magnitude"),
             "nfe_per_frame": result.get("nfe_per_frame"),
-            "values": json.dumps(trial_config["values"]),
+            "values": json.dumps(values),
+            "exploited": result.get("exploited"),
             "seconds": result.get("seconds"),
             "error": result.get("failure"),
         }
 
-    def _experiment(self, trial_config: Mapping[str, Any]) -> Experiment:
-        """A trial's, validated once: on every result of hundreds of trials it would be felt."""
-        key = json.dumps(trial_config["values"])
+    def _experiment(self, values: Mapping[str, Any]) -> Experiment:
+        """What a trial of the values trains, validated once: over hundreds of trials it would be felt."""
+        key = json.dumps(values)
         if key not in self._configured:
-            self._configured[key] = self._stage.configure(trial_config["values"])
+            self._configured[key] = self._stage.configure(values)
         return self._configured[key]
 
     def _end(self, name: str, status: str, error: str | None = None) -> None:
@@ -162,6 +164,11 @@ class TrialLog(tune.Callback):
             text = f"best {top.objective:.3f} ({top.name}: s {top.noise_std:.3g}{loss})"
             assert self._live is not None
             self._live.best(text)
+
+
+def _values(trial_config: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str, Any]:
+    """Those that a trial had at a rung, which may not be those that it was proposed."""
+    return dict(json.loads(result["values"]) if "values" in result else trial_config["values"])
 
 
 def _last_line(path: str | None) -> str | None:

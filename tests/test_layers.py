@@ -12,17 +12,8 @@ PACKAGE = ROOT / "raypipe"
 VERBS = {"convert_to_h5", "train", "tune", "evaluate", "generate"}
 # what the verbs share of Ray Train, Ray Tune and Optuna
 RAY = {
-    "launch",
-    "encoding",
-    "search",
-    "space",
-    "study",
-    "study_search",
-    "rungs",
-    "trial",
-    "trial_log",
-    "refits",
-    "warm_start",
+    *("launch", "encoding", "search", "space", "study", "study_search", "trial", "trial_log", "refits", "warm_start"),
+    *("schedulers", "rungs", "median", "cohort", "population"),
 }
 MIDDLE = {
     *("report", "checkpoint", "published", "workspace", "sources", "fit", "task", "autoencoding", "stage"),
