@@ -67,7 +67,7 @@ class TrialLog(tune.Callback):
 
     def _running(self, trial: Any) -> Running:
         stage, name = self._stage, trial.config["trial"]
-        train = self._experiment(_values(trial.config, trial.last_result)).train
+        train = self._experiment(trial.config["values"]).train
         logged = read_metrics(stage.workspace.run(stage.component, name))
         objective = trial.last_result.get("objective")
         return Running(

@@ -85,6 +85,24 @@ def test_training_goes_on_as_if_never_stopped(tmp_path: Path) -> None:
     assert_same(resumed, straight)
 
 
+def test_a_copy_goes_on_as_what_it_was_copied_from(tmp_path: Path) -> None:
+    source, other, live = build(0), build(1), build(2)
+    optimizer = optimizer_of(live)
+    train(live, optimizer, range(2))
+    checkpoint.save_component(tmp_path / "a", source, META, optimizer, live=live)
+    checkpoint.save_component(tmp_path / "b", other, META)
+    before = files(tmp_path / "a")
+    checkpoint.copy_component(tmp_path / "a", tmp_path / "b", extra={"from": "a"})
+    assert files(tmp_path / "a") == before
+    assert {**files(tmp_path / "b"), "config.json": b""} == {**before, "config.json": b""}
+    assert checkpoint.read_meta(tmp_path / "b") == replace(META, extra={"from": "a"})
+
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match=r"it holds 'notes.txt'"):
+        checkpoint.copy_component(tmp_path / "a", tmp_path / "c")
+
+
 def test_compiled_and_channels_last_modules_are_saved_as_plain_ones(tmp_path: Path) -> None:
     module = build()
     checkpoint.save_component(tmp_path / "plain", module, META)

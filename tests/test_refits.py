@@ -1,9 +1,14 @@
-"""Which winners of a stage are too close to choose one."""
+"""What is trained again, and which winners of a stage are too close to choose one."""
+
+import json
 
 import numpy as np
 
+from raypipe import config, records
 from raypipe.metrics.ensemble import Score
-from raypipe.refits import rivals_of
+from raypipe.refits import _values, rivals_of
+from raypipe.trial import Stage
+from raypipe.workspace import Workspace
 
 
 def score(shift, spread=0.0, windows=40, seed=0):
@@ -34,3 +39,15 @@ def test_only_those_as_good_as_the_best_are_its_rivals():
     assert rivals(near) == [0]
     assert rivals(near, [score(np.nan)]) == [0]
     assert rivals() == []
+
+
+def test_a_trial_that_changed_its_values_is_trained_again_with_its_last(tmp_path):
+    stage = Stage(config.Experiment(), Workspace(tmp_path, "x"), "flow")
+    rates = [("flow", 20, 2e-3), ("flow", 30, 3e-3), ("flow", 10, 1e-3), ("diffusion", 40, 4e-3)]
+    rows = [
+        {"stage": stage, "trial": "flow-01", "step": step, "values": json.dumps({"train.learning_rate": rate})}
+        for stage, step, rate in rates
+    ]
+    records.write_rows(stage.workspace.trials, rows)
+    assert _values(stage, "flow-01") == {"train.learning_rate": 3e-3}
+    assert _values(stage, "flow-02") is None

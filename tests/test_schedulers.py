@@ -33,7 +33,8 @@ def make(settings, known=None, trials=0, places=2, **more):
 class Simulation:
     """Trials of a search without Ray, as many at a time as there are places.
 
-    score: the objective of a trial's name and step; None: its process fails there. log: what began, in order.
+    score: the objective of a trial's name and step; None: its process fails there, inf: its training does. log: what
+    began, in order.
     """
 
     def __init__(self, scheduler, names, score, places=2, values=None):
@@ -75,7 +76,7 @@ class Simulation:
             return
         self.steps[name] = step
         result = {"train_step": step, "objective": objective}
-        if step == RUNGS[-1]:
+        if step == RUNGS[-1] or math.isinf(objective):  # it ends by itself
             self.scheduler.on_trial_complete(self, trial, result)
             trial.status = "TERMINATED"
         elif self.scheduler.on_trial_result(self, trial, result) == PAUSE:
@@ -208,11 +209,14 @@ def test_halving_keeps_the_first_of_equals_and_one_at_least():
 
 def test_halving_does_not_wait_for_trials_that_fail():
     def score(name, step):
-        return None if name in ("flow-00", "flow-05") else int(name[-2:]) / 10
+        failing = {"flow-00": None, "flow-04": math.inf, "flow-05": None}
+        return failing.get(name, int(name[-2:]) / 10)
 
     run = halved(score, 6)
-    assert run.steps == {"flow-00": 0, "flow-05": 0, "flow-01": 300} | dict.fromkeys(names(3, 2), 100)
-    assert [run.by_name(f"flow-0{i}").status for i in (0, 1, 5)] == ["ERROR", "TERMINATED", "ERROR"]
+    assert run.steps == {"flow-00": 0, "flow-01": 300, "flow-02": 100, "flow-03": 100, "flow-04": 100, "flow-05": 0}
+    assert [trial.status for trial in run.trials] == ["ERROR", *["TERMINATED"] * 4, "ERROR"]
+    run = halved(lambda name, step: None if step == 200 and name == "flow-00" else int(name[-2:]), 6)
+    assert run.steps == {"flow-00": 100, "flow-01": 300} | dict.fromkeys(names(4, 2), 100)  # later, too
 
 
 def test_a_process_that_failed_starts_again_and_is_waited_for():
