@@ -14,7 +14,7 @@ VERBS = {"convert_to_h5", "train", "tune", "evaluate", "generate"}
 RAY = {"launch", "encoding", "search", "space", "study", "rungs", "trial", "trial_log", "refits", "warm_start"}
 MIDDLE = {
     *("report", "checkpoint", "published", "workspace", "sources", "fit", "task", "autoencoding", "stage"),
-    *("averaging", "training", "diffusers_folder"),
+    *("averaging", "training", "diffusers_folder", "references"),
     *("forecast", "predictor", "film", "monitor", "records", "finalists", "combination", "plots"),
 }
 FOLDERS = {"data", "models", "sde", "metrics"}
