@@ -248,7 +248,7 @@ def compiled(timed: Trial, repeats: int) -> None:
             "ratio": speed["compiled"] / speed["eager"],
             "against": "eager",
             "first_forecast_seconds": first,
-            "largest_difference": float((made - sample(timed, "euler_maruyama", 2)).abs().max()),
+            "largest_difference": f"{(made - sample(timed, 'euler_maruyama', 2)).abs().max():.1e}",
         }
     )
 
