@@ -109,10 +109,8 @@ class HeldDynamics(Dynamics):
 
 
 class HeldInterval(Interval):
-    def drift(self, x: Tensor, u: float) -> Tensor:
-        drift = super().drift(x, u)
-        assert isinstance(self._dynamics.diffusion, ConstantDiffusion)
-        channels = len(self._dynamics.diffusion.std)
+    def _drift(self, ahead: Tensor, denoising: Tensor | None = None) -> Tensor:
+        drift, channels = super()._drift(ahead, denoising), ahead.shape[1]
         return torch.cat([torch.zeros_like(drift[:, :-channels]), drift[:, -channels:]], 1)
 
 

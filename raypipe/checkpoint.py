@@ -31,7 +31,7 @@ CONFIG, MODEL, OPTIMIZER, UNUSED = "config.json", "model.safetensors", "optimize
 LIVE = "live.safetensors"
 """The weights in training, where the model is their moving average."""
 PARTS = ("flow", "denoiser", "autoencoder")
-"""Folders inside the folder of an imported file that embeds other networks."""
+"""Folders inside the folder of an imported file that embeds other networks, unless one beside it holds them."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Meta:
     noise_std: float | None = None
     loss: str | None = None
     flow: str | None = None
-    """The flow that a diffusion was trained on, and its `weights_hash`."""
+    """The flow that a diffusion was trained on, by name or by the path from this folder, and its `weights_hash`."""
     flow_hash: str | None = None
     residual_std: list[float] | None = None
     """A flow's residual standard deviation per channel at u = 0 on training data."""

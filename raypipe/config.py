@@ -276,6 +276,9 @@ class Evaluation(Section):
     batch_size: int | None = option(
         None, "forecasts (windows x members) integrated at once; none: as many as fit, or as a CPU's caches like"
     )
+    compile: bool = option(
+        False, "torch.compile the networks of forecasts: minutes at first, then faster; pays where much is forecast"
+    )
     seed: int = option(0, "seed of windows and noise; the same for every trial")
 
     def __post_init__(self) -> None:

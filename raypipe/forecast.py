@@ -1,7 +1,7 @@
 """Forecasts of fixed windows of clips, and their scores: what trials and combinations are ranked on."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,7 @@ from raypipe.data.windows import WindowIndex
 from raypipe.device import autocast, choose_device
 from raypipe.metrics import ensemble
 from raypipe.metrics.ensemble import Score
+from raypipe.sde.compiled import compiled_evaluate
 from raypipe.sde.dynamics import Dynamics
 from raypipe.sde.path import stack, velocity
 from raypipe.sde.rollout import rollout
@@ -99,6 +100,8 @@ def forecast(
     Noise depends on (seed, window's place) alone.
     """
     device = choose_device()
+    if evaluation.compile:
+        dynamics = replace(dynamics, evaluate=compiled_evaluate())
     with autocast(device):
         return rollout(
             dynamics,

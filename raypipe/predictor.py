@@ -13,7 +13,8 @@ from raypipe import checkpoint
 from raypipe.config import SOLVERS, Component, Solver
 from raypipe.device import autocast, choose_device
 from raypipe.models.autoencoder import Autoencoder
-from raypipe.sde.dynamics import ConstantDiffusion, Dynamics, Field
+from raypipe.sde.compiled import compiled_evaluate
+from raypipe.sde.dynamics import ConstantDiffusion, Dynamics, Field, evaluate
 from raypipe.sde.rollout import rollout
 
 MANIFEST = "manifest.json"
@@ -46,7 +47,10 @@ class Manifest:
 
 
 class Predictor:
-    """An autoencoder and the SDE's components at work, on the device that `choose_device` gives."""
+    """An autoencoder and the SDE's components at work, on the device that `choose_device` gives.
+
+    compile: whether torch.compile makes one graph of the components, at the first prediction.
+    """
 
     def __init__(
         self,
@@ -55,6 +59,7 @@ class Predictor:
         flow: nn.Module,
         denoiser: nn.Module | None = None,
         diffusion: nn.Module | ConstantDiffusion | None = None,
+        compile: bool = False,
     ) -> None:
         self.manifest = manifest
         self.device = choose_device()
@@ -62,11 +67,14 @@ class Predictor:
         self._flow = flow.to(self.device)
         self._denoiser = None if denoiser is None else denoiser.to(self.device)
         self._diffusion: Field | None = diffusion.to(self.device) if isinstance(diffusion, nn.Module) else diffusion
+        self._evaluate = compiled_evaluate() if compile else evaluate
 
     def dynamics(self) -> Dynamics:
         """The SDE that the manifest describes."""
         manifest = self.manifest
-        return Dynamics(self._flow, self._denoiser, self._diffusion, alpha=manifest.alpha, beta=manifest.beta)
+        return Dynamics(
+            self._flow, self._denoiser, self._diffusion, manifest.alpha, manifest.beta, evaluate=self._evaluate
+        )
 
     @torch.no_grad()
     def predict(
@@ -145,8 +153,11 @@ class Predictor:
         return made.view(*frames.shape[:-3], *made.shape[1:])
 
 
-def load_predictor(folder: str | Path) -> Predictor:
+def load_predictor(folder: str | Path, *, compile: bool = False) -> Predictor:
     """The predictor of an experiment's `best/`, or of the experiment's folder that holds it.
+
+    compile: torch.compile the components at the first prediction, which then takes up to minutes; later ones are
+    faster, equal within rounding. Where there is no compiler, a warning says so.
 
     Raises ValueError if the folder is neither, or if its models are missing, damaged or do not fit together.
     """
@@ -165,7 +176,7 @@ def load_predictor(folder: str | Path) -> Predictor:
         diffusion = ConstantDiffusion(torch.tensor(manifest.constant_std))
     elif manifest.diffusion is not None:
         diffusion = _load(place, "diffusion", manifest, channels)
-    return Predictor(manifest, autoencoder, flow, denoiser, diffusion)
+    return Predictor(manifest, autoencoder, flow, denoiser, diffusion, compile)
 
 
 def find_best(folder: Path) -> Path:

@@ -19,7 +19,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from raypipe import checkpoint, cli, config, diffusers_folder
+from raypipe import checkpoint, cli, config, diffusers_folder, references
 from raypipe.checkpoint import UNUSED, Meta
 from raypipe.diffusers_folder import DiffusersFolder
 from raypipe.models import published
@@ -37,11 +37,12 @@ TIME_PROJECTION = {"0.weight": (256, 1), "0.bias": (256,), "2.weight": (None, 25
 
 @dataclass(frozen=True)
 class _Part:
-    """A network that was written: what it is, which of the file's tensors it took, and its weights' hash."""
+    """A network of the file: what it is, which tensors it took, its weights' hash, and the way to its folder."""
 
     meta: Meta
     names: set[str]
     hash: str
+    reference: str
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ def import_file(
     """Make the model folder `out` of a published component (its flow, denoiser and autoencoder inside) or autoencoder.
 
     A folder of diffusers' (sd-vae-ft-mse) is an autoencoder too.
+    An embedded network that a folder beside `out` holds already is not stored again: the new folder refers to it.
     `component` tells what the file holds where its sizes do not; a file that embeds a flow is a diffusion's.
     Raises ValueError if the file is missing, holds more than tensors and plain values, or no known network.
     """
@@ -71,31 +73,36 @@ def import_file(
     groups = DiffusersFolder(top.get("config", {}), state).groups
     with checkpoint.staged(out) as temporary:
         try:
-            parts = _import_parts(state, routes, temporary, component, num_heads, groups, _step(top))
+            parts = _import_parts(state, routes, temporary, out, component, num_heads, groups, _step(top))
         except ValueError as error:
             raise ValueError(f"{file}: {error}") from None
         taken = {f"{prefix}{name}" for prefix, part in routes.items() if part in parts for name in parts[part].names}
         record = {
             "wrapper": wrapper,
             "names": [[name, diffusers_folder.modern(name), str(t.dtype)[6:]] for name, t in original.items()],
-            "routes": {prefix: part for prefix, part in routes.items() if part in parts},
+            "routes": {prefix: parts[part].reference for prefix, part in routes.items() if part in parts},
+            "shared": {part.reference: part.hash for name, part in parts.items() if part.reference != name},
             "unused": {name: tensor for name, tensor in state.items() if name not in taken},
             "rest": _plain_entries(top),
         }
         checkpoint.write_tree(temporary / UNUSED, record)
-    return Imported(out, {out / name: part.meta for name, part in reversed(parts.items())})
+    return Imported(out, {references.at(out, part.reference): part.meta for part in reversed(parts.values())})
 
 
 def _import_parts(
     state: dict[str, Tensor],
     routes: Mapping[str, str],
     folder: Path,
+    out: Path,
     component: config.Component | None,
     num_heads: int,
     groups: int,
     step: int,
 ) -> dict[str, _Part]:
-    """Write every network that a file holds, those first that others refer to."""
+    """Write every network that a file holds, those first that others refer to.
+
+    folder: what will be `out`, beside which embedded networks may stand already.
+    """
     prefixes = {part: prefix for prefix, part in routes.items()}
     parts: dict[str, _Part] = {}
     for part in ("autoencoder", "flow", "denoiser", ""):
@@ -116,7 +123,12 @@ def _import_parts(
         place.mkdir(exist_ok=True)
         meta = dataclasses.replace(meta, step=0 if part else step)
         checkpoint.write(place, module, meta)
-        parts[part] = _Part(meta, set(used), checkpoint.weights_hash(place))
+        weights_hash = checkpoint.weights_hash(place)
+        same = references.find(out, weights_hash, meta) if part else None
+        if same is not None:
+            shutil.rmtree(place)
+        reference = part if same is None else references.refer(out, same)
+        parts[part] = _Part(meta, set(used), weights_hash, reference)
     return parts
 
 
@@ -133,7 +145,7 @@ def _component(
         spec.latent_channels,
         spec.component,
         spec.model,
-        flow="flow" if flow and spec.component == "diffusion" else None,
+        flow=flow.reference if flow and spec.component == "diffusion" else None,
         flow_hash=flow.hash if flow and spec.component == "diffusion" else None,
         autoencoder_hash=autoencoder.hash if autoencoder else None,
     )
@@ -178,7 +190,8 @@ def export_file(folder: str | Path, file: str | Path) -> None:
 
     An imported folder of diffusers' comes back as one: `file` is then the folder to make.
 
-    Raises ValueError for networks that the published code does not have, and if `file` exists.
+    Raises ValueError for networks that the published code does not have, if one that the folder refers to is gone, and
+    if `file` exists.
     """
     file, folder = Path(file), Path(folder)
     if file.exists():
@@ -186,8 +199,10 @@ def export_file(folder: str | Path, file: str | Path) -> None:
     meta = checkpoint.read_meta(folder)
     record = checkpoint.read_tree(folder / UNUSED) if (folder / UNUSED).is_file() else _new_record(folder, meta)
     tensors = dict(record["unused"])
+    shared: dict[str, str] = record.get("shared", {})
     for prefix, part in record["routes"].items():
-        for name, tensor in _network_tensors(folder / part).items():
+        place = references.follow(folder, part, shared[part]) if part in shared else folder / part
+        for name, tensor in _network_tensors(place).items():
             tensors[f"{prefix}{name}"] = tensor
     names = record["names"] or [(name, name, str(tensor.dtype)[6:]) for name, tensor in tensors.items()]
     state = {name: tensors[ours].to(getattr(torch, dtype)) for name, ours, dtype in names}
@@ -289,7 +304,8 @@ def parser() -> argparse.ArgumentParser:
     to_folder.add_argument(
         "file", help="a component's or an autoencoder's file (.pth, .ckpt), or a folder of diffusers'"
     )
-    to_folder.add_argument("--out", required=True, help="folder to make; embedded networks go to folders inside")
+    to_folder.add_argument("--out", required=True, help="folder to make; embedded networks go to folders inside, "
+                           "unless a folder beside it holds them already")  # fmt: skip
     to_folder.add_argument("--num-heads", type=int, default=8, help="attention heads, which no tensor tells (8)")
     to_folder.add_argument(
         "--component", choices=config.COMPONENTS, help="what the file holds, where sizes do not tell"

@@ -33,7 +33,9 @@ def storage(own_sources):
     return workspace.storage
 
 
-def test_lines(sampling, storage, capsys):
+def test_lines(sampling, storage, capsys, monkeypatch):
+    shifted = lambda fields, x, u: [field(x, u) + 1e-3 for field in fields]  # noqa: E731  # quicker than to compile
+    monkeypatch.setattr(sampling, "CompiledEvaluate", lambda: shifted)
     assert cli.run(sampling.main, sampling.PROG, ["--storage", str(storage), "--quick"]) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     theirs, ours = (line for line in lines if line["benchmark"] == "sampling" and "sampler" in line)
@@ -42,6 +44,9 @@ def test_lines(sampling, storage, capsys):
     assert theirs["drifts_per_frame"] >= 3  # it tries a step whole and in halves
     assert ours["psnr"] == pytest.approx(theirs["psnr"], abs=0.2)  # there is hardly any noise to tell them apart
     assert ours["crps_ratio"] == pytest.approx(theirs["crps_ratio"], rel=0.1)
+    (compiled,) = (line for line in lines if line["benchmark"] == "compiled")
+    assert compiled["against"] == "eager" and compiled["ratio"] > 0 and compiled["first_forecast_seconds"] > 0
+    assert 2e-3 < float(compiled["largest_difference"]) < 5e-3  # 1e-3 a frame over 3 frames, and what follows from it
     solvers = [line for line in lines if line["benchmark"] == "solvers"]
     assert [(x["sampler"], x["steps"], x["evaluations_per_frame"]) for x in solvers] == [
         ("euler_maruyama", 1, 2), ("milstein", 1, 3), ("heun", 1, 3),

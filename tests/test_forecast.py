@@ -12,7 +12,7 @@ from torch import nn
 from raypipe import config, forecast
 from raypipe.data.shards import ShardWriter, open_shards
 from raypipe.forecast import Forecasts, choose_windows, fit_magnitude, residual_std
-from raypipe.sde.dynamics import ConstantDiffusion, Dynamics
+from raypipe.sde.dynamics import ConstantDiffusion, Dynamics, evaluate
 
 EVALUATION = config.Evaluation(members=4, horizon=3, seed=5)
 
@@ -173,6 +173,22 @@ def test_the_first_solver_is_taken_unless_another_is_given():
     heun = forecast.forecast(dynamics, windows, replace(EVALUATION, solvers=["heun", "milstein"]), 1)
     assert torch.equal(forecast.forecast(dynamics, windows, EVALUATION, 1, solver="heun"), heun)
     assert not torch.equal(forecast.forecast(dynamics, windows, EVALUATION, 1), heun)
+
+
+def test_networks_are_compiled_where_the_config_says_so(monkeypatch):
+    calls = []
+
+    def spy(fields, x, u):
+        calls.append(len(fields))
+        return evaluate(fields, x, u)
+
+    monkeypatch.setattr(forecast, "compiled_evaluate", lambda: spy)
+    windows = toy(noise(5, 5, 2, 2, 2))
+    dynamics = Dynamics(still(), diffusion=ConstantDiffusion(torch.ones(2)))
+    plain = forecast.forecast(dynamics, windows, EVALUATION, 1)
+    assert not calls
+    assert torch.equal(forecast.forecast(dynamics, windows, replace(EVALUATION, compile=True), 1), plain)
+    assert calls == [2] * 3
 
 
 def test_climatology_is_training_frames(tmp_path):

@@ -19,7 +19,7 @@ from raypipe.film import forecast_film
 from raypipe.models.autoencoder import build_autoencoder
 from raypipe.models.components import build_component
 from raypipe.predictor import Manifest, load_predictor
-from raypipe.sde.dynamics import ConstantDiffusion
+from raypipe.sde.dynamics import ConstantDiffusion, evaluate
 
 SIZE, GIVEN, CHANNELS = 32, 2, 4
 MANIFEST = Manifest(
@@ -98,6 +98,21 @@ def test_interpolation_leaves_whole_frames_as_they_are(predictor):
 def test_steps_default_to_the_manifests(predictor):
     assert torch.equal(predictor.predict(context(), 2), predictor.predict(context(), 2, steps=2))
     assert not torch.equal(predictor.predict(context(), 2), predictor.predict(context(), 2, steps=1))
+
+
+def test_a_predictor_compiles_its_components_if_asked_to(best, predictor, monkeypatch):
+    calls = []
+
+    def spy(fields, x, u):
+        calls.append(len(fields))
+        return evaluate(fields, x, u)
+
+    monkeypatch.setattr("raypipe.predictor.compiled_evaluate", lambda: spy)
+    compiled = load_predictor(best, compile=True)
+    assert torch.equal(compiled.predict(context(), 2), predictor.predict(context(), 2))
+    assert calls == [3] * 4  # flow, denoiser and diffusion together, at 2 steps of 2 frames
+    assert torch.equal(load_predictor(best).predict(context(), 2), predictor.predict(context(), 2))
+    assert len(calls) == 4
 
 
 def test_constant_diffusion(tmp_path):

@@ -17,7 +17,7 @@ RAY = {
 }
 MIDDLE = {
     *("report", "checkpoint", "published", "workspace", "sources", "fit", "task", "autoencoding", "stage"),
-    *("averaging", "training", "diffusers_folder"),
+    *("averaging", "training", "diffusers_folder", "references"),
     *("forecast", "predictor", "film", "monitor", "records", "finalists", "combination", "plots"),
 }
 FOLDERS = {"data", "models", "sde", "metrics"}

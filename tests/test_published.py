@@ -5,6 +5,7 @@ The files are made here, of networks of our own, as the published code would wri
 
 import os
 import pickle
+import shutil
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -45,10 +46,10 @@ def prefixed(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {prefix + name: tensor for name, tensor in state.items()}
 
 
-def published_file(component: str, ddp: str) -> dict[str, Any]:
-    state = prefixed("vector_field_regressor.", component_state(component, 0))
+def published_file(component: str, ddp: str, seed: int = 0, flow_seed: int = 1) -> dict[str, Any]:
+    state = prefixed("vector_field_regressor.", component_state(component, seed))
     if component == "diffusion":
-        state |= prefixed("f.vector_field_regressor.", component_state("flow", 1))
+        state |= prefixed("f.vector_field_regressor.", component_state("flow", flow_seed))
         state |= prefixed("d.vector_field_regressor.", component_state("denoiser", 2))
     state |= prefixed("ae.backbone.", network_state("vqvae"))
     parameter = nn.Parameter(torch.ones(3))
@@ -107,6 +108,81 @@ def test_published_component_there_and_back(component: str, ddp: str, tmp_path: 
 
     assert main(["export", str(out), "--out", str(tmp_path / "out.pth")]) == 0
     assert_equal_trees(torch.load(tmp_path / "out.pth", weights_only=True), original)
+
+
+def import_as(folder: Path, content: dict[str, Any], num_heads: int = 2) -> Meta:
+    file = folder.parent / f"{folder.name}.pth"
+    torch.save(content, file)
+    assert main(["import", str(file), "--out", str(folder), "--num-heads", str(num_heads)]) == 0
+    return checkpoint.read_meta(folder)
+
+
+def folders(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir() if path.is_dir()}
+
+
+def assert_exported(folder: Path, expected: dict[str, Any]) -> None:
+    file = folder.parent / f"{folder.name}-out.pth"
+    assert main(["export", str(folder), "--out", str(file)]) == 0
+    assert_equal_trees(torch.load(file, weights_only=True), expected)
+
+
+def test_the_same_file_imported_twice_is_stored_once(tmp_path: Path) -> None:
+    original = published_file("diffusion", "")
+    first, again = (import_as(tmp_path / name, original) for name in ("g", "h"))
+    assert folders(tmp_path / "g") == {"flow", "denoiser", "autoencoder"}
+    assert folders(tmp_path / "h") == set()
+    assert (first.flow, again.flow) == ("flow", "../g/flow")
+    assert first.flow_hash == again.flow_hash == checkpoint.weights_hash(tmp_path / "h" / "../g/flow")
+    assert_exported(tmp_path / "g", original)
+    assert_exported(tmp_path / "h", original)
+
+
+def test_a_diffusion_refers_to_its_flow_that_was_imported_before(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flow, diffusion = published_file("flow", "module.", seed=1), published_file("diffusion", "module.")
+    import_as(tmp_path / "f", flow)
+    capsys.readouterr()
+    meta = import_as(tmp_path / "g", diffusion)
+    assert (meta.flow, meta.flow_hash) == ("../f", checkpoint.weights_hash(tmp_path / "f"))
+    assert meta.autoencoder_hash == checkpoint.autoencoder_hash(tmp_path / "f" / "autoencoder")
+    assert folders(tmp_path / "g") == {"denoiser"}
+    assert f"{tmp_path / 'f'}: flow, 2 input frames" in capsys.readouterr().out
+    assert_exported(tmp_path / "f", flow)
+    assert_exported(tmp_path / "g", diffusion)
+
+
+def test_another_flow_or_other_heads_are_stored_for_themselves(tmp_path: Path) -> None:
+    import_as(tmp_path / "g", published_file("diffusion", ""))
+    other = published_file("diffusion", "", flow_seed=7)
+    meta = import_as(tmp_path / "other", other)
+    assert meta.flow == "flow" and folders(tmp_path / "other") == {"flow"}
+    assert_exported(tmp_path / "other", other)
+    meta = import_as(tmp_path / "heads", published_file("diffusion", ""), num_heads=4)
+    assert meta.flow == "flow" and folders(tmp_path / "heads") == {"flow", "denoiser"}
+    flow = checkpoint.read_meta(tmp_path / "heads" / "flow").model
+    assert flow is not None and flow.num_heads == 4
+
+
+def test_a_flow_that_was_renamed_is_found_and_one_that_is_gone_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    original = published_file("diffusion", "")
+    import_as(tmp_path / "f", published_file("flow", "", seed=1))
+    import_as(tmp_path / "g", original)
+    (tmp_path / "f").rename(tmp_path / "renamed")
+    assert_exported(tmp_path / "g", original)
+    torch.manual_seed(3)
+    model = checkpoint.read_meta(tmp_path / "renamed").model
+    assert model is not None
+    shutil.rmtree(tmp_path / "renamed")
+    checkpoint.save_component(tmp_path / "f", build_component("flow", model, 4), Meta(4, "flow", model))
+    capsys.readouterr()
+    assert main(["export", str(tmp_path / "g"), "--out", str(tmp_path / "lost.pth")]) == 2
+    line = one_line(capsys)
+    assert f"{tmp_path / 'g'}: refers to the network in {tmp_path / 'f'}" in line and "not there any more" in line
+    assert not (tmp_path / "lost.pth").exists()
 
 
 @pytest.mark.parametrize("name", ["vqvae", "vqgan"])

@@ -6,6 +6,7 @@ Prints JSON lines, all from the same networks, validation windows and number of 
   predicted frames a second, in latents, the best of a few runs side by side, in batches of one size; and the quality
   of both;
 - ours in batches of other sizes;
+- ours compiled against eager, turn by turn, in batches of one size; the first forecast, which compiles, apart;
 - every solver at 1, 2, 4, ... steps: quality against network evaluations a frame.
 
 crps_ratio is on latents, psnr (dB) on decoded frames, the mean over members.
@@ -34,7 +35,8 @@ from raypipe.metrics import ensemble, frames
 from raypipe.metrics.ensemble import Score
 from raypipe.predictor import MANIFEST, Predictor, find_best, load_predictor
 from raypipe.sde.batching import in_batches
-from raypipe.sde.dynamics import Dynamics, Interval
+from raypipe.sde.compiled import CompiledEvaluate
+from raypipe.sde.dynamics import Dynamics, Evaluate, Interval, evaluate
 from raypipe.sde.rollout import rollout
 from raypipe.sde.solvers import SOLVERS
 from raypipe.sources import Sources
@@ -51,7 +53,7 @@ PUBLISHED = "torchsde adaptive milstein"
 
 @dataclass(frozen=True)
 class Trial:
-    """What is sampled: the model, held-out windows, members, and rollouts at once."""
+    """What is sampled: the model, held-out windows, members, rollouts at once, and how networks are evaluated."""
 
     predictor: Predictor
     sources: Sources
@@ -59,10 +61,11 @@ class Trial:
     members: int
     batch_size: int | None
     seed: int
+    evaluate: Evaluate = evaluate
 
     @property
     def dynamics(self) -> Dynamics:
-        return self.predictor.dynamics()
+        return replace(self.predictor.dynamics(), evaluate=self.evaluate)
 
     @property
     def frames(self) -> int:
@@ -223,6 +226,33 @@ def batches(timed: Trial, repeats: int, sizes: Sequence[int]) -> None:
         say({"benchmark": "batches", **line, "against": f"batches of {max(sizes)}"})
 
 
+def compiled(timed: Trial, repeats: int) -> None:
+    """Print the speed of ours with its networks compiled; `ratio` is to ours without."""
+    graph = replace(timed, evaluate=CompiledEvaluate())
+    began = time.perf_counter()
+    made = sample(graph, "euler_maruyama", 2)
+    first = time.perf_counter() - began
+    seconds: dict[str, list[float]] = {"eager": [], "compiled": []}
+    with cli.progress_bar("compiled and eager", repeats, "run") as bar:
+        for _ in range(repeats):
+            for name, trial in (("eager", timed), ("compiled", graph)):
+                began = time.perf_counter()
+                sample(trial, "euler_maruyama", 2)
+                seconds[name].append(time.perf_counter() - began)
+            bar.update()
+    speed = {name: timed.frames / min(times) for name, times in seconds.items()}
+    say(
+        {
+            "benchmark": "compiled",
+            "frames_per_second": speed["compiled"],
+            "ratio": speed["compiled"] / speed["eager"],
+            "against": "eager",
+            "first_forecast_seconds": first,
+            "largest_difference": f"{(made - sample(timed, 'euler_maruyama', 2)).abs().max():.1e}",
+        }
+    )
+
+
 def curve(trial: Trial, counts: Sequence[int]) -> None:
     """Print quality against evaluations, a line a solver and number of steps; `ratio` is of the crps_ratios."""
     common = {"benchmark": "solvers", "members": trial.members, "windows": len(trial.windows.clips)}
@@ -313,6 +343,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     say({"benchmark": "sampling", "device": str(choose_device()), "threads": args.threads})
     versus(trial, trial.first(args.timed), repeats)
     batches(trial, repeats, BATCHES[:2] if args.quick else BATCHES)
+    compiled(trial.first(args.timed), 1 if args.quick else 10)
     curve(trial, CURVE[:2] if args.quick else CURVE)
     return 0
 

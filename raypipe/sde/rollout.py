@@ -79,11 +79,8 @@ def _rollout(
     out: list[Tensor] = []
     for frame in frames:
         state = torch.cat(known, dim=1)
-        interval = dynamics.interval(state)
-        noise, wiener = None, None
-        if keys is not None:
-            noise, wiener = interval.noise, brownian(keys, frame, shape)
-        solution = solve(step, interval.drift, noise, state, wiener, steps=steps, readouts=readouts)
+        wiener = None if keys is None else brownian(keys, frame, shape)
+        solution = solve(step, dynamics.interval(state), state, wiener, steps=steps, readouts=readouts)
         out += [x[:, -shape[0] :] for x in (*solution.between, solution.end)]
         known = [*known[1:], out[-1]]
     return torch.stack(out, dim=1).cpu()

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from raypipe.sde.dynamics import ConstantDiffusion, Dynamics
+from raypipe.sde.dynamics import ConstantDiffusion, Dynamics, evaluate
 from raypipe.sde.solvers import SOLVERS, solve
 
 
@@ -88,7 +88,35 @@ def test_evaluations_are_the_calls_made(dynamics, count, stochastic, name):
         dynamics.beta,
     )
     interval = spied.interval(state(1, 2))
-    noise = interval.noise if spied.stochastic else None
-    still = lambda times: [torch.zeros(1, 1, 1, 1) for _ in times]  # noqa: E731
-    solve(solver.step, interval.drift, noise, state(1, 2), still, steps=3)
+    still = (lambda times: [torch.zeros(1, 1, 1, 1) for _ in times]) if spied.stochastic else None
+    solve(solver.step, interval, state(1, 2), still, steps=3)
     assert calls == 3 * dynamics.evaluations(solver)
+
+
+@pytest.mark.parametrize(
+    ("name", "together"),
+    [
+        ("euler_maruyama", [[flow, denoiser, diffusion]]),
+        ("milstein", [[flow, denoiser, diffusion], [diffusion]]),
+        ("heun", [[flow, denoiser, diffusion], [flow, denoiser]]),
+    ],
+)
+def test_networks_that_see_the_same_input_are_evaluated_together(name, together):
+    calls = []
+
+    def spy(fields, x, u):
+        calls.append((list(fields), x, u))
+        return evaluate(fields, x, u)
+
+    dynamics = Dynamics(flow, denoiser, diffusion, evaluate=spy)
+    still = lambda times: [torch.zeros(1, 1, 1, 1) for _ in times]  # noqa: E731
+    solve(SOLVERS[name].step, dynamics.interval(state(1, 2)), state(1, 2), still, steps=2)
+    assert [fields for fields, _, _ in calls] == together * 2
+    assert [u.item() for _, _, u in calls[:: len(together)]] == [0.0, 0.5]
+
+
+def test_together_they_are_what_they_are_alone():
+    interval = Dynamics(flow, denoiser, diffusion, alpha=2, beta=0.5).interval(state(1, 3))
+    drift, kick = interval.drift_and_noise(state(2, -4), 0.25)
+    assert torch.equal(drift, interval.drift(state(2, -4), 0.25))
+    assert torch.equal(kick(3.0), interval.noise(state(2, -4), 0.25)(3.0))

@@ -1,6 +1,7 @@
 """Orders of convergence, measured; and what a solution is between the grid's points."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -16,6 +17,17 @@ STEPS = (8, 16, 32, 64, 128)
 NAMES = sorted(SOLVERS)
 BATCHES, PATHS = 20, 200
 HALF = Fraction(1, 2)
+
+
+@dataclass(frozen=True)
+class Equation:
+    """dX = a dt + b dW of two functions."""
+
+    drift: Callable
+    noise: Callable | None = None
+
+    def drift_and_noise(self, x, t):
+        return self.drift(x, t), self.noise(x, t)
 
 
 def wiener(paths, components=1, seed=0):
@@ -64,7 +76,7 @@ def test_strong_order_on_geometric_brownian_motion(name, expected, at):
     for n in steps:
         readouts = [] if at == 1 else [at]
         solution = solve(
-            SOLVERS[name].step, lambda x, t: a * x, lambda x, t: lambda w: b * x * w, start, path, steps=n,
+            SOLVERS[name].step, Equation(lambda x, t: a * x, lambda x, t: lambda w: b * x * w), start, path, steps=n,
             readouts=readouts,
         )  # fmt: skip
         errors.append(((solution.between[0] if readouts else solution.end) - exact).abs())
@@ -89,7 +101,7 @@ def test_strong_order_one_on_additive_noise(name):
     errors = []
     for steps in STEPS:
         noise = lambda x, t: lambda w: b * w + 0 * x  # noqa: E731
-        end = solve(SOLVERS[name].step, lambda x, t: -k * x, noise, start, path, steps=steps).end
+        end = solve(SOLVERS[name].step, Equation(lambda x, t: -k * x, noise), start, path, steps=steps).end
         errors.append((end - reference).abs())
     measured = order(errors)
     assert measured.se < 0.02
@@ -104,7 +116,7 @@ def test_milstein_needs_noise_that_is_diagonal():
 
     def end(name, steps):
         noise = lambda x, t: lambda w: torch.stack([x[:, 1], torch.ones_like(x[:, 1])], 1) * w  # noqa: E731
-        return solve(SOLVERS[name].step, lambda x, t: 0 * x, noise, start, path, steps=steps).end[:, 0]
+        return solve(SOLVERS[name].step, Equation(lambda x, t: 0 * x, noise), start, path, steps=steps).end[:, 0]
 
     reference = end("euler_maruyama", finest)
     coarse = STEPS[:3]
@@ -117,7 +129,7 @@ def moment(name, drift, noise, x, h, power):
     nodes, weights = np.polynomial.hermite_e.hermegauss(12)
     dw = torch.tensor(nodes) * math.sqrt(h)
     start = torch.full_like(dw, x)
-    end = SOLVERS[name].step(drift, noise, start, 0.0, h, dw)(h, dw)
+    end = SOLVERS[name].step(Equation(drift, noise), start, 0.0, h, dw)(h, dw)
     return float((end.numpy() ** power * weights).sum() / weights.sum())
 
 
@@ -153,7 +165,7 @@ def test_order_on_an_ode_that_depends_on_time(name, expected):
     errors = []
     for steps in STEPS:
         one = torch.ones(1, dtype=torch.float64)
-        end = solve(SOLVERS[name].step, lambda x, t: x * math.cos(t), None, one, None, steps=steps).end
+        end = solve(SOLVERS[name].step, Equation(lambda x, t: x * math.cos(t)), one, None, steps=steps).end
         errors.append(end.item() - math.exp(math.sin(1)))
     assert abs(slope(errors) - expected) < 0.1
 
@@ -173,7 +185,7 @@ def test_evaluations_are_as_many_as_said_and_readouts_cost_none(name, stochastic
 
     readouts = [Fraction(j, 8) for j in range(1, 8)]
     path = wiener(3) if stochastic else None
-    solve(SOLVERS[name].step, drift, noise, torch.zeros(3, 1), path, steps=4, readouts=readouts)
+    solve(SOLVERS[name].step, Equation(drift, noise), torch.zeros(3, 1), path, steps=4, readouts=readouts)
     assert len(times["drift"]) == 4 * SOLVERS[name].drifts
     assert len(times["noise"]) == (4 * SOLVERS[name].noises if stochastic else 0)
     assert set(times["noise"]) <= {0, 0.25, 0.5, 0.75}  # Ito's noise is that of a step's beginning
@@ -188,7 +200,7 @@ def test_every_readout_falls_into_exactly_one_step(name, steps):
         times = [Fraction(j, parts) for j in range(1, parts)]
         zero = torch.zeros(1, dtype=torch.float64)
         rule = SOLVERS[name].step
-        solution = solve(rule, lambda x, t: torch.ones_like(x), None, zero, None, steps=steps, readouts=times)
+        solution = solve(rule, Equation(lambda x, t: torch.ones_like(x)), zero, None, steps=steps, readouts=times)
         np.testing.assert_allclose(torch.cat(solution.between), [float(t) for t in times], atol=1e-12)
         assert solution.end.item() == pytest.approx(1)
 
@@ -197,7 +209,9 @@ def nonlinear(name, steps, readouts):
     start = torch.randn(50, 6, generator=torch.Generator().manual_seed(3))
     noise = lambda x, t: lambda w: (0.3 + x.sin() ** 2) * w  # noqa: E731
     path = brownian(forecast_keys(0, torch.arange(50), torch.zeros(50, dtype=torch.int64)), 0, (6,))
-    return solve(SOLVERS[name].step, lambda x, t: x.cos() + t, noise, start, path, steps=steps, readouts=readouts)
+    return solve(
+        SOLVERS[name].step, Equation(lambda x, t: x.cos() + t, noise), start, path, steps=steps, readouts=readouts
+    )
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -227,7 +241,7 @@ def test_read_out_brownian_motion_has_its_law(name, steps):
     times, paths = [Fraction(j, 4) for j in (1, 2, 3)], 100_000
     still, itself = (lambda x, t: torch.zeros_like(x)), (lambda x, t: lambda w: w + 0 * x)
     solution = solve(
-        SOLVERS[name].step, still, itself, torch.zeros(paths, 1), wiener(paths), steps=steps, readouts=times
+        SOLVERS[name].step, Equation(still, itself), torch.zeros(paths, 1), wiener(paths), steps=steps, readouts=times
     )
     path = torch.stack([*solution.between, solution.end]).flatten(1)
     grid = torch.tensor([0.25, 0.5, 0.75, 1.0], dtype=torch.float64)
