@@ -1,0 +1,268 @@
+"""A search on recorded learning curves and a simulated clock: the real proposers and schedulers, and no training.
+
+What `record.py` recorded stands in for the trials: one whose values are proposed goes the way of the nearest training
+of the grid. Samplers, schedulers and numbers of workers are so compared in seconds, with stragglers and failures.
+"""
+
+import heapq
+import itertools
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.storages import InMemoryStorage
+
+from raypipe import config, records
+from raypipe.config import Axis, Experiment
+from raypipe.schedulers import make_scheduler
+from raypipe.search import study_search
+from raypipe.trial import Stage
+from raypipe.workspace import Workspace
+
+RECORDED = Path(__file__).parents[2] / "tests" / "recorded" / "flow.parquet"
+AXES = {
+    "train.noise_std": Axis(low=0.01, high=0.4, log=True, zero=True),
+    "train.loss": Axis(choices=["nll", "mse"]),
+    "train.learning_rate": Axis(low=3e-4, high=9.6e-3, log=True),
+}
+"""The space that the grid covers."""
+
+
+@dataclass(frozen=True)
+class Rung:
+    """A training at a rung: its objective there, and the seconds from the rung before."""
+
+    step: int
+    objective: float
+    seconds: float
+
+
+class Curves:
+    """The recorded trainings, by what was trained and the seed."""
+
+    def __init__(self, path: Path = RECORDED) -> None:
+        rows: dict[tuple[float, str, float, int], list[records.Row]] = {}
+        for row in records.read_rows(path):
+            rows.setdefault((row["noise_std"], row["loss"], row["learning_rate"], row["seed"]), []).append(row)
+        self._curves: dict[tuple[float, str, float, int], list[Rung]] = {}
+        for key, curve in rows.items():
+            curve.sort(key=lambda row: row["step"])
+            seconds = np.diff([0.0, *(row["seconds"] for row in curve)])
+            self._curves[key] = [Rung(r["step"], r["objective"], float(s)) for r, s in zip(curve, seconds, strict=True)]
+        self._noise = np.array(sorted({key[0] for key in rows}))
+        self._rates = np.array(sorted({key[2] for key in rows}))
+        self.seeds = sorted({key[3] for key in rows})
+
+    @property
+    def rungs(self) -> list[int]:
+        return [rung.step for rung in max(self._curves.values(), key=len)]
+
+    @property
+    def configurations(self) -> int:
+        return len({key[:3] for key in self._curves})
+
+    def of(self, values: Mapping[str, Any], seed: int, rungs: int | None = None) -> list[Rung]:
+        """The nearest training, on the scales of the axes; at its last `rungs` rungs, if so many are wanted."""
+        curve = self._curves[*self._cell(values), seed]
+        early = 0 if rungs is None else len(curve) - rungs
+        if early <= 0:
+            return curve
+        first = curve[early]
+        return [Rung(first.step, first.objective, sum(r.seconds for r in curve[: early + 1])), *curve[early + 1 :]]
+
+    def expected(self, values: Mapping[str, Any]) -> float:
+        """The objective at the end, in the mean over the recorded seeds."""
+        return float(np.mean([self._curves[*self._cell(values), seed][-1].objective for seed in self.seeds]))
+
+    def best(self) -> float:
+        """The least expected objective of the grid."""
+        cells = {key[:3] for key in self._curves}
+        return min(float(np.mean([self._curves[*cell, s][-1].objective for s in self.seeds])) for cell in cells)
+
+    def _cell(self, values: Mapping[str, Any]) -> tuple[float, str, float]:
+        noise, rate = values["train.noise_std"], values["train.learning_rate"]
+        positive = self._noise[self._noise > 0]
+        level = 0.0 if noise == 0 else float(positive[np.abs(np.log(positive / noise)).argmin()])
+        return level, values["train.loss"], float(self._rates[np.abs(np.log(self._rates / rate)).argmin()])
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A search to simulate. steps: those that all trials may train together; None: as many as `trials` take.
+
+    stragglers: share of trials whose every rung takes `slowdown` times as long; failures: chance that a trial dies
+    on its way to a rung.
+    """
+
+    sampler: str = "tpe"
+    scheduler: str = "asha"
+    trials: int = 1000
+    steps: int | None = None
+    workers: int = 1
+    stragglers: float = 0.0
+    slowdown: float = 3.0
+    failures: float = 0.0
+    rungs: int = Experiment().search.rungs
+    seed: int = 0
+
+
+@dataclass
+class Run:
+    """A simulated search: what it took, and its best trial at the last rung after so many steps.
+
+    best: (steps trained by all trials, seconds on the clock, observed objective, expected objective).
+    """
+
+    trials: int = 0
+    stopped: int = 0
+    failed: int = 0
+    steps: int = 0
+    seconds: float = 0.0
+    best: list[tuple[int, float, float, float]] = field(default_factory=list)
+
+    def at(self, steps: float) -> float:
+        """The expected objective of the best trial that was known after so many steps."""
+        return next((expected for at, _, _, expected in reversed(self.best) if at <= steps), math.inf)
+
+
+@dataclass
+class _Trial:
+    """As much of Ray Tune's trial as schedulers and the search look at."""
+
+    trial_id: str
+    config: dict[str, Any]
+    curve: list[Rung]
+    slow: float
+    status: str = "PENDING"
+    rung: int = 0
+    last_result: dict[str, Any] = field(default_factory=dict)
+
+
+def experiment(setting: Setting, rungs: list[int]) -> Experiment:
+    """The config of the search that is simulated."""
+    return config.replace(Experiment(), **{
+        "search.sampler": setting.sampler,
+        "search.scheduler": setting.scheduler,
+        "search.flow": {name: vars(axis) for name, axis in AXES.items()},
+        "search.flow_trials": setting.trials,
+        "search.flow_steps": rungs[-1],
+        "search.rungs": len(rungs),
+        "search.seed": setting.seed,
+        "model.time_input": True,
+    })  # fmt: skip
+
+
+def replay(curves: Curves, setting: Setting) -> Run:
+    """Simulate a search. The same setting gives the same run."""
+    return _Replay(curves, setting).run()
+
+
+class _Replay:
+    def __init__(self, curves: Curves, setting: Setting) -> None:
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        self._curves, self._setting = curves, setting
+        made = experiment(setting, curves.rungs[-setting.rungs :])
+        stage = Stage(made, Workspace(Path(), "replay"), "flow")
+        self._search = study_search(stage, InMemoryStorage())
+        # Any: schedulers are written for Ray Tune's own trials and controller, and look at no more than is here.
+        self._scheduler: Any = make_scheduler(made.search, stage.rungs, {}, setting.trials, setting.workers)
+        if self._scheduler is not None:
+            self._scheduler.set_search_properties("objective", "min")
+        self._trials: list[_Trial] = []
+        self._controller: Any = SimpleNamespace(get_trials=lambda: self._trials, get_live_trials=self._live)
+        self._rng = np.random.default_rng(setting.seed)
+        self._order = itertools.count()
+        self._events: list[tuple[float, int, _Trial]] = []
+        self._clock = 0.0
+        self._run = Run()
+
+    def run(self) -> Run:
+        while True:
+            while len(self._events) < self._setting.workers and self._start_one():
+                pass
+            if not self._events:
+                return self._run
+            self._clock, _, trial = heapq.heappop(self._events)
+            self._run.seconds = self._clock
+            self._reach(trial)
+
+    def _live(self) -> list[_Trial]:
+        return [trial for trial in self._trials if trial.status not in ("TERMINATED", "ERROR")]
+
+    def _start_one(self) -> bool:
+        """Put a trial on a free worker: a new one, or one that waited."""
+        budget = self._setting.steps
+        if budget is not None and self._run.steps >= budget:
+            return False
+        if len(self._trials) < self._setting.trials and not any(t.status == "PENDING" for t in self._trials):
+            self._propose()
+        trial = self._next()
+        if trial is None:
+            return False
+        trial.status = "RUNNING"
+        self._go_on(trial)
+        return True
+
+    def _next(self) -> _Trial | None:
+        if self._scheduler is None:
+            return next((trial for trial in self._trials if trial.status == "PENDING"), None)
+        found: _Trial | None = self._scheduler.choose_trial_to_run(self._controller)
+        return found
+
+    def _propose(self) -> None:
+        name = f"t{len(self._trials):05d}"
+        proposed = self._search.suggest(name)
+        seed = self._curves.seeds[self._setting.seed % len(self._curves.seeds)]
+        slow = self._setting.slowdown if self._rng.random() < self._setting.stragglers else 1.0
+        trial = _Trial(name, proposed, self._curves.of(proposed["values"], seed, self._setting.rungs), slow)
+        self._trials.append(trial)
+        self._run.trials += 1
+        if self._scheduler is not None:
+            self._scheduler.on_trial_add(self._controller, trial)
+
+    def _go_on(self, trial: _Trial) -> None:
+        """To the next rung; its steps count from now on."""
+        rung = trial.curve[trial.rung]
+        self._run.steps += rung.step - (trial.curve[trial.rung - 1].step if trial.rung else 0)
+        heapq.heappush(self._events, (self._clock + trial.slow * rung.seconds, next(self._order), trial))
+
+    def _reach(self, trial: _Trial) -> None:
+        """A trial is at its next rung, or died on the way."""
+        rung = trial.curve[trial.rung]
+        dies = self._rng.random() < self._setting.failures or not math.isfinite(rung.objective)
+        result = {
+            "objective": math.inf if dies else rung.objective,
+            "train_step": rung.step,
+            "failure": "died" if dies else None,
+            "trial_id": trial.trial_id,
+        }
+        trial.last_result = result
+        trial.rung += 1
+        if dies or trial.rung == len(trial.curve):
+            self._end(trial, result, failed=dies)
+            return
+        self._search.on_trial_result(trial.trial_id, result)
+        decision = self._scheduler.on_trial_result(self._controller, trial, result) if self._scheduler else "CONTINUE"
+        if decision == "CONTINUE":
+            self._go_on(trial)
+        elif decision == "PAUSE":
+            trial.status = "PAUSED"
+        else:
+            self._run.stopped += 1
+            self._end(trial, result)
+
+    def _end(self, trial: _Trial, result: dict[str, Any], failed: bool = False) -> None:
+        trial.status = "TERMINATED"
+        if self._scheduler is not None:
+            self._scheduler.on_trial_complete(self._controller, trial, result)
+        self._search.on_trial_complete(trial.trial_id, result)
+        self._run.failed += failed
+        best = self._run.best[-1][2] if self._run.best else math.inf
+        if not failed and trial.rung == len(trial.curve) and result["objective"] < best:
+            expected = self._curves.expected(trial.config["values"])
+            self._run.best.append((self._run.steps, self._clock, result["objective"], expected))
