@@ -27,7 +27,7 @@ class Running:
 
 
 class Live:
-    """The line says trials done and left, time left, and the best so far."""
+    """The line says trials done and left, time left, the best so far, and how many failed."""
 
     def __init__(self, stage: str, total: int, done: int) -> None:
         self._line = progress_bar(f"search {stage}", total, "trial", initial=done)
@@ -37,7 +37,8 @@ class Live:
     def ended(self) -> None:
         self._line.update(1)
 
-    def best(self, text: str) -> None:
+    def tell(self, text: str) -> None:
+        """Set the end of the line."""
         self._line.set_postfix_str(text, refresh=self.terminal)
 
     def show(self, running: Sequence[Running]) -> None:

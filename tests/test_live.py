@@ -22,7 +22,7 @@ def test_the_line_counts_and_the_table_is_for_a_terminal(terminal, monkeypatch):
     stream = Stream(terminal)
     monkeypatch.setattr(sys, "stderr", stream)
     live = Live("flow", 8, 2)
-    live.best("best 0.412 (flow-01: s 0.1 nll)")
+    live.tell("best 0.412 (flow-01: s 0.1 nll)")
     live.show([Running("flow-04", 0.2, "mse", 120, 600, None), Running("flow-05", 0.0, None, 200, 600, 0.52)])
     live.ended()
     live.show([Running("flow-05", 0.0, None, 300, 600, 0.52)])
