@@ -1,6 +1,7 @@
 """The whole pipeline once a seed, and what the seeds agree on: `python experiments/repeat.py [--seeds 3]`.
 
-Writes <storage>/<name>-seeds.json: test scores of the chosen combination and the baselines, mean and spread; and
+Writes <storage>/<name>-seeds.json: test scores of the chosen combination and the baselines, and the difference of
+the chosen from the best default of the same seed, each as mean and spread; and
 <storage>/<name>-seeds.png: a test clip of seed 0, the truth over a prediction over its quarters of a frame.
 A second run goes on where the first stopped.
 """
@@ -27,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", type=cli.positive, default=3, metavar="N", help="seeds 0 to N - 1 (default: 3)")
     args, overrides = cli.parse(parser, argv)
     experiment, storage = cli.experiment(args, overrides), cli.storage_root(args)
-    rows = []
+    tested = []
     for seed in range(args.seeds):
         workspace = Workspace(storage, f"{experiment.name}-seed{seed}")
         if not (workspace.best / "manifest.json").is_file():
@@ -38,13 +39,15 @@ def main(argv: Sequence[str] | None = None) -> int:
                 [*config, *fields, "--storage", str(storage), "--name", workspace.name, "--seed", str(seed)]
                 + (["--resume"] if begun else [])
             )
-        rows.append(_test_scores(workspace))
-    summary = {name: {metric: _spread([row[name][metric] for row in rows]) for metric in METRICS} for name in rows[0]}
+        tested.append(records.read_rows(workspace.evaluation / "combinations.parquet"))
+    summary, lead = summarize(tested), spread_of_leads(tested)
     path = storage / f"{experiment.name}-seeds.json"
-    write_json(path, manifest(experiment, summary=summary, runs=args.seeds))
+    write_json(path, manifest(experiment, summary=summary, chosen_minus_best_default=lead, runs=args.seeds))
     body = [[name, *(_text(scores[metric]) for metric in METRICS)] for name, scores in summary.items()]
     cli.say(f"\ntest, mean +- sd over {args.seeds} seeds:")
     cli.say(cli.table(body, ["", *METRICS]))
+    best = ", ".join(lead["defaults"])
+    cli.say(f"chosen minus best default of the same seed ({best}), crps_ratio: {_text(lead)}")
     picture = path.with_suffix(".png")
     save_picture(Workspace(storage, f"{experiment.name}-seed0").folder / "samples" / "sample-2.npz", picture)
     cli.say(f"\nwritten  {path} and {picture}")
@@ -62,10 +65,21 @@ def save_picture(sample: Path, path: Path) -> None:
         Image.fromarray(np.concatenate(strips)).save(temporary, "PNG", optimize=True)
 
 
-def _test_scores(workspace: Workspace) -> dict[str, records.Row]:
-    """The test rows by name, best first."""
-    rows = [r for r in records.read_rows(workspace.evaluation / "combinations.parquet") if r["split"] == "test"]
-    return {r["baseline"] or "chosen": r for r in sorted(rows, key=lambda r: r["crps_ratio"])}
+def summarize(runs: Sequence[Sequence[records.Row]]) -> dict[str, dict[str, Any]]:
+    """Mean and spread over runs, given as rows of combinations.parquet: by name and metric, the first run's best first.
+
+    A run's choice is `chosen`, whatever it is made of.
+    """
+    tested = [{r["baseline"] or "chosen": r for r in rows if r["split"] == "test"} for rows in runs]
+    names = sorted(tested[0], key=lambda name: tested[0][name]["crps_ratio"])
+    return {name: {metric: _spread([run[name][metric] for run in tested]) for metric in METRICS} for name in names}
+
+
+def spread_of_leads(runs: Sequence[Sequence[records.Row]]) -> dict[str, Any]:
+    """The chosen combination's crps_ratio on test minus that of the best default of the same run; and which that is."""
+    leads = [lead for lead in (records.lead(rows, "test") for rows in runs) if lead is not None]
+    assert len(leads) == len(runs)
+    return {**_spread([lead.difference for lead in leads]), "defaults": [lead.default for lead in leads]}
 
 
 def _spread(values: Sequence[float]) -> dict[str, Any]:

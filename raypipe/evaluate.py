@@ -7,7 +7,8 @@ split, once. The winner goes to ``best/``, ready for `raypipe.load_predictor` an
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import ray
@@ -22,7 +23,7 @@ from raypipe.finalists import Finalist, read_finalists
 from raypipe.launch import plain_errors, start_ray
 from raypipe.metrics.ensemble import Score
 from raypipe.predictor import load_predictor
-from raypipe.report import write_report
+from raypipe.report import BASELINES, write_report
 from raypipe.sources import Sources
 from raypipe.workspace import Workspace, latest, manifest, write_json
 
@@ -33,6 +34,8 @@ SAMPLE_INTERPOLATE = 4
 
 Split = Literal["val", "test"]
 SPLIT_NAMES: dict[Split, str] = {"val": "validation", "test": "test"}
+SCORED = ("crps_ratio", "minus published")
+"""What `_scores` says, in the tables that a command prints."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +107,7 @@ class Table:
     def add(self, split: Split, result: Result) -> None:
         """Add or replace the combination's row."""
         c, score, pixels = result.combination, result.score, result.pixels
-        records.save_score(self._folder(split, c), 0, score)
+        records.save_score(self._folder(split, c.key), 0, score)
         kept = [r for r in self.rows if (r["split"], r["key"]) != (SPLIT_NAMES[split], c.key)]
         self.rows = [
             *kept,
@@ -125,6 +128,8 @@ class Table:
                 "crps_ratio_se": score.ratio.se,
                 "difference": None,
                 "difference_se": None,
+                "behind_chosen": None,
+                "behind_chosen_se": None,
                 "crps_ratio_pixels": pixels.crps_ratio if pixels else None,
                 "psnr": pixels.psnr if pixels else None,
                 "ssim": pixels.ssim if pixels else None,
@@ -137,28 +142,30 @@ class Table:
         self.save()
 
     def mark_chosen(self, chosen: Combination, published: Combination) -> None:
-        """Mark the winner, and pair every score with the published default's on the same windows."""
+        """Mark the winner, and pair every score with the published default's and the winner's, window by window."""
         for split in ("val", "test"):
-            default = records.read_score(self._folder(split, published), 0)
+            default, best = (records.read_score(self._folder(split, c.key), 0) for c in (published, chosen))
             for row in self.rows:
                 if row["split"] != SPLIT_NAMES[split]:
                     continue
                 row["chosen"] = row["key"] == chosen.key
-                score: Score | None = records.read_score(self._scores / f"{SPLIT_NAMES[split]}-{_slug(row['key'])}", 0)
-                if score is not None and default is not None and score.crps.shape == default.crps.shape:
-                    gap = score.minus(default)
-                    row["difference"], row["difference_se"] = gap.value, gap.se
+                score = records.read_score(self._folder(split, row["key"]), 0)
+                row |= _paired("difference", score, default) | _paired("behind_chosen", score, best)
         self.save()
 
     def save(self) -> None:
         records.write_rows(self._path, self.rows)
 
-    def _folder(self, split: Split, combination: Combination) -> Any:
-        return self._scores / f"{SPLIT_NAMES[split]}-{_slug(combination.key)}"
+    def _folder(self, split: Split, key: str) -> Path:
+        return self._scores / f"{SPLIT_NAMES[split]}-{key.replace('/', '_')}"
 
 
-def _slug(key: str) -> str:
-    return key.replace("/", "_")
+def _paired(name: str, score: Score | None, other: Score | None) -> records.Row:
+    """The difference of two scores and its error as columns; null where they are not of the same windows."""
+    gap = None
+    if score is not None and other is not None and score.crps.shape == other.crps.shape:
+        gap = score.minus(other)
+    return {name: None if gap is None else gap.value, f"{name}_se": None if gap is None else gap.se}
 
 
 def _score_split(
@@ -254,23 +261,40 @@ def save_samples(sources: Sources) -> None:
 def validation_table(rows: Sequence[records.Row]) -> str:
     """The combinations on validation, best first."""
     mine = sorted((r for r in rows if r["split"] == "validation"), key=lambda r: r["crps_ratio"])
-    columns = ["flow", "denoiser", "diffusion", "alpha", "beta", "steps", "solver", "crps_ratio", "crps_ratio_se",
-               "difference", "spread_skill", "nfe_per_frame"]  # fmt: skip
-    body = [[r["flow"], r["denoiser"] or "none", *(r[c] for c in columns[2:]), _note(r)] for r in mine]
-    return cli.table(body, [*columns, ""])
+    columns = ["flow", "denoiser", "diffusion", "alpha", "beta", "steps", "solver"]
+    named = [{**r, "denoiser": r["denoiser"] or "none"} for r in mine]
+    body = [[*(r[c] for c in columns), *_scores(r), r["spread_skill"], r["nfe_per_frame"], _note(r)] for r in named]
+    return cli.table(body, [*columns, *SCORED, "spread/skill", "calls", ""])
 
 
 def test_table(rows: Sequence[records.Row]) -> str:
     """The chosen combination and the baselines on test."""
     mine = sorted((r for r in rows if r["split"] == "test"), key=lambda r: r["crps_ratio"])
-    columns = ["crps_ratio", "crps_ratio_se", "difference", "difference_se", "crps_ratio_pixels", "psnr", "ssim",
-               "spread_skill", "nfe_per_frame", "seconds_per_frame"]  # fmt: skip
-    return cli.table([[_note(r), *(r[c] for c in columns)] for r in mine], ["test", *columns])
+    columns = ["crps_ratio_pixels", "psnr", "ssim", "spread_skill", "nfe_per_frame"]
+    body = [[_note(r), *_scores(r), *(r[c] for c in columns), 1000 * r["seconds_per_frame"]] for r in mine]
+    return cli.table(body, ["test", *SCORED, "in pixels", "psnr", "ssim", "spread/skill", "calls", "ms/frame"])
+
+
+def _scores(row: records.Row) -> list[str]:
+    """The score, and its paired difference from the published default; each with its standard error."""
+    ratio, gap = row["crps_ratio"], row["difference"]
+    return [
+        f"{ratio:.3f} +- {row['crps_ratio_se']:.3f}",
+        "-" if gap is None else f"{gap:+.3f} +- {row['difference_se']:.3f}",
+    ]
 
 
 def _note(row: records.Row) -> str:
-    names = {"published": "published default", "flow": "flow alone"}
-    return "chosen" if row["chosen"] else names.get(row["baseline"], row["baseline"] or "")
+    return "chosen" if row["chosen"] else BASELINES.get(row["baseline"], "")
+
+
+def verdict(rows: Sequence[records.Row]) -> str:
+    """By how much the chosen combination beats the best default on test."""
+    found = records.lead(rows, "test")
+    if found is None:
+        return "the chosen combination has no score on test"
+    gap = f"{found.difference:+.3f} +- {found.se:.3f}"
+    return f"chosen minus best default ({BASELINES[found.default]}), paired by window: {gap}"
 
 
 def is_searched(workspace: Workspace) -> bool:
@@ -286,6 +310,7 @@ def finish(experiment: Experiment, workspace: Workspace, top_k: int) -> None:
     cli.say(validation_table(rows))
     cli.say(f"\ntest, {experiment.evaluation.test_windows} windows, once:")
     cli.say(test_table(rows))
+    cli.say(verdict(rows))
     cli.say(f"\nbest     {workspace.best}")
     cli.say(f"report   {page}")
     cli.say("next     python -m raypipe.generate")

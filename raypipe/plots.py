@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from io import StringIO
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -21,7 +22,10 @@ _NICE = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 
 @dataclass(frozen=True)
 class Line:
-    """A curve y [n] over x [n]. strength: its opacity, which tells the curves of one colour apart."""
+    """A curve y [n] over x [n]. strength: its opacity, which tells the curves of one colour apart.
+
+    failed: a cross ends it.
+    """
 
     label: str
     x: Sequence[float]
@@ -30,11 +34,15 @@ class Line:
     strength: float = 1.0
     dashed: bool = False
     bold: bool = False
+    failed: bool = False
 
 
 @dataclass(frozen=True)
 class Point:
-    """A trial: its noise level, objective and standard error. kind: a key of `_MARKERS`."""
+    """A trial: its noise level, objective and standard error.
+
+    kind: one of `_MARKERS`, or `failed`, which has no objective.
+    """
 
     noise_std: float
     objective: float
@@ -56,6 +64,8 @@ _MARKERS: Mapping[str, _Marker] = {
     "finished": _Marker("o", 7, True),
     "refit": _Marker("D", 5.5, True),
 }
+_CROSS: Mapping[str, Any] = {"markersize": 7.5, "markeredgewidth": 1.8}
+"""Of what failed."""
 
 
 def colors_of(names: Sequence[str]) -> dict[str, str]:
@@ -90,9 +100,8 @@ def search(points: Sequence[Point]) -> str:
         for kind, marker in _MARKERS.items():
             chosen = [p for p in points if p.loss == loss and p.kind == kind]
             if chosen:
-                x = [np.log10(p.noise_std) if p.noise_std > 0 else zero for p in chosen]
                 axes.errorbar(
-                    x,
+                    [_place(p, zero) for p in chosen],
                     [p.objective for p in chosen],
                     yerr=[p.se if np.isfinite(p.se) else 0 for p in chosen],
                     fmt=marker.shape,
@@ -106,15 +115,24 @@ def search(points: Sequence[Point]) -> str:
                     label="_",
                     zorder=4 if kind == "refit" else 3,
                 )
+        failed = [_place(p, zero) for p in points if p.loss == loss and p.kind == "failed"]
+        top = axes.get_xaxis_transform()
+        axes.plot(failed, [0.96] * len(failed), "x", color=color, transform=top, label="_", **_CROSS)
         axes.plot([], [], "o", color=color, markersize=7, label=loss)
     for point in points:
         if point.note:
-            x = np.log10(point.noise_std) if point.noise_std > 0 else zero
-            _note(axes, point.note, float(x), point.objective)
+            _note(axes, point.note, _place(point, zero), point.objective)
     _noise_axis(axes, low, high, zero if any(p.noise_std == 0 for p in points) else None)
     axes.margins(y=0.12)
+    if all(p.kind == "failed" for p in points):
+        axes.set_yticks([])
     _legend(axes)
     return to_svg(figure)
+
+
+def _place(point: Point, zero: float) -> float:
+    """Where a noise level lies on the axis."""
+    return float(np.log10(point.noise_std)) if point.noise_std > 0 else zero
 
 
 def _note(axes: Axes, text: str, x: float, y: float) -> None:
@@ -164,7 +182,7 @@ def curves(left: Sequence[Line], right: Sequence[Line]) -> str:
 
 @dataclass(frozen=True)
 class Bar:
-    """A bar and its name; quiet ones stand for what came to nothing."""
+    """A bar and its name; quiet ones, which a cross ends, stand for what came to nothing."""
 
     label: str
     value: float
@@ -185,12 +203,16 @@ def bars(left: Sequence[Bar], right: Sequence[Bar]) -> str:
             color=[GRID if row.quiet else row.color for row in rows],
             edgecolor=[row.color for row in rows],
         )
+        for row in (row for row in rows if row.quiet):
+            axes.plot([row.value], [row.label], "x", color=row.color, clip_on=False, **_CROSS)
         axes.invert_yaxis()
     figure.subplots_adjust(wspace=0.35)
     return to_svg(figure)
 
 
 def _draw(axes: Axes, line: Line, marker: str | None) -> None:
+    if line.failed:
+        axes.plot(line.x[-1:], line.y[-1:], "x", color=line.color, label="_", **_CROSS)
     axes.plot(
         line.x,
         line.y,
@@ -215,7 +237,7 @@ def _axes(figure: Figure, x: str, y: str, place: tuple[int, int, int] = (1, 1, 1
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
     axes.spines["bottom"].set_color(MUTED)
-    axes.tick_params(colors=MUTED, labelcolor=MUTED, length=3, left=False)
+    axes.tick_params(which="both", colors=MUTED, labelcolor=MUTED, length=3, left=False)
     axes.grid(axis="y", color=GRID, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.set_xlabel(x, color=MUTED)

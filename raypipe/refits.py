@@ -12,7 +12,7 @@ import ray
 import torch
 
 from raypipe import checkpoint, config, records
-from raypipe.config import LOSSES, Evaluation, Experiment
+from raypipe.config import LOSSES, Evaluation
 from raypipe.finalists import NO_DENOISER, Finalist, published, read_finalists
 from raypipe.launch import Settings, plain_errors, train_jobs
 from raypipe.metrics.ensemble import Score
@@ -22,7 +22,6 @@ from raypipe.stage import Parents, Scored, Scorer
 from raypipe.study import ended_trials
 from raypipe.train import ComponentJob, run_settings
 from raypipe.trial import Stage
-from raypipe.workspace import Workspace
 
 
 def refit(stage: Stage, chosen: Sequence[Trial]) -> list[Finalist]:
@@ -34,17 +33,18 @@ def refit(stage: Stage, chosen: Sequence[Trial]) -> list[Finalist]:
     left = [job for group in jobs.values() for job in group]
     # An interrupted run goes on under its name; one that is over cannot, so a search of more trials has another.
     name = f"{stage.component}-refit-{ended_trials(stage.workspace.study, stage.component)}"
-    train_jobs(left, _settings(stage.experiment, stage.workspace, name, len(left)))
+    train_jobs(left, _settings(stage, name, len(left)))
     return _rank(stage, chosen, jobs)
 
 
-def _settings(experiment: Experiment, workspace: Workspace, name: str, jobs: int) -> Settings:
+def _settings(stage: Stage, name: str, jobs: int) -> Settings:
     """Every worker that the cluster holds: a job each where there are enough jobs, else all at each job."""
+    experiment = stage.experiment
     use_gpu = experiment.search.gpus_per_trial > 0
     total = ray.cluster_resources()
     cpus = experiment.train.cpus_per_worker
     held = max(1, math.floor(total.get("GPU", 0) if use_gpu else total.get("CPU", 1) / cpus))
-    settings = run_settings(experiment, workspace, name, use_gpu=use_gpu)
+    settings = run_settings(experiment, stage.workspace, name, use_gpu=use_gpu, wandb=stage.wandb)
     return dataclasses.replace(settings, num_workers=held, side_by_side=True) if jobs >= held else settings
 
 

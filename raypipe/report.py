@@ -27,8 +27,13 @@ BASELINES = {
     "flow": "flow alone",
     "published": "published default",
 }
-RIVALS = {"climatology": "climatology", "flow": "the flow alone", "published": "the published default"}
-"""The baselines of the headline, as they read in a sentence."""
+IN_WORDS = {
+    "persistence": "repeating the last frame",
+    "climatology": "climatology",
+    "flow": "the flow alone",
+    "published": "the published default",
+}
+"""The baselines, as they read in a sentence."""
 
 
 @dataclass(frozen=True)
@@ -45,12 +50,16 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """header, and rows of cells; `strong` and `quiet` hold the numbers of rows that are set apart."""
+    """header, and rows of cells; `strong` and `quiet` hold the numbers of rows that are set apart.
+
+    note: what a column would say in every row.
+    """
 
     columns: list[Column]
     rows: list[list[str]]
     strong: set[int] = field(default_factory=set)
     quiet: set[int] = field(default_factory=set)
+    note: str = ""
 
 
 def number(digits: int) -> Callable[[Any], str]:
@@ -84,6 +93,8 @@ SCORES = [
            "crps_ratio_se"),
     Column("difference", "Δ published", number(3), "paired difference from the published default; below 0 is better",
            "difference_se"),
+    Column("behind_chosen", "Δ chosen", number(3), "paired difference from the chosen combination; above 0 is worse",
+           "behind_chosen_se"),
     Column("crps_ratio_pixels", "in pixels", number(3), "CRPS ratio of decoded frames"),
     Column("psnr", "PSNR", number(2), "dB"),
     Column("ssim", "SSIM", number(3), "structural similarity"),
@@ -127,7 +138,7 @@ def write_report(workspace: Workspace) -> Path:
         dataset=experiment.dataset.name,
         headline=headline(combinations),
         test=score_table([row for row in combinations if row["split"] == "test"]),
-        validation=score_table([row for row in combinations if row["split"] == "validation"]),
+        validation=score_table([row for row in combinations if row["split"] == "validation"], without="difference"),
         shown=SHOWN_ROWS,
         horizon=horizon_plot(combinations),
         samples=[film.read_sample(path) for path in sorted((workspace.folder / "samples").glob("*.npz"))[:SAMPLES]],
@@ -163,15 +174,25 @@ class Versus:
 
 
 @dataclass(frozen=True)
+class Gap:
+    """By how much the chosen combination is better than a baseline, or worse, paired by window."""
+
+    name: str
+    size: str
+    se: str
+    better: bool
+
+
+@dataclass(frozen=True)
 class Headline:
-    """The result in a few words. difference: the paired one to the published default."""
+    """The result in a few words. lead: against the best default; published: against the published one, if another."""
 
     name: str
     split: str
     score: str
     se: str
-    difference: str | None
-    difference_se: str
+    lead: Gap | None
+    published: Gap | None
     steps: str
     nfe: str
     alpha: str
@@ -188,17 +209,18 @@ def headline(rows: Sequence[Row]) -> Headline | None:
         others = {r["baseline"]: r["crps_ratio"] for r in rows if r["split"] == split and known(r["crps_ratio"])}
         versus = [
             Versus(name, number(3)(others[key]), 1 - chosen["crps_ratio"] / others[key])
-            for key, name in RIVALS.items()
-            if others.get(key) and chosen["baseline"] != key
+            for key, name in IN_WORDS.items()
+            if others.get(key) and key != "persistence"  # which the score itself is against
         ]
-        gap = chosen.get("difference")
+        best = records.lead(rows, split)
+        other = best is None or best.default != "published"
         return Headline(
             chosen["name"],
             split,
             number(3)(chosen["crps_ratio"]),
             number(3)(chosen.get("crps_ratio_se")),
-            number(3)(gap) if known(gap) and chosen["baseline"] != "published" else None,
-            number(3)(chosen.get("difference_se")),
+            None if best is None else _gap(best.default, best.difference, best.se),
+            _gap("published", chosen.get("difference"), chosen.get("difference_se")) if other else None,
             short(chosen.get("steps")),
             short(chosen.get("nfe_per_frame")),
             short(chosen.get("alpha")),
@@ -208,12 +230,21 @@ def headline(rows: Sequence[Row]) -> Headline | None:
     return None
 
 
+def _gap(baseline: str, difference: Any, se: Any) -> Gap | None:
+    if not known(difference):
+        return None
+    return Gap(IN_WORDS[baseline], number(3)(abs(difference)), number(3)(se), difference < 0)
+
+
 def _chosen(rows: Sequence[Row], split: str) -> Row | None:
     return next((r for r in rows if r["split"] == split and r["chosen"] and known(r["crps_ratio"])), None)
 
 
-def score_table(rows: Sequence[Row]) -> Table | None:
-    """Combinations and baselines, best first, the chosen ones strong and the baselines quiet; None without rows."""
+def score_table(rows: Sequence[Row], without: str | None = None) -> Table | None:
+    """Combinations and baselines, best first, the chosen ones strong and the baselines quiet; None without rows.
+
+    without: a column that the page has no room for.
+    """
     if not rows:
         return None
     ordered = sorted(rows, key=lambda row: row["crps_ratio"] if known(row["crps_ratio"]) else math.inf)
@@ -223,10 +254,14 @@ def score_table(rows: Sequence[Row]) -> Table | None:
         for key in ordered[0]
         if key not in listed and not key.endswith("_se") and any(known(row[key]) for row in ordered)
     ]
-    table = make_table([*SCORES, *more], ordered)
+    solvers = {row["solver"] for row in ordered if row["solver"] is not None}
+    left_out = {without} | ({"solver"} if len(solvers) == 1 else set())
+    table = make_table([c for c in (*SCORES, *more) if c.key not in left_out], ordered)
     strong = {i for i, row in enumerate(ordered) if row["chosen"]}
     quiet = {i for i, row in enumerate(ordered) if row["baseline"] is not None} - strong
-    return Table(table.columns, table.rows, strong, quiet)
+    return Table(
+        table.columns, table.rows, strong, quiet, f"The solver is {solvers.pop()}." if len(solvers) == 1 else ""
+    )
 
 
 def make_table(columns: Sequence[Column], rows: Sequence[Row]) -> Table:
@@ -238,6 +273,8 @@ def make_table(columns: Sequence[Column], rows: Sequence[Row]) -> Table:
 def _cell(column: Column, row: Row) -> str:
     shown = column.show(row.get(column.key))
     error = row.get(column.se) if column.se else None
+    if error == 0 and row.get(column.key) == 0:
+        return "–"  # a difference from itself
     return f"{shown} ± {column.show(error)}" if known(error) and shown != "–" else shown
 
 
@@ -265,14 +302,22 @@ def horizon_plot(rows: Sequence[Row]) -> Markup | None:
 
 
 @dataclass(frozen=True)
+class Figure:
+    """A figure of a search, and below it how many trials it shows and how many of all failed."""
+
+    svg: Markup
+    caption: str
+
+
+@dataclass(frozen=True)
 class StageView:
     """What the page shows of a stage; None where nothing of it has run."""
 
     name: str
     counts: str
-    scatter: Markup | None
-    curves: Markup | None
-    cost: Markup | None
+    scatter: Figure | None
+    curves: Figure | None
+    cost: Figure | None
     table: Table | None
     refits: Table | None
 
@@ -284,13 +329,11 @@ def stage(workspace: Workspace, rows: Sequence[Row], component: Component) -> St
     last, last_refits = _last(searched), _last(refits)
     if not last and not last_refits:
         return StageView(component, "", None, None, None, None, None)
-    points = [p for p in map(_point, [*last, *last_refits]) if p is not None]
-    left, right = _curves(workspace, component, searched, last)
     return StageView(
         component,
         _counts(last, last_refits),
-        Markup(plots.search(points)) if points else None,
-        Markup(plots.curves(left, right)) if left or right else None,
+        _scatter(last, last_refits),
+        _curves(workspace, component, searched, last),
         _cost(workspace, component, last),
         make_table(TRIALS, last),
         make_table([c for c in TRIALS if c.key != "status"], last_refits) if last_refits else None,
@@ -322,7 +365,31 @@ def _count(count: int, noun: str) -> str:
     return f"{count} {noun}" + ("s" if count != 1 else "")
 
 
+def _failures(last: Sequence[Row], how: str) -> str:
+    """`none failed`, or how many and `how` the figure shows them."""
+    failed = sum(row["status"] == "failed" for row in last)
+    return f"{failed} failed: {how}" if failed else "none failed"
+
+
+def _shown(count: int, last: Sequence[Row]) -> str:
+    """`8 trials`, or `7 of 8 trials`."""
+    return ("" if count == len(last) else f"{count} of ") + _count(len(last), "trial")
+
+
+def _scatter(last: Sequence[Row], refits: Sequence[Row]) -> Figure | None:
+    """Objective against noise level; a trial that failed has no objective, but is there at its noise level."""
+    points, again = ([p for p in map(_point, rows) if p is not None] for rows in (last, refits))
+    if not points and not again:
+        return None
+    shown = _shown(len(points), last) + (f" and {_count(len(again), 'refit')}" if again else "")
+    failed = _failures(last, "a cross at the top edge, for want of a score")
+    caption = f"Objective against noise level, by loss. {shown}; {failed}."
+    return Figure(Markup(plots.search([*points, *again])), caption)
+
+
 def _point(row: Row) -> Point | None:
+    if row["status"] == "failed":
+        return Point(row["noise_std"] or 0.0, math.nan, 0.0, _loss(row), "failed")
     if not _good(row):
         return None
     kind = "refit" if row.get("refit") else "finished" if row["status"] == "finished" else "stopped"
@@ -336,35 +403,51 @@ def _loss(row: Row) -> str:
     return row["loss"] or "denoising"
 
 
-def _curves(
-    workspace: Workspace, component: Component, rows: Sequence[Row], last: Sequence[Row]
-) -> tuple[list[Line], list[Line]]:
-    """Loss over steps and objective over rungs, coloured by loss choice, fainter with more noise."""
+def _curves(workspace: Workspace, component: Component, rows: Sequence[Row], last: Sequence[Row]) -> Figure | None:
+    """Loss over steps and objective over rungs, coloured by loss choice, fainter with more noise.
+
+    A trial that failed is drawn as far as it came.
+    """
     colors = plots.colors_of([_loss(row) for row in last])
     levels = sorted({row["noise_std"] or 0.0 for row in last})
-    left, right = [], []
+    left: list[Line] = []
+    right: list[Line] = []
     for trial in last:
         loss = _loss(trial)
         strength = 1 - 0.65 * levels.index(trial["noise_std"] or 0.0) / max(1, len(levels) - 1)
-        logged = [r for r in read_metrics(workspace.run(component, trial["trial"])) if known(r.get("loss"))]
-        if logged:
-            left.append(Line(loss, [r["step"] for r in logged], [r["loss"] for r in logged], colors[loss], strength))
-        rungs = sorted((r["step"], r["objective"]) for r in rows if r["trial"] == trial["trial"] and _good(r))
-        if rungs:
-            right.append(Line(loss, [s for s, _ in rungs], [y for _, y in rungs], colors[loss], strength))
-    return left, right
+        failed = trial["status"] == "failed"
+        metrics = read_metrics(workspace.run(component, trial["trial"]))
+        logged = [(r["step"], r["loss"]) for r in metrics if known(r.get("loss"))]
+        passed = [r for r in rows if r["trial"] == trial["trial"] and known(r["objective"])]
+        rungs = sorted((r["step"], r["objective"]) for r in passed)
+        for points, lines in ((logged, left), (rungs, right)):
+            if points:
+                x, y = zip(*points, strict=True)
+                lines.append(Line(loss, x, y, colors[loss], strength, failed=failed))
+    if not left and not right:
+        return None
+    shown = f"Losses of {_shown(len(left), last)}, scores of {_shown(len(right), last)}"
+    failures = _failures(last, "a cross ends what there is of its curve")
+    return Figure(Markup(plots.curves(left, right)), f"{shown}; {failures}.")
 
 
-def _cost(workspace: Workspace, component: Component, last: Sequence[Row]) -> Markup | None:
+def _cost(workspace: Workspace, component: Component, last: Sequence[Row]) -> Figure | None:
     """What mattered, as the search found when it ended, and the seconds of each trial, failed ones too."""
     colors = plots.colors_of([_loss(row) for row in last])
     spent = [
-        Bar(row["trial"], row["seconds"], colors[_loss(row)], quiet=row["status"] == "failed")
+        Bar(row["trial"], row["seconds"] if known(row.get("seconds")) else 0.0, colors[_loss(row)], quiet=failed)
         for row in sorted(last, key=lambda row: str(row["trial"]))
-        if known(row.get("seconds"))
+        if (failed := row["status"] == "failed") or known(row.get("seconds"))
     ]
     mattered = [Bar(name, share) for name, share in records.read_importances(workspace.importances(component)).items()]
-    return Markup(plots.bars(mattered, spent)) if spent or mattered else None
+    if not spent and not mattered:
+        return None
+    scored = _shown(sum(map(_good, last)), last)
+    text = (
+        f"Importance: how much an axis tells good trials from the rest (PED-ANOVA), over {scored} with a score. "
+        f"Cost of {_shown(len(spent), last)}; {_failures(last, 'a pale bar with a cross')}."
+    )
+    return Figure(Markup(plots.bars(mattered, spent)), text)
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:

@@ -157,13 +157,18 @@ class TrialLog(tune.Callback):
         self._show()
 
     def _show(self) -> None:
-        best = records.last_rungs([row for row in self._rows if not row["refit"]], self._stage.component)[:1]
-        if best:
-            top = best[0]
+        """The best trial so far, and how many have failed."""
+        mine = [row for row in self._rows if row["stage"] == self._stage.component and not row["refit"]]
+        told = []
+        for top in records.last_rungs(mine, self._stage.component)[:1]:
             loss = f" {top.loss}" if top.loss else ""
-            text = f"best {top.objective:.3f} ({top.name}: s {top.noise_std:.3g}{loss})"
+            told.append(f"best {top.objective:.3f} ({top.name}: s {top.noise_std:.3g}{loss})")
+        failed = len({row["trial"] for row in mine if row["status"] == "failed"})
+        if failed:
+            told.append(f"{failed} failed")
+        if told:
             assert self._live is not None
-            self._live.best(text)
+            self._live.tell(", ".join(told))
 
 
 def _values(trial_config: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str, Any]:

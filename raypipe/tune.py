@@ -80,7 +80,7 @@ def stage_table(workspace: Workspace, component: Component) -> str:
     rows = []
     for f in read_finalists(workspace, component):
         spread = f"{min(f.objectives):.3f}-{max(f.objectives):.3f}" if len(f.objectives) > 1 else ""
-        note = "published default" if f.published else ""
+        note = "published default" if f.published and f.trial != "published" else ""
         rows.append([f.trial, f.noise_std, f.loss or "-", f.objective, spread, f.closer, f.magnitude, f.model, note])
     header = ["trial", "noise", "loss", "crps_ratio", "over seeds", "closer look", "magnitude", "model", ""]
     return cli.table(rows, header)

@@ -246,4 +246,6 @@ class Finished:
 def finished_pipeline(base: Path) -> Finished:
     """experiments/pipeline.py, run once a test session as a user would; nobody may change what it wrote."""
     storage = base / "pipeline"
-    return Finished(storage, complete(base / "pipeline-log", ["experiments/pipeline.py", *flags(TINY)], storage))
+    homes = dict.fromkeys(("WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR"), str(base / "wandb"))
+    argv = ["experiments/pipeline.py", "--wandb", *flags(TINY)]
+    return Finished(storage, complete(base / "pipeline-log", argv, storage, **homes))

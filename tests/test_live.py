@@ -5,7 +5,12 @@ import sys
 
 import pytest
 
+from raypipe import records
+from raypipe.config import Experiment
 from raypipe.live import Live, Running
+from raypipe.trial import Stage
+from raypipe.trial_log import TrialLog
+from raypipe.workspace import Workspace
 
 
 class Stream(io.StringIO):
@@ -22,7 +27,7 @@ def test_the_line_counts_and_the_table_is_for_a_terminal(terminal, monkeypatch):
     stream = Stream(terminal)
     monkeypatch.setattr(sys, "stderr", stream)
     live = Live("flow", 8, 2)
-    live.best("best 0.412 (flow-01: s 0.1 nll)")
+    live.tell("best 0.412 (flow-01: s 0.1 nll)")
     live.show([Running("flow-04", 0.2, "mse", 120, 600, None), Running("flow-05", 0.0, None, 200, 600, 0.52)])
     live.ended()
     live.show([Running("flow-05", 0.0, None, 300, 600, 0.52)])
@@ -33,3 +38,25 @@ def test_the_line_counts_and_the_table_is_for_a_terminal(terminal, monkeypatch):
     assert shown == [stream.isatty()] * len(shown)
     if not stream.isatty():
         assert "\x1b" not in text
+
+
+def test_the_line_says_the_best_and_how_many_failed(tmp_path, monkeypatch):
+    """Of its own stage; a refit is no trial, and a trial with two rungs fails once."""
+    monkeypatch.setattr(sys, "stderr", Stream(True))
+    place = Workspace(tmp_path, "demo")
+    common = {"stage": "flow", "step": 300, "refit": False, "status": "finished", "noise_std": 0.1, "loss": "nll"}
+    rows = [
+        common | {"trial": "flow-00", "objective": 0.7},
+        common | {"trial": "flow-01", "objective": 0.6, "loss": "mse", "status": "stopped"},
+        common | {"trial": "flow-02", "objective": 0.5, "status": "failed"},
+        common | {"trial": "flow-02", "objective": None, "status": "failed", "step": 900},
+        common | {"trial": "flow-03", "objective": None, "status": "failed"},
+        common | {"trial": "flow-00-s0", "objective": 0.4, "refit": True},
+        common | {"trial": "denoiser-00", "objective": None, "status": "failed", "stage": "denoiser"},
+    ]
+    records.write_rows(place.trials, rows)
+    log = TrialLog(Stage(Experiment(), place, "flow"), 8, 4)
+    log.setup()
+    log.close()
+    assert "4/8" in sys.stderr.getvalue()
+    assert "best 0.600 (flow-01: s 0.1 mse), 2 failed" in sys.stderr.getvalue()

@@ -9,11 +9,12 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from raypipe.monitor import METRICS, Monitor, log_folder, read_metrics
+from tests.wandbtools import Run, read_runs
 
 
 @pytest.fixture
 def folder(tmp_path):
-    return tmp_path / "flow" / "flow-00"
+    return tmp_path / "search-3" / "flow" / "flow-00"
 
 
 def record(folder, after, steps, loss=1.0, **more):
@@ -96,9 +97,7 @@ def test_wandb_records_offline(folder, monkeypatch, tmp_path):
     for name in ("WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR", "HOME"):
         monkeypatch.setenv(name, str(tmp_path / "home"))
     record(folder, 0, [5, 10], wandb=True)
-    runs = list((log_folder(folder) / "wandb").glob("offline-run-*"))
-    assert len(runs) == 1
-    assert [path.stat().st_size > 0 for path in runs[0].glob("run-*.wandb")] == [True]
+    assert read_runs(folder) == [Run("flow-00", "search-3/flow", {5: 0.2, 10: 0.1})]
     assert steps(folder) == [5, 10]
 
 

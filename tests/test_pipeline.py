@@ -3,19 +3,22 @@
 import json
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import raypipe
 from raypipe import checkpoint, cli, evaluate, generate, records, train, tune
 from raypipe.config import COMPONENTS, LOSSES, ConfigError
 from raypipe.data.videos import read_video
 from raypipe.finalists import read_finalists
-from raypipe.monitor import read_metrics
+from raypipe.monitor import log_folder, read_metrics
 from raypipe.space import published_point
 from raypipe.workspace import Workspace
 from tests import raytools
 from tests.raytools import TINY, finished_pipeline, flags, outcome, tiny
+from tests.wandbtools import read_runs
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster]
 TRIAL_COLUMNS = {
@@ -131,6 +134,22 @@ def test_winners_are_trained_again_with_every_seed(trials, workspace):
             assert meta.step == TINY[f"search.{component}_refit_steps"]
 
 
+@pytest.mark.parametrize("component", COMPONENTS)
+def test_tensorboard_and_wandb_have_every_training_wandb_by_stage(trials, workspace, component):
+    """Trials and refits alike; a trial is a run of wandb's for every rung."""
+    names = {row["trial"] for row in trials if row["stage"] == component}
+    assert any(row["refit"] for row in trials if row["trial"] in names)
+    for name in names:
+        folder = workspace.run(component, name)
+        logged = {row["step"]: row["loss"] for row in read_metrics(folder)}
+        board = EventAccumulator(str(log_folder(folder)))
+        board.Reload()
+        assert {event.step: event.value for event in board.Scalars("loss")} == pytest.approx(logged)
+        runs = read_runs(folder)
+        assert {(run.name, run.group) for run in runs} == {(name, f"demo/{component}")}
+        assert {step: loss for run in runs for step, loss in run.loss.items()} == pytest.approx(logged)
+
+
 def test_the_test_split_is_touched_by_the_chosen_and_the_four_baselines_alone(combinations):
     tested = [row for row in combinations if row["split"] == "test"]
     assert sorted(str(row["baseline"]) for row in tested) == ["None", "climatology", "flow", "persistence", "published"]
@@ -149,6 +168,33 @@ def test_the_chosen_is_the_best_on_validation(combinations):
     (tested,) = [row for row in combinations if row["split"] == "test" and row["chosen"]]
     parts = ("flow", "denoiser", "diffusion", "alpha", "beta", "steps")
     assert [tested[part] for part in parts] == [chosen[part] for part in parts]
+
+
+def test_every_forecast_is_paired_with_the_chosen_one(workspace, combinations):
+    kept = workspace.evaluation / "scores"
+    for split in ("validation", "test"):
+        rows = [row for row in combinations if row["split"] == split]
+        (chosen,) = [row for row in rows if row["chosen"]]
+        best = records.read_score(kept / f"{split}-{chosen['key'].replace('/', '_')}", 0)
+        for row in rows:
+            score = records.read_score(kept / f"{split}-{row['key'].replace('/', '_')}", 0)
+            gap, unit = (score.crps - best.crps).mean(1), best.reference.mean(1)
+            ratio = gap.mean() / unit.mean()
+            se = np.std(gap - ratio * unit, ddof=1) / np.sqrt(len(gap)) / unit.mean()
+            assert row["behind_chosen"] == pytest.approx(row["crps_ratio"] - chosen["crps_ratio"], abs=1e-9)
+            assert (row["behind_chosen"], row["behind_chosen_se"]) == pytest.approx((ratio, se))
+
+
+def test_the_lead_over_the_best_default_is_said_where_the_pipeline_ends_and_in_the_report(
+    finished, workspace, combinations
+):
+    tested = {row["baseline"]: row for row in combinations if row["split"] == "test"}
+    best = min((row for name, row in tested.items() if name is not None), key=lambda row: row["crps_ratio"])
+    gap, se = tested[None]["crps_ratio"] - best["crps_ratio"], best["behind_chosen_se"]
+    (line,) = [line for line in finished.process.out.splitlines() if line.startswith("chosen minus best default")]
+    assert line.endswith(f": {gap:+.3f} +- {se:.3f}")
+    page = (workspace.evaluation / "report.html").read_text()
+    assert f"{abs(gap):.3f} ± {se:.3f} {'better' if gap < 0 else 'worse'} than the best default" in page
 
 
 def test_persistence_is_the_unit_and_the_published_default_is_as_published(combinations):

@@ -1,14 +1,20 @@
-"""What is trained again, and which winners of a stage are too close to choose one."""
+"""What is trained again, which winners of a stage are too close to choose one, and the closer look at those."""
 
 import json
 
 import numpy as np
+import pytest
 
-from raypipe import config, records
+from raypipe import checkpoint, config, records, train
 from raypipe.metrics.ensemble import Score
-from raypipe.refits import _values, rivals_of
+from raypipe.records import Trial
+from raypipe.refits import _values, refit, rivals_of
+from raypipe.sources import Sources
+from raypipe.stage import Parents, Scorer
 from raypipe.trial import Stage
 from raypipe.workspace import Workspace
+from tests import raytools
+from tests.raytools import TINY, tiny
 
 
 def score(shift, spread=0.0, windows=40, seed=0):
@@ -51,3 +57,86 @@ def test_a_trial_that_changed_its_values_is_trained_again_with_its_last(tmp_path
     records.write_rows(stage.workspace.trials, rows)
     assert _values(stage, "flow-01") == {"train.learning_rate": 3e-3}
     assert _values(stage, "flow-02") is None
+
+
+# ---- with real refits
+
+STEPS = 40
+RATES = {"flow-00": 3e-3, "flow-01": 3e-3, "flow-02": 1e-7}
+"""The first two are twins, and no window tells them apart; the last has learned nothing."""
+
+
+@pytest.fixture(scope="module")
+def stage(tmp_path_factory):
+    """A flow search that is over, with three trials."""
+    root = tmp_path_factory.mktemp("refits")
+    values = {
+        "autoencoder.path": str(raytools.save_autoencoder(root / "autoencoder")),
+        "search.flow_refit_steps": STEPS,
+    }
+    more = {
+        "train.checkpoint_every": STEPS // 2,
+        "demo.val_clips": 16,
+        "evaluation.windows": 16,
+        "evaluation.members": 3,
+    }
+    with raytools.local_ray(num_cpus=2):
+        stage = Stage(tiny(**TINY | values | more), Workspace(root / "storage", "demo"), "flow")
+        train.prepare(stage.experiment, stage.workspace)
+        yield stage
+
+
+@pytest.fixture(scope="module")
+def finalists(stage):
+    rows = [
+        {"stage": "flow", "trial": name, "step": 18, "status": "finished", "refit": False, "objective": 0.5}
+        | {"noise_std": 0.1, "loss": "mse"}
+        | {"values": json.dumps({"train.loss": "mse", "train.learning_rate": rate})}
+        for name, rate in RATES.items()
+    ]
+    records.write_rows(stage.workspace.trials, rows)
+    return refit(stage, [Trial(row["trial"], 0.5, 0.1, "mse", row) for row in rows])
+
+
+def scored(stage, model, **evaluation):
+    """What a refit scores without Ray."""
+    experiment = config.replace(stage.experiment, **evaluation)
+    module = checkpoint.load_component(stage.workspace.run("flow", model))
+    return Scorer(experiment, Sources(experiment, stage.workspace), Parents())("flow", module).score
+
+
+@pytest.mark.slow
+@pytest.mark.cluster
+def test_rivals_are_scored_again_on_more_windows_and_members(stage, finalists):
+    by_name = {f.trial: f for f in finalists}
+    assert sorted(by_name) == sorted(RATES)
+    evaluation = stage.experiment.evaluation
+    closer = {"evaluation.windows": 4 * evaluation.windows, "evaluation.members": 2 * evaluation.members}
+    for name in ("flow-00", "flow-01"):
+        again = [scored(stage, f"{name}-s{seed}", **closer) for seed in range(TINY["search.finalist_seeds"])]
+        assert len(again[0].crps) > evaluation.windows and again[0].members == 2 * evaluation.members
+        ratios = [score.ratio.value for score in again]
+        assert by_name[name].closer == pytest.approx(np.mean(ratios))
+        assert by_name[name].closer != pytest.approx(by_name[name].objective)
+        assert by_name[name].model == f"{name}-s{np.argmin(ratios)}"
+
+
+@pytest.mark.slow
+@pytest.mark.cluster
+def test_who_is_clearly_behind_is_not_looked_at_again_and_ranks_last(stage, finalists):
+    assert finalists[-1].trial == "flow-02"
+    assert finalists[-1].closer is None
+    best, last = (scored(stage, f"{name}-s0") for name in ("flow-00", "flow-02"))
+    assert finalists[-1].objectives[0] == pytest.approx(last.ratio.value)
+    assert last.minus(best).value > 3 * last.minus(best).se
+
+
+@pytest.mark.slow
+@pytest.mark.cluster
+def test_what_is_on_record_of_a_refit_is_the_score_that_all_share(stage, finalists):
+    rows = {row["trial"]: row for row in records.read_rows(stage.workspace.trials) if row["refit"]}
+    assert sorted(rows) == sorted(f"{name}-s{seed}" for name in RATES for seed in range(2))
+    for f in finalists:
+        assert [rows[f"{f.trial}-s{seed}"]["objective"] for seed in range(2)] == pytest.approx(list(f.objectives))
+    folder = stage.workspace.run("flow", "flow-01-s0")
+    assert len(records.read_score(folder, STEPS).crps) == stage.experiment.evaluation.windows

@@ -89,6 +89,8 @@ def combination(number, split, score, baseline=None, chosen=False, **changes):
         "crps_ratio_se": 0.0121,
         "difference": score - 0.5591,
         "difference_se": 0.0043,
+        "behind_chosen": score - 0.4951,
+        "behind_chosen_se": 0.0062,
         "crps_ratio_pixels": score + 0.1,
         "psnr": 17.31,
         "ssim": 0.654,
@@ -218,7 +220,8 @@ def test_the_whole_page(finished):
     for words in (
         "0.495 ± 0.012 CRPS ratio on test",
         "flow-02 + constant diffusion with α = 1 and β = 1, at 1 integration step and 3 network evaluations a frame",
-        "differs from the published default by −0.064 ± 0.004",
+        "On the same windows its ratio is 0.064 ± 0.006 better than the best default , the published default:",
+        "The solver is euler_maruyama.",
         "30 % better than climatology (0.711)",
         "31 % better than the flow alone (0.717)",
         "11 % better than the published default (0.559)",
@@ -237,6 +240,83 @@ def test_the_whole_page(finished):
         assert words in page.text, words
     assert source.index("<h2>Test") < source.index("<h2>Validation") < source.index("<h2>Over the horizon")
     assert source.index("<h2>Video") < source.index("<h2>The search") < source.index("<h2>What ran")
+
+
+@pytest.mark.parametrize(
+    ("scores", "says"),
+    [
+        (
+            {"flow": 0.52, "published": 0.5591, "climatology": 0.7113, "persistence": 1.0},
+            "0.025 ± 0.006 better than the best default , the flow alone, and "
+            "0.064 ± 0.004 better than the published default:",
+        ),
+        (
+            {"flow": 0.52, "published": 0.6, "climatology": 0.48, "persistence": 1.0},
+            "0.015 ± 0.006 worse than the best default , climatology, and",
+        ),
+        ({"persistence": 0.4}, "0.095 ± 0.006 worse than the best default , repeating the last frame, and"),
+    ],
+)
+def test_the_headline_says_by_how_much_the_best_default_is_beaten(begun, scores, says):
+    rows = [combination(i, "test", score, name) for i, (name, score) in enumerate(scores.items())]
+    rows += [combination(8, "test", 0.4951, chosen=True), combination(9, "validation", 0.1, "flow")]
+    records.write_rows(begun.evaluation / "combinations.parquet", rows)
+    assert says in Page(report(begun)).text
+
+
+def crosses(svg):
+    """How many marks of a failure a figure holds: uses of a shape that is two diagonals."""
+    shape = r'id="(\w+)" d="M (-[\d.]+) ([\d.]+) \nL \3 \2 \nM \2 \2 \nL \3 \3 \n"'
+    found = {name for name, _, _ in re.findall(shape, svg)}
+    return sum(svg.count(f'xlink:href="#{name}"') for name in found)
+
+
+def figures(source, stage):
+    """A stage's figures: objective against noise, curves, importance and cost. The crosses and the caption of each."""
+    section = source[source.index(f"<h3>{stage}</h3>") :]
+    found = re.findall(r"<figure>(<svg.*?</svg>)\s*<figcaption>(.*?)</figcaption>", section, re.S)[:3]
+    return [(crosses(svg), caption) for svg, caption in found]
+
+
+def test_every_figure_of_a_search_counts_its_trials_and_shows_those_that_failed(finished):
+    source = report(finished)
+    scatter, curves, cost = figures(source, "flow")
+    assert scatter == (
+        1,
+        "Objective against noise level, by loss. 8 trials and 6 refits; "
+        "1 failed: a cross at the top edge, for want of a score.",
+    )
+    assert curves[0] == 2  # its losses end, and its scores
+    assert curves[1].startswith("Losses of 7 of 8 trials, scores of 8 trials; 1 failed: a cross ends")
+    assert cost[0] == 1
+    assert "over 7 of 8 trials with a score. Cost of 8 trials; 1 failed: a pale bar" in cost[1]
+    assert [count for count, _ in figures(source, "diffusion")] == [1, 2, 1]
+    denoiser = figures(source, "denoiser")
+    assert [count for count, _ in denoiser] == [0, 0, 0]
+    assert all("none failed." in caption and "4 trials" in caption for _, caption in denoiser)
+
+
+def test_a_trial_that_failed_before_it_did_anything_is_in_the_figures(begun):
+    rows = [row("flow", f"flow-{i:02d}", 300, "finished", 0.6 + i / 100, 0.1, "nll") for i in range(2)]
+    dead = row("flow", "flow-02", 0, "failed", None, 0.0, "mse") | {"seconds": None, "learning_rate": None}
+    records.write_rows(begun.trials, [*rows, dead])
+    scatter, curves, cost = figures(report(begun), "flow")
+    assert scatter[0] == 1 and "3 trials; 1 failed" in scatter[1]
+    assert curves[0] == 0 and "scores of 2 of 3 trials; 1 failed" in curves[1]
+    assert cost[0] == 1 and "over 2 of 3 trials with a score. Cost of 3 trials; 1 failed" in cost[1]
+
+
+def test_an_axis_that_a_trial_lacks_is_a_dash(begun):
+    lacks = {"learning_rate": None, "time_input": None, "loss": None, "flow": None, "noise_std": None}
+    rows = [
+        row("diffusion", "diffusion-00", 300, "finished", 0.6, 0.1, "nll"),
+        row("diffusion", "diffusion-01", 300, "finished", 0.7, 0.2, "nll") | lacks,
+    ]
+    records.write_rows(begun.trials, rows)
+    source = report(begun)
+    (cells,) = re.findall(r"<tr>(<td>diffusion-01</td>.*?)</tr>", source)
+    assert re.sub(r"<[^>]*>", " ", cells).split().count("–") == len(lacks)
+    assert not {"None", "nan"} & set(Page(source).text.split())
 
 
 def test_it_needs_no_other_file(finished, tmp_path):

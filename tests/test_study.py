@@ -1,10 +1,29 @@
 """The study as a file: what a crash leaves of it, and what counts."""
 
+import json
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.request import urlopen
+
 import optuna
 from optuna.distributions import FloatDistribution
 from optuna.trial import TrialState
 
-from raypipe.study import count_ended, drop_running, ended_trials, importances, known_trials, open_storage, rung_scores
+from raypipe.study import (
+    REASON,
+    count_ended,
+    drop_running,
+    ended_trials,
+    importances,
+    known_trials,
+    open_storage,
+    rung_scores,
+)
+from tests.raytools import wait_for
 
 SPACE = {"x": FloatDistribution(0, 1)}
 
@@ -47,3 +66,56 @@ def test_an_axis_that_decides_is_important(tmp_path):
     study.optimize(lambda t: t.suggest_float("decides", 0, 1) + 0 * t.suggest_float("idle", 0, 1), 40)
     found = importances(study)
     assert found["decides"] > 0.8 > found["idle"]
+
+
+@contextmanager
+def dashboard(path: Path) -> Iterator[str]:
+    """optuna-dashboard on a journal; gives the address of its interface for programs."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [Path(sys.executable).with_name("optuna-dashboard"), path, "--host", "127.0.0.1", "--port", str(port)]
+    log = path.with_name("dashboard.log")
+    with log.open("wb") as out:
+        process = subprocess.Popen(command, stdout=out, stderr=out)
+
+    def answers():
+        assert process.poll() is None, log.read_text()
+        with socket.socket() as tried:
+            return tried.connect_ex(("127.0.0.1", port)) == 0
+
+    try:
+        wait_for(answers, 60)
+        yield f"http://127.0.0.1:{port}/api/studies"
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+def get(address):
+    with urlopen(address, timeout=20) as answer:
+        return json.load(answer)
+
+
+def test_optuna_dashboard_opens_the_journal(tmp_path):
+    path = tmp_path / "study.log"
+    study, trials = begin(path, 3)
+    trials[0].report(0.7, 100)
+    study.tell(trials[0], 0.5)
+    study.tell(trials[1], 0.4)
+    drop_running(study, study.get_trials(deepcopy=False)[2:], "the loss is nan")
+    optuna.create_study(study_name="denoiser", storage=open_storage(path))
+    whole = path.read_bytes()
+    with dashboard(path) as address:
+        studies = {found["study_name"]: found for found in get(address)["study_summaries"]}
+        shown = get(f"{address}/{studies['flow']['study_id']}")
+    assert sorted(studies) == ["denoiser", "flow"]
+    assert studies["flow"]["directions"] == ["minimize"]
+    assert [trial["state"] for trial in shown["trials"]] == ["Complete", "Complete", "Fail"]
+    assert [trial.get("values") for trial in shown["trials"]] == [[0.5], [0.4], None]
+    drawn = [trial["params"][0]["param_external_value"] for trial in shown["trials"]]
+    assert [float(value) for value in drawn] == [trial.params["x"] for trial in study.get_trials()]
+    assert shown["trials"][0]["intermediate_values"] == [{"step": 100, "value": 0.7}]
+    assert {"key": REASON, "value": "the loss is nan"} in shown["trials"][2]["user_attrs"]
+    assert [trial["number"] for trial in shown["best_trials"]] == [1]
+    assert path.read_bytes() == whole  # it only looked

@@ -1,0 +1,56 @@
+"""What wandb keeps of a run that it records offline."""
+
+import json
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from wandb.proto.wandb_internal_pb2 import Record
+
+from raypipe.monitor import log_folder
+from tests.raytools import wait_for
+
+BLOCK, HEADER = 32768, struct.Struct("<IHB")
+WHOLE, LAST = 1, 4
+
+
+@dataclass(frozen=True)
+class Run:
+    """loss: as it was logged, by step."""
+
+    name: str
+    group: str
+    loss: dict[int, float]
+
+
+def read_runs(folder: Path) -> list[Run]:
+    """The runs of a training, once they are over: wandb writes behind."""
+    paths = sorted(log_folder(folder).glob("wandb/offline-run-*/run-*.wandb"))
+    return [_read(path) for path in paths]
+
+
+def _read(path: Path) -> Run:
+    found = wait_for(lambda: [r for r in [list(_records(path.read_bytes()))] if r and r[-1].HasField("exit")], 30)[0]
+    (run,) = [record.run for record in found if record.HasField("run")]
+    logged = [
+        {item.nested_key[0]: json.loads(item.value_json) for item in record.history.item}
+        for record in found
+        if record.HasField("history")
+    ]
+    return Run(run.display_name, run.run_group, {row["_step"]: row["loss"] for row in logged})
+
+
+def _records(data: bytes) -> Iterator[Record]:
+    """A file of LevelDB's log format: blocks of records, each after its checksum, size and kind; 7 bytes lead."""
+    at, parts = 7, b""
+    while at + HEADER.size <= len(data):
+        if BLOCK - at % BLOCK < HEADER.size:
+            at += BLOCK - at % BLOCK
+            continue
+        _, size, kind = HEADER.unpack_from(data, at)
+        parts += data[at + HEADER.size : at + HEADER.size + size]
+        at += HEADER.size + size
+        if kind in (WHOLE, LAST):
+            yield Record.FromString(parts)
+            parts = b""
