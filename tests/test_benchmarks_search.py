@@ -51,7 +51,7 @@ def test_a_simulated_search_ends_every_trial_once(curves, scheduler, workers):
 
 
 def test_halving_lets_exactly_a_third_go_on(curves):
-    run = replay.replay(curves, replay.Setting(scheduler="halving", trials=18, workers=4))
+    run = replay.replay(curves, replay.Setting(scheduler="halving", trials=18, workers=4, rungs=3))
     first, second, last = curves.rungs
     assert run.steps == 18 * first + 6 * (second - first) + 2 * (last - second)
     assert run.stopped == 16
@@ -62,22 +62,21 @@ def test_more_workers_take_less_time_and_a_straggler_more(curves):
         return replay.replay(curves, replay.Setting(sampler="random", scheduler="none", trials=16, **more)).seconds
 
     one, four, sixteen = (seconds(workers=n) for n in (1, 4, 16))
-    assert 3 < one / four <= 4.0001 and 8 < one / sixteen <= 16.0001
+    assert one / four == pytest.approx(4) and one / sixteen == pytest.approx(16)  # all trials take as long
     assert seconds(stragglers=1.0, slowdown=3.0) == pytest.approx(3 * one)
 
 
-@pytest.mark.slow
 def test_the_default_search_beats_random_at_the_same_steps(curves):
     """The bounds that the project sets itself; what it reaches stands in experiments/README.md."""
-    line = search.against_random(curves, 10, search.TRIALS * curves.rungs[-1])
-    assert line["seeds"] == 10 and line["configurations"] >= 120
+    line = search.against_random(curves, 30, search.TRIALS * curves.rungs[-1])
+    assert line["seeds"] == 30 and line["configurations"] >= 120
     assert line["ratio"] < 1
     assert line["steps_ratio"] <= 0.5
     assert line["best"]["mean"] >= line["least_of_the_grid"]  # nothing is better than what there is
 
 
 def test_lines_and_plot(curves, capsys, tmp_path):
-    assert search.main(["--seeds", "2", "--only", "workers", "--plot", str(tmp_path / "search.png")]) == 0
+    assert search.main(["--seeds", "4", "--only", "workers", "--plot", str(tmp_path / "search.png")]) == 0
     (line,) = map(json.loads, capsys.readouterr().out.splitlines())
     times = [line[str(count)]["seconds"] for count in search.WORKERS]
     assert times == sorted(times, reverse=True) and line["1"]["speedup"] == 1
@@ -91,7 +90,7 @@ def test_without_a_record_there_is_one_line(tmp_path):
 
 def test_the_steps_to_a_target_are_those_of_the_mean():
     runs = [replay.Run(best=[(100, 1.0, 0.9, 0.9), (300, 3.0, 0.7, 0.7)]), replay.Run(best=[(200, 1.0, 0.8, 0.8)])]
-    assert search.steps_to(runs, 0.85, 1000) == 200
+    assert search.steps_to(runs, 0.86, 1000) == 200
     assert search.steps_to(runs, 0.75, 1000) == 300
     assert search.steps_to(runs, 0.7, 1000) is None
     assert search.mean_best(runs, 250) == pytest.approx(statistics.mean([0.9, 0.8]))

@@ -43,17 +43,25 @@ class Rung:
 
 
 class Curves:
-    """The recorded trainings, by what was trained and the seed."""
+    """The recorded trainings, by what was trained and the seed.
+
+    All train one network, so each rung takes all of them the same time: the median of those recorded, which the load
+    of the machine at the time does not bend.
+    """
 
     def __init__(self, path: Path = RECORDED) -> None:
         rows: dict[tuple[float, str, float, int], list[records.Row]] = {}
         for row in records.read_rows(path):
             rows.setdefault((row["noise_std"], row["loss"], row["learning_rate"], row["seed"]), []).append(row)
-        self._curves: dict[tuple[float, str, float, int], list[Rung]] = {}
-        for key, curve in rows.items():
+        taken: dict[int, list[float]] = {}
+        for curve in rows.values():
             curve.sort(key=lambda row: row["step"])
-            seconds = np.diff([0.0, *(row["seconds"] for row in curve)])
-            self._curves[key] = [Rung(r["step"], r["objective"], float(s)) for r, s in zip(curve, seconds, strict=True)]
+            for row, before in zip(curve, [0.0, *(row["seconds"] for row in curve)], strict=False):
+                taken.setdefault(row["step"], []).append(row["seconds"] - before)
+        self._curves = {
+            key: [Rung(row["step"], row["objective"], float(np.median(taken[row["step"]]))) for row in curve]
+            for key, curve in rows.items()
+        }
         self._noise = np.array(sorted({key[0] for key in rows}))
         self._rates = np.array(sorted({key[2] for key in rows}))
         self.seeds = sorted({key[3] for key in rows})
@@ -174,7 +182,9 @@ class _Replay:
         if self._scheduler is not None:
             self._scheduler.set_search_properties("objective", "min")
         self._trials: list[_Trial] = []
-        self._controller: Any = SimpleNamespace(get_trials=lambda: self._trials, get_live_trials=self._live)
+        self._controller: Any = SimpleNamespace(
+            get_trials=lambda: self._trials, stop_trial=self._stop, _set_trial_status=lambda trial, status: None
+        )
         self._rng = np.random.default_rng(setting.seed)
         self._order = itertools.count()
         self._events: list[tuple[float, int, _Trial]] = []
@@ -190,9 +200,6 @@ class _Replay:
             self._clock, _, trial = heapq.heappop(self._events)
             self._run.seconds = self._clock
             self._reach(trial)
-
-    def _live(self) -> list[_Trial]:
-        return [trial for trial in self._trials if trial.status not in ("TERMINATED", "ERROR")]
 
     def _start_one(self) -> bool:
         """Put a trial on a free worker: a new one, or one that waited."""
@@ -253,8 +260,11 @@ class _Replay:
         elif decision == "PAUSE":
             trial.status = "PAUSED"
         else:
-            self._run.stopped += 1
-            self._end(trial, result)
+            self._stop(trial)
+
+    def _stop(self, trial: _Trial) -> None:
+        self._run.stopped += 1
+        self._end(trial, trial.last_result)
 
     def _end(self, trial: _Trial, result: dict[str, Any], failed: bool = False) -> None:
         trial.status = "TERMINATED"
