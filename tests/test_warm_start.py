@@ -1,11 +1,17 @@
 """The best points of another search: those that this space can propose."""
 
 import json
+from functools import partial
 
-from raypipe import records
+import pytest
+
+from raypipe import records, tune
 from raypipe.config import Axis
-from raypipe.space import decode
+from raypipe.space import decode, published_point
 from raypipe.warm_start import best_points
+from raypipe.workspace import Workspace
+from tests import raytools
+from tests.raytools import TINY, finished_pipeline, flags, outcome, tiny
 
 AXES = {
     "train.noise_std": Axis(low=0.01, high=0.4, log=True, zero=True),
@@ -40,3 +46,39 @@ def test_the_best_come_first_and_what_does_not_fit_stays_out(tmp_path):
     wider = {**AXES, "model.depth": Axis(choices=[1, 2])}
     assert best_points(tmp_path, "flow", wider, DEFAULT, 2) == []
     assert best_points(tmp_path, "denoiser", AXES, DEFAULT, 2) == []
+
+
+def searched(workspace):
+    """The rows of the flow's trials, at their last rung."""
+    rows = [row for row in records.read_rows(workspace.trials) if row["stage"] == "flow" and not row["refit"]]
+    return {row["trial"]: row for row in sorted(rows, key=lambda row: row["step"])}
+
+
+@pytest.mark.slow
+@pytest.mark.cluster
+def test_a_search_of_another_dataset_begins_with_the_best_points_of_one_that_is_over(tmp_path_factory, tmp_path):
+    first = Workspace(finished_pipeline(tmp_path_factory.getbasetemp()).storage, "demo")
+    short = {
+        "demo.seed": 7,
+        "autoencoder.path": str(first.autoencoder),
+        "search.flow_trials": 8,
+        "search.flow_steps": 6,
+        "search.rungs": 1,
+        "search.top_k": 1,
+        "search.finalist_seeds": 1,
+        "search.flow_refit_steps": 6,
+    }
+    argv = ["--storage", tmp_path, "--warm-start", first.folder, *flags(TINY | short)]
+    with raytools.local_ray(num_cpus=2):
+        assert outcome(partial(tune.main, "flow"), "tune_flow.py", argv) == 0
+    second = Workspace(tmp_path, "demo")
+    datasets = [json.loads((place.folder / "manifest.json").read_text())["dataset"] for place in (first, second)]
+    assert datasets[0]["train"] != datasets[1]["train"]
+    before, after = searched(first), searched(second)
+    assert len(after) == 8 and {row["status"] for row in after.values()} == {"finished"}
+    default = published_point(tiny(), "flow")
+    ranked = [json.loads(row["values"]) for row in sorted(before.values(), key=lambda row: row["objective"])]
+    best = [point for point in ranked if point != default][:2]  # a quarter of the trials
+    assert len(best) == 2
+    assert [json.loads(after[f"flow-{i:02d}"]["values"]) for i in range(3)] == [default, *best]
+    assert json.loads(after["flow-03"]["values"]) not in ranked
