@@ -70,10 +70,10 @@ def importances(study: optuna.Study) -> dict[str, float]:
     if len(scored) < 4 or len({trial.values[0] for trial in scored}) < 2:
         return {}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        warnings.simplefilter("ignore")  # that it is experimental, and that less of a target is taken for better
         evaluator = optuna.importance.PedAnovaImportanceEvaluator()
-    first = (lambda trial: trial.values[0]) if len(study.directions) > 1 else None
-    return dict(optuna.importance.get_param_importances(study, evaluator=evaluator, target=first))
+        first = (lambda trial: trial.values[0]) if len(study.directions) > 1 else None
+        return dict(optuna.importance.get_param_importances(study, evaluator=evaluator, target=first))
 
 
 def ended_trials(path: Path, name: str) -> int:

@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from tests.raytools import ROOT
+from tests.scripts import load_script
 
 
 def lines(part):
@@ -57,3 +58,11 @@ def test_torch_trainer_against_the_bare_loop():
     (line,) = lines("trainer")
     assert (line["steps"], line["at_least"]) == (12, 0.97)
     assert line["ratio"] == pytest.approx(line["steps_per_second"] / line["baseline_steps_per_second"], rel=0.01)
+
+
+def test_batched_trials_against_one_after_the_other(capsys):
+    """The script itself holds that both have the same losses."""
+    assert load_script("benchmarks/ensemble").main(["--models", "2", "--batch", "2", "--turns", "1"]) == 0
+    line = json.loads(capsys.readouterr().out)
+    assert (line["name"], line["models"], line["batch"]) == ("ensemble", 2, 2)
+    assert line["ratio"] == pytest.approx(line["seconds"][0] / line["seconds"][1], rel=0.05, abs=0.002)

@@ -23,6 +23,11 @@ def flow_axis(**axis: object) -> dict:
     return {"search": {"flow": {"train.noise_std": axis}}}
 
 
+def with_loss(**delta: object) -> dict:
+    axes = {"train.loss": {"choices": ["nll", "mse"]}, "sde.delta": {"low": 1e-4, "high": 1e-2} | delta}
+    return {"search": {"flow": axes}}
+
+
 @pytest.mark.parametrize(
     ("tree", "message"),
     [
@@ -119,6 +124,33 @@ def flow_axis(**axis: object) -> dict:
         (
             {"search": {"diffusion": {"train.loss": {"choices": ["mse"]}}}},
             "config: search.diffusion: train.loss: must be regression or nll for a diffusion, not 'mse'",
+        ),
+        (
+            {"search": {"flow": {"evaluation.windows": {"choices": [8, 64]}}}},
+            "config: search.flow: 'evaluation.windows' is the same for all trials, or their scores could not be "
+            "compared; axes are settings of model, train and sde, evaluation.steps and evaluation.solvers",
+        ),
+        (
+            flow_axis(low=0.1, high=0.2, when={"model.depth": 1}),
+            "config: search.flow: train.noise_std: when: must be on axes of choices that are always searched, "
+            "not 'model.depth'",
+        ),
+        (
+            with_loss(when={"train.loss": "huber"}),
+            "config: search.flow: sde.delta: when: train.loss: must be among ['nll', 'mse'], not ['huber']",
+        ),
+        (
+            with_loss(low=0.0, when={"train.loss": "nll"}),
+            "config: search.flow: sde.delta: must be above 0, not 0.0",
+        ),
+        # objectives
+        (
+            {"search": {"objectives": ["nfe_per_frame"]}},
+            "config: search.objectives: must be [crps_ratio] or [crps_ratio, nfe_per_frame], not ['nfe_per_frame']",
+        ),
+        (
+            {"search": {"objectives": ["crps_ratio", "nfe_per_frame"]}},
+            "config: search.scheduler: must be none with two objectives, not 'asha'",
         ),
     ],
 )

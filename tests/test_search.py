@@ -15,6 +15,7 @@ from optuna.trial import TrialState
 
 from raypipe import checkpoint, records, train, tune
 from raypipe.config import Axis
+from raypipe.finalists import read_finalists
 from raypipe.search import run_search, study_search
 from raypipe.sources import Sources
 from raypipe.space import decode, distribution, published_point
@@ -252,6 +253,41 @@ def test_trials_of_two_workers_finish_on_two_cpus(two_cpus, storage, values):
     training.advance(TINY["search.flow_steps"], lambda progress: None)
     alone = Scorer(experiment, sources, Parents())("flow", training.model)
     assert row["objective"] == pytest.approx(alone.score.ratio.value, rel=1e-3)
+
+
+@pytest.mark.slow
+def test_with_two_objectives_all_that_are_best_for_their_cost_go_on(two_cpus, storage, values):
+    """From the command to the finalists, with the sampler that is made for it; every trial integrates by its steps."""
+    two = {
+        "search.objectives": ["crps_ratio", "nfe_per_frame"],
+        "search.scheduler": "none",
+        "search.sampler": "nsga2",
+        "search.flow": {"evaluation.steps": {"choices": [[1], [2], [4]]}, "train.loss": {"choices": ["nll", "mse"]}},
+        "search.flow_trials": 4,
+        "search.top_k": 1,
+        "search.finalist_seeds": 1,
+        "search.margin": 10.0,
+    }
+    argv = ["--storage", storage, "--name", "two", *flags(values | two)]
+    assert outcome(partial(tune.main, "flow"), "tune_flow.py", argv) == 0
+    workspace = Workspace(storage, "two")
+    rows = [row for row in records.read_rows(workspace.trials) if not row["refit"] and row["step"] == 18]
+    assert len(rows) == 4
+    for row in rows:
+        assert row["nfe_per_frame"] == json.loads(row["values"])["evaluation.steps"][0]  # a flow is one call a step
+    ranked = records.last_rungs(rows, "flow")
+    assert {trial.name for trial in ranked if not beaten(trial, ranked)} == {t.name for t in records.front(ranked)}
+    assert {trial.name for trial in records.front(ranked)} <= {f.trial for f in read_finalists(workspace, "flow")}
+    refits = {r["trial"][: -len("-s0")]: r for r in records.read_rows(workspace.trials) if r["refit"]}
+    searched = {row["trial"]: row for row in rows}
+    assert all(row["nfe_per_frame"] == searched[name]["nfe_per_frame"] for name, row in refits.items())
+
+
+def beaten(trial, ranked):
+    """Whether another one is better at no more network evaluations, or as good at fewer."""
+    own = (trial.objective, trial.row["nfe_per_frame"])
+    others = [(other.objective, other.row["nfe_per_frame"]) for other in ranked]
+    return any(o[0] <= own[0] and o[1] <= own[1] and o != own for o in others)
 
 
 @pytest.mark.parametrize(
