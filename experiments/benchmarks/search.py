@@ -138,7 +138,7 @@ def draw(path: Path, lines: Mapping[str, Sequence[Run]], steps: int, floor: floa
     """Mean best objective against training steps, with its standard error."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6.4, 4))
+    figure = Figure(figsize=(6.4, 3.6), layout="constrained")
     axes: Any = figure.add_subplot()
     grid = np.linspace(steps / 40, steps, 400)
     for name, found in lines.items():
