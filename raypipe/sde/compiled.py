@@ -34,7 +34,7 @@ class CompiledEvaluate:
         if rows == 1:  # the one size that compilers make a graph of its own for
             x, u = x.repeat(2, 1, 1, 1), u.repeat(2)
         try:
-            answers = self._evaluate(tuple(fields), x.contiguous(), u)
+            answers = self._evaluate(tuple(fields), x, u)
         except (TorchDynamoException, FailOnRecompileLimitHit) as error:
             log.warning("forecasts go on without torch.compile, which failed: %s", str(error).splitlines()[0])
             self._evaluate = evaluate
