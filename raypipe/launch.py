@@ -38,6 +38,10 @@ from raypipe.monitor import Monitor, read_metrics
 
 logger = logging.getLogger(__name__)
 
+ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(2**25), "MALLOC_TRIM_THRESHOLD_": str(2**28)}
+"""glibc keeps tensors' memory for the next step instead of handing it back to the system and asking for it again, which
+costs a CPU a third of a forecast (experiments/benchmarks/allocator.py). 2^25 is the most that it takes."""
+
 KEEP_CHECKPOINTS = 5
 REPORTS_A_CHECKPOINT = 5
 """Progress is written this many times between two checkpoints."""
@@ -54,6 +58,8 @@ def start_ray(*, dashboard: bool = False) -> None:
     # The study and trials.parquet keep what Ray Tune would write of every trial once more, and it takes its time.
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "3600")
+    for name, value in ALLOCATOR.items():
+        os.environ.setdefault(name, value)  # workers of a Ray that starts here begin with it
     if ray.is_initialized():
         return
     common: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": False}

@@ -66,3 +66,12 @@ def test_batched_trials_against_one_after_the_other(capsys):
     line = json.loads(capsys.readouterr().out)
     assert (line["name"], line["models"], line["batch"]) == ("ensemble", 2, 2)
     assert line["ratio"] == pytest.approx(line["seconds"][0] / line["seconds"][1], rel=0.05, abs=0.002)
+
+
+def test_the_allocator_in_processes_of_their_own(capsys, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    assert load_script("benchmarks/allocator").main(["--turns", "1", "--steps", "2"]) == 0
+    found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["name"] for line in found] == ["allocator, training", "allocator, forecast"]
+    for line in found:
+        assert line["ratio"] == pytest.approx(line["milliseconds"][0] / line["milliseconds"][1], rel=0.02)
