@@ -73,7 +73,7 @@ def start_ray(*, dashboard: bool = False) -> None:
             return
     try:
         ray.init("local", include_dashboard=dashboard, **common)
-    except (RuntimeError, TimeoutError) as error:  # an overloaded or full machine
+    except Exception as error:  # an overloaded or full machine, of which Ray says so in several ways
         reason = " ".join(str(error).split())
         raise ConfigError(f"Ray did not start on this machine ({reason}); try again, or free memory and disk") from None
 

@@ -24,7 +24,8 @@ def read_rows(path: Path) -> list[Row]:
     if not path.is_file():
         return []
     try:
-        return [dict(row) for row in pq.read_table(path).to_pylist()]
+        with path.open("rb") as file:  # by its name it would be opened twice, and may be another one by then
+            return [dict(row) for row in pq.read_table(file).to_pylist()]
     except (pa.ArrowInvalid, OSError) as error:
         raise ConfigError(f"{path}: not a Parquet table ({str(error).splitlines()[0]}); delete it") from None
 

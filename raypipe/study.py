@@ -9,8 +9,8 @@ from optuna.storages import BaseStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
-CUT_OFF = "cut off while it was proposed"
-"""Why a trial of the study never began: it counts as none."""
+OTHER_AXES = "was cut off, and has axes that this search does not"
+"""Why a trial that was running is not taken up: it counts as none."""
 REASON = "error"
 """The attribute of a failed trial that says why it failed."""
 STEP = "train_step"
@@ -39,7 +39,7 @@ def known_trials(storage: BaseStorage, name: str) -> list[FrozenTrial]:
 
 def count_ended(trials: Sequence[FrozenTrial]) -> int:
     """The trials that ran and are over: finished, stopped or failed."""
-    return sum(trial.state.is_finished() and trial.user_attrs.get(REASON) != CUT_OFF for trial in trials)
+    return sum(trial.state.is_finished() and trial.user_attrs.get(REASON) != OTHER_AXES for trial in trials)
 
 
 def rung_scores(trials: Sequence[FrozenTrial], name: str) -> dict[str, dict[int, float]]:

@@ -17,8 +17,8 @@ from optuna.trial import FrozenTrial, TrialState
 from ray.tune.search import Searcher
 
 from raypipe.config import Axis, Search
-from raypipe.space import applying, decode, suggest
-from raypipe.study import CUT_OFF, REASON, STEP, count_ended, drop_running, known_trials, rung_scores, trial_name
+from raypipe.space import decode, suggest
+from raypipe.study import OTHER_AXES, REASON, STEP, count_ended, drop_running, known_trials, rung_scores, trial_name
 
 
 @dataclass(frozen=True)
@@ -59,11 +59,11 @@ class StudySearch(Searcher):
             load_if_exists=True,
         )
         running = [trial for trial in known if trial.state == TrialState.RUNNING]
-        self._interrupted = [trial for trial in running if set(trial.params) == set(applying(axes, trial.params))]
+        self._interrupted = [trial for trial in running if trial.params.keys() <= axes.keys()]
         self._live: dict[str, optuna.Trial] = {}
         self.ended = count_ended(known)
         self.rungs = rung_scores(known, name)
-        drop_running(self._study, [trial for trial in running if trial not in self._interrupted], CUT_OFF)
+        drop_running(self._study, [trial for trial in running if trial not in self._interrupted], OTHER_AXES)
         for point in first if not known else ():
             self._study.enqueue_trial(dict(point))
 
@@ -71,11 +71,11 @@ class StudySearch(Searcher):
         """{"trial": its name, "values": config fields by dotted name, "reported": steps of the rungs on record}."""
         if self._interrupted:
             frozen = self._interrupted.pop(0)
-            self._live[trial_id] = optuna.Trial(self._study, frozen._trial_id)
-            return self._named(frozen.number, frozen.params, sorted(frozen.intermediate_values))
-        trial = self._study.ask()
+            trial, reported = optuna.Trial(self._study, frozen._trial_id), sorted(frozen.intermediate_values)
+        else:
+            trial, reported = self._study.ask(), []
         self._live[trial_id] = trial
-        return self._named(trial.number, suggest(trial, self._axes), [])
+        return self._named(trial.number, suggest(trial, self._axes), reported)  # what it has already stays
 
     def past(self) -> list[Past]:
         """The trials that are over by now."""
@@ -86,7 +86,7 @@ class StudySearch(Searcher):
                 trial.user_attrs.get(REASON, "its process failed") if trial.state == TrialState.FAIL else None,
             )
             for trial in self._study.get_trials(deepcopy=False)
-            if trial.state.is_finished() and trial.user_attrs.get(REASON) != CUT_OFF
+            if trial.state.is_finished() and trial.user_attrs.get(REASON) != OTHER_AXES
         ]
 
     def _named(self, number: int, params: Mapping[str, Any], reported: list[int]) -> dict[str, Any]:

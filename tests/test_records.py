@@ -2,6 +2,7 @@
 
 import math
 import os
+import threading
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -146,3 +147,24 @@ def test_hand_on(drawn, top_k):
     if any(differ(a, b) for a in chosen for b in trials):
         assert any(differ(a, b) for a in chosen for b in chosen)
     assert len(chosen) <= top_k + 2  # one for the other loss, one for the other level
+
+
+def test_a_table_that_is_replaced_while_it_is_read_is_one_of_the_two(tmp_path):
+    """A search writes it anew at every rung, and others look at it."""
+    path, over = tmp_path / "trials.parquet", threading.Event()
+    tables = [[{"trial": "a" * n, "step": n}] * n for n in (1, 200)]
+    write_rows(path, tables[0])
+
+    def replace():
+        while not over.is_set():
+            for rows in tables:
+                write_rows(path, rows)
+
+    thread = threading.Thread(target=replace)
+    thread.start()
+    try:
+        for _ in range(300):
+            assert read_rows(path) in tables
+    finally:
+        over.set()
+        thread.join()

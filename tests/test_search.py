@@ -102,13 +102,19 @@ def test_a_search_takes_up_what_ran_and_never_what_ended(tmp_path):
     assert [trial.value for trial in trials] == [0.7, 0.6, None, None]
 
 
-def test_a_trial_cut_off_while_it_was_proposed_is_not_taken_up(tmp_path):
+def test_a_trial_cut_off_while_it_was_proposed_is_proposed_to_its_end(tmp_path):
+    """It keeps the values that it had; one of axes that are searched no more ends, and counts as none."""
     storage = open_storage(tmp_path / "study.log")
     study = optuna.create_study(study_name="flow", storage=storage)
-    study.ask({"train.loss": CategoricalDistribution(["nll", "mse"])})  # the other axes are missing
+    loss = study.ask({"train.loss": CategoricalDistribution(["nll", "mse"])}).params["train.loss"]
+    study.ask({"model.depth": IntDistribution(1, 4)})
     search = make_search(tmp_path / "study.log")
-    assert search.suggest("a")["trial"] == "flow-01"
-    assert [trial.state for trial in study.get_trials()] == [TrialState.FAIL, TrialState.RUNNING]
+    found = search.suggest("a")
+    assert found["trial"] == "flow-00" and found["values"].keys() == tiny().search.flow.keys()
+    assert found["values"]["train.loss"] == loss
+    assert search.suggest("b")["trial"] == "flow-02" and search.ended == 0
+    states = [trial.state for trial in study.get_trials()]
+    assert states == [TrialState.RUNNING, TrialState.FAIL, TrialState.RUNNING]
 
 
 def test_a_rung_that_is_reported_twice_counts_once(tmp_path):

@@ -14,6 +14,7 @@ from optuna.distributions import FloatDistribution
 from optuna.trial import TrialState
 
 from raypipe.study import (
+    OTHER_AXES,
     REASON,
     count_ended,
     drop_running,
@@ -52,7 +53,7 @@ def test_what_was_left_running_ends_and_is_counted_but_not_what_never_began(tmp_
     study.tell(trials[0], 0.5)
     known = study.get_trials()
     drop_running(study, known[1:2], "its process failed")
-    drop_running(study, known[2:], "cut off while it was proposed")
+    drop_running(study, known[2:], OTHER_AXES)
     known = known_trials(open_storage(path), "flow")
     assert [t.state for t in known] == [TrialState.COMPLETE, TrialState.FAIL, TrialState.FAIL]
     assert count_ended(known) == ended_trials(path, "flow") == 2
