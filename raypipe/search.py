@@ -137,7 +137,7 @@ def _tuner(
 ) -> tune.Tuner:
     experiment = stage.experiment
     return tune.Tuner(
-        tune.with_resources(tune.with_parameters(trainable, stage=stage), _resources(experiment)),
+        _bind(trainable, stage),
         tune_config=tune.TuneConfig(
             metric="objective",
             mode="min",
@@ -158,6 +158,15 @@ def _tuner(
             verbose=0,
         ),
     )
+
+
+def _bind(trainable: type[tune.Trainable], stage: Stage) -> type[tune.Trainable]:
+    """The trainable with its stage and its resources; its processes are called by its own name, not by the wrapper's."""
+    bound: type[tune.Trainable] = tune.with_resources(
+        tune.with_parameters(trainable, stage=stage), _resources(stage.experiment)
+    )
+    bound.__qualname__ = trainable.__qualname__
+    return bound
 
 
 def _scheduler(stage: Stage, known: Mapping[str, Mapping[int, float]], trials: int) -> Any:
