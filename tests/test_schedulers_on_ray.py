@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.cluster]
 
 @pytest.fixture(scope="module")
 def two_cpus():
-    with raytools.local_ray(num_cpus=2, include_dashboard=True, logging_level="ERROR"):
+    with raytools.local_ray(num_cpus=2, include_dashboard=False, logging_level="ERROR"):
         yield
 
 
@@ -161,7 +161,7 @@ def test_a_pbt_trial_keeps_its_values_after_kill_9_of_the_driver(two_cpus, stora
         for i in range(4):
             if saved_step(workspace, f"flow-{i:02d}") > 60:
                 meta = checkpoint.read_meta(workspace.run("flow", f"flow-{i:02d}"))
-                if meta.step < 120 and "exploited" in meta.extra:
+                if meta.extra.get("exploited", {}).get("step") == 60:
                     found[f"flow-{i:02d}"] = meta.extra
         return found
 
@@ -173,9 +173,7 @@ def test_a_pbt_trial_keeps_its_values_after_kill_9_of_the_driver(two_cpus, stora
 
         wait_for(on_its_way, 300)
         kill(process)
-    (name,) = taken()
-    extra = taken()[name]
-    assert extra["exploited"]["step"] == 60
+    ((name, extra),) = taken().items()
 
     stage = make_stage(storage, longer)
     run_search(stage)
