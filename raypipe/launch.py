@@ -34,7 +34,7 @@ from raypipe.cli import progress_bar
 from raypipe.config import ConfigError
 from raypipe.device import train_backend
 from raypipe.fit import DivergedError, Progress
-from raypipe.monitor import Monitor, read_metrics
+from raypipe.monitor import Label, Monitor, read_metrics
 
 logger = logging.getLogger(__name__)
 
@@ -99,6 +99,8 @@ class Job(Protocol):
     def steps(self) -> int: ...
     @property
     def checkpoint_every(self) -> int: ...
+    @property
+    def label(self) -> Label: ...
     def build(self, rank: int, world_size: int, device: torch.device, wrap: Any) -> Trainee: ...
 
 
@@ -260,7 +262,8 @@ class _Worker:
 
         Returns why the job diverged, if it did.
         """
-        job, monitor = self.job, Monitor(self.job.folder, self.trainee.step, wandb=self.wandb) if keeps else None
+        job, label = self.job, self.job.label if self.wandb else None
+        monitor = Monitor(job.folder, self.trainee.step, wandb=label) if keeps else None
 
         def report(progress: Progress) -> None:
             if monitor is not None:

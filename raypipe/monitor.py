@@ -3,7 +3,9 @@
 import json
 import logging
 import os
+import uuid
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +18,21 @@ WANDB_SECONDS = 10
 """How long a training waits for wandb's server before it records offline."""
 
 
-class Monitor:
-    """Rank 0's record of one training, beside the folder its model goes to (`<folder>.log/`)."""
+@dataclass(frozen=True)
+class Label:
+    """How wandb shows a training: its group, `<experiment>/<stage>`, and its settings, to sort and filter by."""
 
-    def __init__(self, folder: Path, step: int, *, wandb: bool = False) -> None:
+    group: str
+    settings: Mapping[str, Any]
+
+
+class Monitor:
+    """Rank 0's record of one training, beside the folder its model goes to (`<folder>.log/`).
+
+    wandb: the training is logged there too, under this label.
+    """
+
+    def __init__(self, folder: Path, step: int, *, wandb: Label | None = None) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         self._folder = log_folder(folder)
@@ -29,7 +42,7 @@ class Monitor:
             temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
         self._file = (self._folder / METRICS).open("a")
         self._board = SummaryWriter(str(self._folder), purge_step=step + 1)  # purges that step too
-        self._wandb = start_wandb(folder) if wandb else None
+        self._wandb = start_wandb(folder, wandb) if wandb is not None else None
 
     def log(self, metrics: Mapping[str, Any]) -> None:
         """Append one row; it holds `step`."""
@@ -41,6 +54,12 @@ class Monitor:
         if self._wandb is not None:
             self._wandb.log({k: v for k, v in metrics.items() if k != "step"}, step=metrics["step"])
 
+    def score(self, step: int, objective: float) -> None:
+        """What a trial is ranked by, at a rung."""
+        self._board.add_scalar("objective", objective, step)
+        if self._wandb is not None:
+            self._wandb.log({"objective": objective}, step=step)
+
     def close(self) -> None:
         self._file.close()
         self._board.close()
@@ -48,17 +67,21 @@ class Monitor:
             self._wandb.finish()
 
 
-def start_wandb(folder: Path) -> Any:
-    """A wandb run named after the folder, grouped by its experiment and stage; offline if the server does not answer.
+def start_wandb(folder: Path, label: Label) -> Any:
+    """The training's wandb run, named after the folder: a new one, or the one it began with, which goes on.
 
-    Once it has not, this process does not wait for it again: that would cost every trial as much.
+    Offline if the server does not answer. Once it has not, this process does not wait for it again: that would cost
+    every trial as much.
     """
     import wandb
 
     place: dict[str, Any] = {
         "project": "raypipe",
         "name": folder.name,
-        "group": f"{folder.parent.parent.name}/{folder.parent.name}",
+        "group": label.group,
+        "config": dict(label.settings),
+        "id": _wandb_id(folder),
+        "resume": None if os.environ.get("WANDB_MODE") == "offline" else "allow",  # offline, the id alone does it
         "dir": str(log_folder(folder)),
         "reinit": "finish_previous",
         "mode": os.environ.get("WANDB_MODE"),  # which wandb itself reads only once
@@ -69,7 +92,20 @@ def start_wandb(folder: Path) -> Any:
     except wandb.errors.Error as error:
         logger.warning("wandb: %s; recording offline, `wandb sync` uploads it later", error)
         os.environ["WANDB_MODE"] = "offline"
-        return wandb.init(**place | {"mode": "offline"})
+        # wandb's service still holds the id, for the run that did not come about.
+        return wandb.init(**place | {"mode": "offline", "resume": None, "id": _wandb_id(folder, fresh=True)})
+
+
+def _wandb_id(folder: Path, fresh: bool = False) -> str:
+    """Drawn once and kept beside the metrics, so that what goes on after a pause or a crash goes on there too.
+
+    fresh: a new one takes its place.
+    """
+    path = log_folder(folder) / "wandb-id"
+    if fresh or not path.is_file():
+        with atomic_path(path) as temporary:
+            temporary.write_text(uuid.uuid4().hex[:12])
+    return path.read_text()
 
 
 def log_folder(folder: Path) -> Path:

@@ -10,6 +10,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 # Colours that matplotlib is given, and the CSS variables that take their place.
 INK, MUTED, GRID, PAPER = "#010101", "#010102", "#010103", "#010104"
@@ -50,6 +51,17 @@ class Point:
     loss: str
     kind: str
     note: str = ""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """A trial: its network evaluations a frame and its objective. best: no other beats it at as few."""
+
+    nfe: float
+    objective: float
+    loss: str
+    name: str
+    best: bool
 
 
 @dataclass(frozen=True)
@@ -162,6 +174,29 @@ def _noise_axis(axes: Axes, low: float, high: float, zero: float | None) -> None
             )
     axes.set_xticks(list(ticks), list(ticks.values()))
     axes.set_xlim(left, np.log10(high) + 0.12)
+
+
+def front(points: Sequence[Cost]) -> str:
+    """Objective against network evaluations a frame; a line joins the best for their cost, the others are pale."""
+    figure = Figure(figsize=(10.4, 3.6))
+    axes = _axes(figure, "network evaluations a frame", "CRPS ratio on validation")
+    joined = sorted((p.nfe, p.objective) for p in points if p.best)
+    axes.plot(*zip(*joined, strict=True), color=MUTED, linewidth=1.2, drawstyle="steps-post", label="_")
+    for loss, color in colors_of([p.loss for p in points]).items():
+        for best in (False, True):
+            chosen = [p for p in points if p.loss == loss and p.best == best]
+            x, y = [p.nfe for p in chosen], [p.objective for p in chosen]
+            axes.plot(
+                x, y, "o", color=color, markersize=7, alpha=1 if best else 0.4, label="_", zorder=4 if best else 3
+            )
+        axes.plot([], [], "o", color=color, markersize=7, label=loss)
+    for point in points:
+        if point.best:
+            _note(axes, point.name, point.nfe, point.objective)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.margins(x=0.08, y=0.15)
+    _legend(axes)
+    return to_svg(figure)
 
 
 def curves(left: Sequence[Line], right: Sequence[Line]) -> str:

@@ -13,7 +13,7 @@ from markupsafe import Markup
 from raypipe import film, plots, records
 from raypipe.config import COMPONENTS, Component
 from raypipe.monitor import read_metrics
-from raypipe.plots import Bar, Line, Point
+from raypipe.plots import Bar, Cost, Line, Point
 from raypipe.records import Row
 from raypipe.workspace import Workspace, write_atomic
 
@@ -115,6 +115,7 @@ TRIALS = [
     Column("flow", "flow", text, "the flow that it builds on", numeric=False),
     Column("magnitude", "magnitude", short, "multiplier or beta, fitted on training clips"),
     Column("spread_skill", "spread/skill", number(2)),
+    Column("nfe_per_frame", "NFE", short, "network evaluations a frame"),
     Column("seconds", "seconds", number(0)),
     Column("error", "error", text, numeric=False),
 ]
@@ -316,6 +317,7 @@ class StageView:
     name: str
     counts: str
     scatter: Figure | None
+    front: Figure | None
     curves: Figure | None
     cost: Figure | None
     table: Table | None
@@ -328,11 +330,12 @@ def stage(workspace: Workspace, rows: Sequence[Row], component: Component) -> St
     searched, refits = [r for r in mine if not r.get("refit")], [r for r in mine if r.get("refit")]
     last, last_refits = _last(searched), _last(refits)
     if not last and not last_refits:
-        return StageView(component, "", None, None, None, None, None)
+        return StageView(component, "", None, None, None, None, None, None)
     return StageView(
         component,
         _counts(last, last_refits),
         _scatter(last, last_refits),
+        _front(records.last_rungs(searched, component), last),
         _curves(workspace, component, searched, last),
         _cost(workspace, component, last),
         make_table(TRIALS, last),
@@ -397,6 +400,18 @@ def _point(row: Row) -> Point | None:
     se = row["objective_se"] if known(row["objective_se"]) else 0.0
     note = "published" if published else ""
     return Point(row["noise_std"] or 0.0, row["objective"], se, _loss(row), kind, note)
+
+
+def _front(ranked: Sequence[records.Trial], last: Sequence[Row]) -> Figure | None:
+    """What forecasts cost, where the search tried different costs."""
+    ranked = [trial for trial in ranked if known(trial.row.get("nfe_per_frame"))]
+    if len({trial.row["nfe_per_frame"] for trial in ranked}) < 2:
+        return None
+    best = records.front(ranked)
+    points = [Cost(t.row["nfe_per_frame"], t.objective, _loss(t.row), t.name, t in best) for t in ranked]
+    failed = _failures(last, "not shown, for want of a score")
+    text = f"The line joins the trials that none beats at as few evaluations. {_shown(len(points), last)}; {failed}."
+    return Figure(Markup(plots.front(points)), text)
 
 
 def _loss(row: Row) -> str:

@@ -161,7 +161,7 @@ def _tuner(
 
 
 def _bind(trainable: type[tune.Trainable], stage: Stage) -> type[tune.Trainable]:
-    """The trainable with its stage and its resources; its processes are called by its own name, not by the wrapper's."""
+    """The trainable with its stage and its resources; its processes bear its name, not the wrapper's."""
     bound: type[tune.Trainable] = tune.with_resources(
         tune.with_parameters(trainable, stage=stage), _resources(stage.experiment)
     )

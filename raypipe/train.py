@@ -21,6 +21,7 @@ from raypipe.config import LOSSES, Component, ConfigError, Experiment
 from raypipe.data.dataset import warn_of_short_clips
 from raypipe.encoding import prepare_latents
 from raypipe.launch import Settings, Trainee, check_resources, finished, start_ray, train_jobs
+from raypipe.monitor import Label
 from raypipe.published import take_autoencoder
 from raypipe.published_config import is_published
 from raypipe.sources import Sources
@@ -58,6 +59,10 @@ class AutoencoderJob:
     def checkpoint_every(self) -> int:
         return max(1, self.steps // 4)
 
+    @property
+    def label(self) -> Label:
+        return Label(f"{self.workspace.name}/autoencoder", config.to_dict(self.experiment.autoencoder))
+
     def build(self, rank: int, world_size: int, device: torch.device, wrap: Any) -> Trainee:
         frames = Sources(self.experiment, self.workspace).frames("train")
         return AutoencoderTraining(self.experiment, frames, rank=rank, world_size=world_size, wrap=wrap, device=device)
@@ -84,6 +89,10 @@ class ComponentJob:
     def checkpoint_every(self) -> int:
         return self.experiment.train.checkpoint_every
 
+    @property
+    def label(self) -> Label:
+        return component_label(self.experiment, self.workspace)
+
     def build(self, rank: int, world_size: int, device: torch.device, wrap: Any) -> Trainee:
         return Training(
             self.experiment,
@@ -96,7 +105,14 @@ class ComponentJob:
         )
 
 
-def prepare(experiment: Experiment, workspace: Workspace, *, use_gpu: bool = False) -> Sources:
+def component_label(experiment: Experiment, workspace: Workspace) -> Label:
+    settings = config.to_dict(experiment)
+    return Label(
+        f"{workspace.name}/{experiment.train.component}", {name: settings[name] for name in ("model", "train", "sde")}
+    )
+
+
+def prepare(experiment: Experiment, workspace: Workspace, *, use_gpu: bool = False, wandb: bool = False) -> Sources:
     """Dataset, autoencoder and latent cache of an experiment, made where they are missing."""
     with cli.progress_bar(f"make dataset {experiment.dataset.name}", None, "clip", leave=False, delay=1) as bar:
         prepare_dataset(workspace, experiment, partial(_advance, bar))
@@ -104,7 +120,7 @@ def prepare(experiment: Experiment, workspace: Workspace, *, use_gpu: bool = Fal
     _check_frames(sources)
     begin(workspace, experiment)
     _check_dataset(sources)
-    _prepare_autoencoder(sources, use_gpu)
+    _prepare_autoencoder(sources, use_gpu, wandb)
     prepare_latents(sources, use_gpu=use_gpu)
     return sources
 
@@ -147,7 +163,7 @@ def _advance(bar: Any, done: int, total: int) -> None:
     bar.update(done - bar.n)
 
 
-def _prepare_autoencoder(sources: Sources, use_gpu: bool) -> None:
+def _prepare_autoencoder(sources: Sources, use_gpu: bool, wandb: bool) -> None:
     experiment, workspace = sources.experiment, sources.workspace
     folder = workspace.autoencoder
     if (folder / "config.json").is_file():
@@ -172,7 +188,12 @@ def _prepare_autoencoder(sources: Sources, use_gpu: bool) -> None:
         train_jobs(
             [AutoencoderJob(experiment, workspace)],
             run_settings(
-                experiment, workspace, "autoencoder", use_gpu=use_gpu, batch=experiment.autoencoder.batch_size
+                experiment,
+                workspace,
+                "autoencoder",
+                use_gpu=use_gpu,
+                batch=experiment.autoencoder.batch_size,
+                wandb=wandb,
             ),
         )
     write_json(folder.with_name("autoencoder.log") / "recipe.json", recipe)
@@ -283,7 +304,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     check_dataset(workspace, experiment)
     start_ray()
     check_resources(settings)
-    prepare(experiment, workspace, use_gpu=bool(args.num_gpus))
+    prepare(experiment, workspace, use_gpu=bool(args.num_gpus), wandb=args.wandb)
     parents = _parents(experiment, workspace, args.flow, bool(args.num_gpus))
     job = ComponentJob(experiment, workspace, name, parents)
     train_jobs([job], settings)

@@ -22,7 +22,7 @@ from raypipe.population import Exploit
 from raypipe.schedulers import spaced
 from raypipe.sources import Sources
 from raypipe.stage import Parents, Scorer, Training
-from raypipe.train import ComponentJob
+from raypipe.train import ComponentJob, component_label
 from raypipe.workspace import Workspace
 
 
@@ -85,12 +85,20 @@ class StageTrial(tune.Trainable):
         self._stage = stage
         self._sources = Sources(stage.experiment, stage.workspace)
         self._scorers: dict[Parents, Scorer] = {}
+        self._record: Monitor | None = None
         self._begin(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Take up another trial in the same process, which costs no start."""
+        self.cleanup()
         self._begin(new_config)
         return True
+
+    def cleanup(self) -> None:
+        """Whatever becomes of the trial, its record is complete."""
+        if self._record is not None:
+            self._record.close()
+            self._record = None
 
     def _begin(self, config: dict[str, Any]) -> None:
         stage = self._stage
@@ -116,13 +124,16 @@ class StageTrial(tune.Trainable):
         """To the next rung. A loss that is not a number ends the trial as failed, a full disk the search."""
         began = time.perf_counter()
         try:
-            return self._told_again(began) or self._to_next_rung(began)
+            result = self._told_again(began) or self._to_next_rung(began)
         except DivergedError as error:
-            return self._result(began, failure=str(error))
+            result = self._result(began, failure=str(error))
         except Exception as error:
             if not disk_is_full(error, self._folder):
                 raise
-            return self._result(began, halt=f"{self._folder}: no space left on the disk")
+            result = self._result(began, halt=f"{self._folder}: no space left on the disk")
+        if result["done"]:
+            self.cleanup()
+        return result
 
     def _told_again(self, began: float) -> dict[str, Any] | None:
         """The result of the rung at which the trial was cut off, if it was scored there already."""
@@ -150,6 +161,7 @@ class StageTrial(tune.Trainable):
         if not math.isfinite(scored.score.ratio.value):
             return self._result(began, failure="the forecast is not finite")
         records.save_score(self._folder, target, scored.score)
+        self._watch().score(target, scored.score.ratio.value)
         result = self._result(began, score=scored.score, magnitude=scored.magnitude, nfe=scored.nfe_per_frame)
         self._seconds = result["seconds"]
         self._training.save(
@@ -166,23 +178,28 @@ class StageTrial(tune.Trainable):
             self._advance_together(target)
             return
         training, every = self._training, self._experiment.train.checkpoint_every
-        monitor = Monitor(self._folder, training.step, wandb=self._stage.wandb)
+        monitor = self._watch()
 
         def report(progress: Progress) -> None:
             monitor.log(vars(progress))
 
-        try:
-            while training.step < target:
-                stop = min(target, (training.step // every + 1) * every)
-                training.advance(stop, report, every=max(1, target // 10))
-                if stop < target:
-                    seconds = self._seconds + time.perf_counter() - began
-                    training.save(self._folder, extra=self._taken | {"seconds": seconds})
-        finally:
-            monitor.close()
+        while training.step < target:
+            stop = min(target, (training.step // every + 1) * every)
+            training.advance(stop, report, every=max(1, target // 10))
+            if stop < target:
+                seconds = self._seconds + time.perf_counter() - began
+                training.save(self._folder, extra=self._taken | {"seconds": seconds})
+
+    def _watch(self) -> Monitor:
+        """One for all rungs."""
+        if self._record is None:
+            label = component_label(self._experiment, self._stage.workspace) if self._stage.wandb else None
+            self._record = Monitor(self._folder, self._training.step, wandb=label)
+        return self._record
 
     def _advance_together(self, target: int) -> None:
         """Under a TorchTrainer of the trial's own workers."""
+        self.cleanup()  # they write the record meanwhile
         search = self._stage.experiment.search
         job = TrialJob(self._experiment, self._stage.workspace, self._name, self._parents, target)
         train_jobs(

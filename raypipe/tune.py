@@ -196,7 +196,7 @@ def run_stages(
 ) -> None:
     """Run stages one after the other, each with its table at the end; those that are finished only show it."""
     experiment = config.replace(experiment, name=workspace.name)
-    prepare(experiment, workspace)
+    prepare(experiment, workspace, wandb=wandb)
     _note_trials(experiment, workspace)
     for component in stages:
         if not is_searched(workspace, component, experiment.search.trials(component)):

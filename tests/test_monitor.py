@@ -8,13 +8,16 @@ import sys
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from raypipe.monitor import METRICS, Monitor, log_folder, read_metrics
+from raypipe.monitor import METRICS, Label, Monitor, log_folder, read_metrics
 from tests.wandbtools import Run, read_runs
 
 
 @pytest.fixture
 def folder(tmp_path):
     return tmp_path / "search-3" / "flow" / "flow-00"
+
+
+LABEL = Label("search-3/flow", {"train": {"noise_std": 0.1}})
 
 
 def record(folder, after, steps, loss=1.0, **more):
@@ -96,18 +99,29 @@ def test_wandb_records_offline(folder, monkeypatch, tmp_path):
     monkeypatch.setenv("WANDB_SILENT", "true")
     for name in ("WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR", "HOME"):
         monkeypatch.setenv(name, str(tmp_path / "home"))
-    record(folder, 0, [5, 10], wandb=True)
-    assert read_runs(folder) == [Run("flow-00", "search-3/flow", {5: 0.2, 10: 0.1})]
+    monitor = Monitor(folder, 0, wandb=LABEL)
+    monitor.log({"step": 5, "loss": 0.2})
+    monitor.log({"step": 10, "loss": 0.1})
+    monitor.score(10, 0.75)
+    monitor.close()
+    (run,) = read_runs(folder)
+    assert run == Run(run.id, "flow-00", "search-3/flow", {"train": {"noise_std": 0.1}}, {5: 0.2, 10: 0.1}, {10: 0.75})
     assert steps(folder) == [5, 10]
+    record(folder, 10, [15], wandb=LABEL)  # what goes on after a crash goes on in the same run
+    first, second = read_runs(folder)
+    assert first == run and (second.id, second.loss) == (run.id, {15: pytest.approx(1 / 15)})
+    other = folder.with_name("flow-01")
+    record(other, 0, [5], wandb=LABEL)
+    assert read_runs(other)[0].id != run.id
 
 
 UNREACHABLE = """
 import sys, time
 from pathlib import Path
-from raypipe.monitor import Monitor
+from raypipe.monitor import Label, Monitor
 for name in ("flow-00", "flow-01"):
     began = time.monotonic()
-    monitor = Monitor(Path(sys.argv[1]) / "demo" / "flow" / name, 0, wandb=True)
+    monitor = Monitor(Path(sys.argv[1]) / "demo" / "flow" / name, 0, wandb=Label("demo/flow", {}))
     monitor.log({"step": 5, "loss": 0.2})
     monitor.close()
     print("took", time.monotonic() - began)

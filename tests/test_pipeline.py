@@ -136,7 +136,7 @@ def test_winners_are_trained_again_with_every_seed(trials, workspace):
 
 @pytest.mark.parametrize("component", COMPONENTS)
 def test_tensorboard_and_wandb_have_every_training_wandb_by_stage(trials, workspace, component):
-    """Trials and refits alike; a trial is a run of wandb's for every rung."""
+    """Trials and refits alike; a trial is one run of wandb's, whatever rungs it has."""
     names = {row["trial"] for row in trials if row["stage"] == component}
     assert any(row["refit"] for row in trials if row["trial"] in names)
     for name in names:
@@ -145,9 +145,18 @@ def test_tensorboard_and_wandb_have_every_training_wandb_by_stage(trials, worksp
         board = EventAccumulator(str(log_folder(folder)))
         board.Reload()
         assert {event.step: event.value for event in board.Scalars("loss")} == pytest.approx(logged)
-        runs = read_runs(folder)
-        assert {(run.name, run.group) for run in runs} == {(name, f"demo/{component}")}
-        assert {step: loss for run in runs for step, loss in run.loss.items()} == pytest.approx(logged)
+        (run,) = read_runs(folder)
+        assert (run.name, run.group) == (name, f"demo/{component}")
+        assert run.loss == pytest.approx(logged)
+        rungs = [row for row in trials if row["trial"] == name and not row["refit"]]
+        assert run.objective == pytest.approx({row["step"]: row["objective"] for row in rungs})
+        assert all(run.settings["train"]["noise_std"] == row["noise_std"] for row in rungs)
+
+
+def test_wandb_has_the_training_of_the_autoencoder(workspace):
+    (run,) = read_runs(workspace.autoencoder)
+    assert (run.name, run.group, run.settings["width"]) == ("autoencoder", "demo/autoencoder", 8)
+    assert run.loss
 
 
 def test_the_test_split_is_touched_by_the_chosen_and_the_four_baselines_alone(combinations):

@@ -306,6 +306,23 @@ def test_a_trial_that_failed_before_it_did_anything_is_in_the_figures(begun):
     assert cost[0] == 1 and "over 2 of 3 trials with a score. Cost of 3 trials; 1 failed" in cost[1]
 
 
+def test_what_is_best_for_its_cost_is_named_where_costs_differ(begun):
+    def trial(i, objective, nfe):
+        return row("flow", f"flow-{i:02d}", 300, "finished", objective, 0.1, "nll") | {"nfe_per_frame": nfe}
+
+    same = [trial(i, 0.6 + i / 100, 2) for i in range(3)]
+    records.write_rows(begun.trials, same)
+    assert "none beats at as few evaluations" not in report(begun)
+    dead = row("flow", "flow-05", 0, "failed", None, 0.0, "mse") | {"nfe_per_frame": None}
+    records.write_rows(begun.trials, [*same, trial(3, 0.7, 1), trial(4, 0.59, 8), dead])
+    source = report(begun)
+    (svg, caption) = re.search(
+        r"<figure>(<svg(?:(?!<svg).)*?</svg>)\s*<figcaption>(The line joins.*?)<", source, re.S
+    ).groups()
+    assert re.findall(r"flow-\d\d", svg) == ["flow-04", "flow-00", "flow-03"]
+    assert caption.endswith("5 of 6 trials; 1 failed: not shown, for want of a score.")
+
+
 def test_an_axis_that_a_trial_lacks_is_a_dash(begun):
     lacks = {"learning_rate": None, "time_input": None, "loss": None, "flow": None, "noise_std": None}
     rows = [

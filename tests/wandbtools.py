@@ -5,6 +5,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from wandb.proto.wandb_internal_pb2 import Record
 
@@ -17,11 +18,14 @@ WHOLE, LAST = 1, 4
 
 @dataclass(frozen=True)
 class Run:
-    """loss: as it was logged, by step."""
+    """loss, objective: as they were logged, by step."""
 
+    id: str
     name: str
     group: str
+    settings: dict[str, Any]
     loss: dict[int, float]
+    objective: dict[int, float]
 
 
 def read_runs(folder: Path) -> list[Run]:
@@ -38,7 +42,9 @@ def _read(path: Path) -> Run:
         for record in found
         if record.HasField("history")
     ]
-    return Run(run.display_name, run.run_group, {row["_step"]: row["loss"] for row in logged})
+    settings = {item.key: json.loads(item.value_json) for item in run.config.update if item.key != "_wandb"}
+    loss, objective = ({row["_step"]: row[key] for row in logged if key in row} for key in ("loss", "objective"))
+    return Run(run.run_id, run.display_name, run.run_group, settings, loss, objective)
 
 
 def _records(data: bytes) -> Iterator[Record]:
