@@ -10,7 +10,6 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 # Colours that matplotlib is given, and the CSS variables that take their place.
 INK, MUTED, GRID, PAPER = "#010101", "#010102", "#010103", "#010104"
@@ -193,7 +192,9 @@ def front(points: Sequence[Cost]) -> str:
     for point in points:
         if point.best:
             _note(axes, point.name, point.nfe, point.objective)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(costs := sorted({p.nfe for p in points}), [f"{cost:g}" for cost in costs])
+    axes.minorticks_off()
     axes.margins(x=0.08, y=0.15)
     _legend(axes)
     return to_svg(figure)
