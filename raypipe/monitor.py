@@ -80,6 +80,7 @@ def start_wandb(folder: Path, label: Label) -> Any:
         "name": folder.name,
         "group": label.group,
         "config": dict(label.settings),
+        "allow_val_change": True,  # population based training changes them on the way
         "id": _wandb_id(folder),
         "resume": None if os.environ.get("WANDB_MODE") == "offline" else "allow",  # offline, the id alone does it
         "dir": str(log_folder(folder)),

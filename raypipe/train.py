@@ -106,6 +106,7 @@ class ComponentJob:
 
 
 def component_label(experiment: Experiment, workspace: Workspace) -> Label:
+    """How wandb shows the training of a component, a trial's too."""
     settings = config.to_dict(experiment)
     return Label(
         f"{workspace.name}/{experiment.train.component}", {name: settings[name] for name in ("model", "train", "sde")}
