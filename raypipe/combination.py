@@ -204,12 +204,10 @@ class CombinationScorer:
         for forecasts, true, before in zip(members, truth, last, strict=True):
             target = to_float(true)
             decoded = to_float(before)[None, None] if repeat_last else decode_frames(autoencoder, forecasts)
-            decoded = decoded.expand(-1, len(target), -1, -1, -1)
             crps.append(ensemble.fair_crps(decoded[None], target[None]).mean().item())
             reference.append((target - to_float(before)).abs().mean().item())
-            against = target.expand_as(decoded)
-            psnr.append(frames.psnr(decoded, against).mean().item())
-            ssim.append(frames.ssim(decoded, against).mean().item())
+            psnr.append(frames.psnr(decoded, target).mean().item())
+            ssim.append(frames.ssim(decoded, target).mean().item())
         return Pixels(float(np.mean(crps) / np.mean(reference)), float(np.mean(psnr)), float(np.mean(ssim)))
 
 

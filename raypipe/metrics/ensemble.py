@@ -64,7 +64,8 @@ def ratio_of_means(top: Array, bottom: Array) -> Estimate:
 def fair_crps(members: Tensor, truth: Tensor) -> Tensor:
     """mean_i |x_i - y| - sum_{i<j} |x_i - x_j| / (M (M - 1)): unbiased in the number of members (Ferro 2014).
 
-    members: [n, M, ...], truth: [n, ...]; returns [n, ...]. The pairwise sum comes from the sorted members.
+    members: [n, M, ...], truth: [n, ...]; returns [n, ...]. The pairwise sum comes from the sorted members. The
+    dimensions after M broadcast: members that are the same at all steps are given, and sorted, once.
     """
     count = members.shape[1]
     error = (members - truth[:, None]).abs().mean(1)

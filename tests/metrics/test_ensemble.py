@@ -37,6 +37,12 @@ def test_fair_crps_by_hand():
     assert value.item() == pytest.approx(4 / 3 - 1)
 
 
+@pytest.mark.parametrize("members", [1, 4])
+def test_members_that_are_the_same_at_all_steps_are_given_once(members):
+    x, truth = torch.randn(2, members, 1, 3), torch.randn(2, 5, 3)
+    torch.testing.assert_close(fair_crps(x, truth), fair_crps(x.expand(-1, -1, 5, -1), truth))
+
+
 def test_one_member_scores_its_absolute_error():
     assert fair_crps(torch.tensor([[1.5]]), torch.tensor([-1.0])).item() == 2.5
 

@@ -48,6 +48,15 @@ def test_ssim_of_a_video_is_per_frame():
     torch.testing.assert_close(values[1, 2], ssim(x[1, 2], y[1, 2]))
 
 
+def test_members_and_steps_broadcast():
+    members, truth = images(4, 1, 3, 16, 16, seed=7), images(5, 3, 16, 16, seed=8)  # a frame shown at every step
+    shown = members.expand(-1, 5, -1, -1, -1)
+    for metric in (psnr, ssim):
+        values = metric(members, truth)
+        assert values.shape == (4, 5)
+        torch.testing.assert_close(values, metric(shown, truth.expand_as(shown)))
+
+
 def test_of_equal_frames():
     x = images(2, 3, 16, 16)
     assert torch.isinf(psnr(x, x)).all()
