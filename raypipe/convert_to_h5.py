@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 import re
 import sys
@@ -105,7 +104,7 @@ def _parser() -> argparse.ArgumentParser:
         "--num-workers",
         type=int,
         metavar="N",
-        help="processes at work; 1 is this one alone. Where a Ray cluster is up (RAY_ADDRESS, or one on this machine),"
+        help="processes at work; 1 is this one alone. Where a Ray is up (RAY_ADDRESS, or `ray start` on this machine),"
         " tasks on it, and all nodes must see both folders (default: the CPUs of the machine or cluster)",
     )
     add("--skip-bad", action="store_true", help="exit with 0 even if sources were unreadable and left out")
@@ -288,23 +287,16 @@ def _died(task: Task, how: str) -> str:
 
 @contextmanager
 def _cluster() -> Iterator[int | None]:
-    """Join the Ray cluster that is up; never start one. Gives its CPUs, None without a cluster.
-
-    RAY_ADDRESS=local means none.
-    """
-    address = os.environ.get("RAY_ADDRESS")
-    if address == "local":
-        yield None
+    """Join the Ray that is up (`cluster.join`); never start one. Gives its CPUs, None without one."""
+    if os.environ.get("RAY_ADDRESS") == "local":
+        yield None  # without importing Ray
         return
     import ray
 
+    from raypipe import cluster
+
     joined = ray.is_initialized()
-    try:
-        if not joined:
-            ray.init("auto", logging_level=logging.WARNING, log_to_driver=False)
-    except ConnectionError as error:
-        if address:
-            raise ValueError(f"RAY_ADDRESS: no Ray cluster answers at {address}: {error}") from None
+    if not joined and not cluster.join():
         yield None
         return
     try:

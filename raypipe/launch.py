@@ -29,6 +29,7 @@ from ray.train import (
 from ray.train.torch import TorchConfig, TorchTrainer
 from torch import nn
 
+from raypipe import cluster
 from raypipe.checkpoint import read_meta
 from raypipe.cli import progress_bar
 from raypipe.config import ConfigError
@@ -48,10 +49,7 @@ REPORTS_A_CHECKPOINT = 5
 
 
 def start_ray(*, dashboard: bool = False) -> None:
-    """Join the running cluster, or start one on this machine; whoever joined already, stays.
-
-    RAY_ADDRESS names the cluster; RAY_ADDRESS=local starts a new one in any case.
-    """
+    """Join the Ray that is up (`cluster.join`), or start one on this machine; whoever joined already, stays."""
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")  # a report waits for the next look
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
@@ -60,19 +58,10 @@ def start_ray(*, dashboard: bool = False) -> None:
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "3600")
     for name, value in ALLOCATOR.items():
         os.environ.setdefault(name, value)  # workers of a Ray that starts here begin with it
-    if ray.is_initialized():
+    if ray.is_initialized() or cluster.join():
         return
-    common: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": False}
-    if os.environ.get("RAY_ADDRESS") != "local":
-        try:
-            ray.init("auto", **common)
-        except ConnectionError as error:
-            if os.environ.get("RAY_ADDRESS"):
-                raise ConfigError(f"RAY_ADDRESS: no Ray cluster answers there: {error}") from None
-        else:
-            return
     try:
-        ray.init("local", include_dashboard=dashboard, **common)
+        ray.init("local", include_dashboard=dashboard, **cluster.SETTINGS)
     except Exception as error:  # an overloaded or full machine, of which Ray says so in several ways
         reason = " ".join(str(error).split())
         raise ConfigError(f"Ray did not start on this machine ({reason}); try again, or free memory and disk") from None

@@ -13,7 +13,7 @@ VERBS = {"convert_to_h5", "train", "tune", "evaluate", "generate"}
 # what the verbs share of Ray Train, Ray Tune and Optuna
 RAY = {
     *("launch", "encoding", "search", "space", "study", "study_search", "trial", "trial_log", "refits", "warm_start"),
-    *("schedulers", "rungs", "median", "cohort", "population"),
+    *("schedulers", "rungs", "median", "cohort", "population", "cluster"),
 }
 MIDDLE = {
     *("report", "checkpoint", "published", "workspace", "sources", "fit", "task", "autoencoding", "stage"),

@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import json
 import multiprocessing
+import os
 import shutil
 import sys
 import tempfile
@@ -32,6 +33,7 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=300, metavar="N", help=f"clips of {FRAMES} frames (default: 300)")
     parser.add_argument("--repeats", type=int, default=2, metavar="N", help="the best of so many is taken (default: 2)")
     args = parser.parse_args()
+    os.environ["RAY_ADDRESS"] = "local"  # processes of this machine, even if a Ray is up
     with tempfile.TemporaryDirectory() as name:
         data = Path(name) / "data"
         for i in range(args.clips):
