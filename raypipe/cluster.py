@@ -29,15 +29,14 @@ def join() -> bool:
     RAY_ADDRESS=local means none. What another program started for itself is left alone: it ends with that program.
     Raises ConfigError if the Ray that is named does not answer or turns us away.
     """
-    named = os.environ.get("RAY_ADDRESS", "")
+    named = os.environ.get("RAY_ADDRESS") or "auto"
     if named == "local":
         return False
-    found = find_bootstrap_address(None) if named in ("", "auto") else None
-    if named in ("", "auto") and not found:
+    address = find_bootstrap_address(None) if named == "auto" else named
+    if not address:
         return False
-    address = found or named
     if not _answers(address):
-        if not found:
+        if named != "auto":
             raise ConfigError(f"RAY_ADDRESS: no Ray cluster answers at {address}; start it, or unset RAY_ADDRESS")
         logger.warning("no Ray answers at %s, where `ray start` made one; going on without it", address)
         return False

@@ -96,9 +96,9 @@ class StageTrial(tune.Trainable):
 
     def cleanup(self) -> None:
         """Whatever becomes of the trial, its record is complete."""
-        if self._record is not None:
-            self._record.close()
-            self._record = None
+        record, self._record = self._record, None
+        if record is not None:
+            record.close()
 
     def _begin(self, config: dict[str, Any]) -> None:
         stage = self._stage
@@ -125,15 +125,15 @@ class StageTrial(tune.Trainable):
         began = time.perf_counter()
         try:
             result = self._told_again(began) or self._to_next_rung(began)
+            if result["done"]:
+                self.cleanup()
+            return result
         except DivergedError as error:
-            result = self._result(began, failure=str(error))
+            return self._result(began, failure=str(error))
         except Exception as error:
             if not disk_is_full(error, self._folder):
                 raise
-            result = self._result(began, halt=f"{self._folder}: no space left on the disk")
-        if result["done"]:
-            self.cleanup()
-        return result
+            return self._result(began, halt=f"{self._folder}: no space left on the disk")
 
     def _told_again(self, began: float) -> dict[str, Any] | None:
         """The result of the rung at which the trial was cut off, if it was scored there already."""
