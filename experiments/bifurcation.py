@@ -18,15 +18,15 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from raypipe import cli, config
+from raypipe.common import terminal
+from raypipe.common.files import atomic_path, write_json
 from raypipe.config import Component, Experiment
 from raypipe.data.dataset import TrainBatch
-from raypipe.files import atomic_path
 from raypipe.fit import Progress, fit, make_optimizer
 from raypipe.models.components import Denoiser, Diffusion, Flow
 from raypipe.sde.dynamics import Dynamics
 from raypipe.sde.rollout import rollout
 from raypipe.task import ComponentTask, component_schedule
-from raypipe.workspace import write_json
 
 POINTS, STRAIGHT, LENGTH, TURN, EACH = 100, 45, 0.1, math.radians(30), 50
 SAMPLES = 200
@@ -94,7 +94,7 @@ def train(component: Component, seed: int, flow: nn.Module | None) -> nn.Module:
     task = ComponentTask(module, experiment, flow=flow)
     windows = Windows(trajectories(), experiment.train.batch_size, seed)
     schedule = component_schedule(experiment.train)
-    with cli.progress_bar(f"seed {seed} {component}", schedule.steps, "step", leave=False) as bar:
+    with terminal.progress_bar(f"seed {seed} {component}", schedule.steps, "step", leave=False) as bar:
 
         def report(progress: Progress) -> None:
             bar.update(progress.step - bar.n)
@@ -153,8 +153,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "flow_alone_near": [outcome.near for outcome in alone],
     }
     write_json(path, result)
-    cli.say(json.dumps(result))
-    cli.say(f"written  {path} and {path.with_suffix('.png')}")
+    terminal.say(json.dumps(result))
+    terminal.say(f"written  {path} and {path.with_suffix('.png')}")
     return 0
 
 

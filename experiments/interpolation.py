@@ -18,10 +18,11 @@ from PIL import Image
 from torch import Tensor
 
 from raypipe import checkpoint, cli, config
+from raypipe.common import terminal
+from raypipe.common.device import choose_device
+from raypipe.common.files import atomic_path, write_json
 from raypipe.config import Component, Experiment
 from raypipe.data.frames import to_float, to_uint8
-from raypipe.device import choose_device
-from raypipe.files import atomic_path
 from raypipe.film import strip
 from raypipe.forecast import choose_windows
 from raypipe.launch import start_ray, train_jobs
@@ -31,7 +32,7 @@ from raypipe.sde.rollout import rollout
 from raypipe.sources import Sources
 from raypipe.stage import Parents
 from raypipe.train import ComponentJob, prepare, run_settings
-from raypipe.workspace import Workspace, write_json
+from raypipe.workspace import Workspace
 
 STRIDE = 5
 RECIPE = {
@@ -140,9 +141,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         [name, _text(result["psnr"][name]), _text(result["gain_over_blend"][name]), max(result["gain_se"][name])]
         for name in each
     ]
-    cli.say(cli.table(rows, ["in-between frames", "psnr", f"over {BLEND}", "se over windows"]))
-    cli.say(json.dumps(result))
-    cli.say(f"written  {storage / experiment.name}.json and .png")
+    terminal.say(terminal.table(rows, ["in-between frames", "psnr", f"over {BLEND}", "se over windows"]))
+    terminal.say(json.dumps(result))
+    terminal.say(f"written  {storage / experiment.name}.json and .png")
     return 0
 
 

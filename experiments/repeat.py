@@ -16,9 +16,10 @@ import pipeline
 from PIL import Image
 
 from raypipe import cli, records
-from raypipe.files import atomic_path
+from raypipe.common import terminal
+from raypipe.common.files import atomic_path, write_json
 from raypipe.film import strip
-from raypipe.workspace import Workspace, manifest, write_json
+from raypipe.workspace import Workspace, manifest
 
 METRICS = ("crps_ratio", "crps_ratio_pixels", "psnr", "ssim", "spread_skill", "nfe_per_frame")
 
@@ -44,13 +45,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     path = storage / f"{experiment.name}-seeds.json"
     write_json(path, manifest(experiment, summary=summary, chosen_minus_best_default=lead, runs=args.seeds))
     body = [[name, *(_text(scores[metric]) for metric in METRICS)] for name, scores in summary.items()]
-    cli.say(f"\ntest, mean +- sd over {args.seeds} seeds:")
-    cli.say(cli.table(body, ["", *METRICS]))
+    terminal.say(f"\ntest, mean +- sd over {args.seeds} seeds:")
+    terminal.say(terminal.table(body, ["", *METRICS]))
     best = ", ".join(lead["defaults"])
-    cli.say(f"chosen minus best default of the same seed ({best}), crps_ratio: {_text(lead)}")
+    terminal.say(f"chosen minus best default of the same seed ({best}), crps_ratio: {_text(lead)}")
     picture = path.with_suffix(".png")
     save_picture(Workspace(storage, f"{experiment.name}-seed0").folder / "samples" / "sample-2.npz", picture)
-    cli.say(f"\nwritten  {path} and {picture}")
+    terminal.say(f"\nwritten  {path} and {picture}")
     return 0
 
 

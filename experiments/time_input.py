@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from raypipe import cli, config, forecast
+from raypipe.common import terminal
+from raypipe.common.seeds import step_generator
 from raypipe.config import Experiment
 from raypipe.data.dataset import TrainBatch, WindowBatches
 from raypipe.data.windows import Sampler, WindowIndex
@@ -26,7 +28,7 @@ from raypipe.models.components import build_component
 from raypipe.sde.dynamics import ConstantDiffusion, Dynamics, Interval
 from raypipe.sde.path import Draws, draw, sample_path, stack, velocity
 from raypipe.sources import Sources
-from raypipe.task import component_schedule, step_generator
+from raypipe.task import component_schedule
 from raypipe.train import prepare
 from raypipe.workspace import Workspace
 
@@ -148,7 +150,7 @@ def train_flow(experiment: Experiment, sources: Sources, variant: Variant) -> nn
     sampler = Sampler(len(index), train.batch_size, train.random_seed, borders=index.borders(shards.shard_of))
     batches = WindowBatches(shards, index.window, 1, sampler)
     schedule = component_schedule(train)
-    with cli.progress_bar(f"{variant.name}, seed {train.random_seed}", schedule.steps, "step", leave=False) as bar:
+    with terminal.progress_bar(f"{variant.name}, seed {train.random_seed}", schedule.steps, "step", leave=False) as bar:
 
         def report(progress: Progress) -> None:
             bar.update(progress.step - bar.n)
@@ -206,8 +208,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         [variant.name, *(_text([row[name] for row in rows if row["variant"] == variant.name]) for name in names)]
         for variant in VARIANTS
     ]
-    cli.say(cli.table(body, ["flow", "R2 at u = 0", *(f"crps_ratio, {steps} steps" for steps in STEPS)]))
-    cli.say(f"\nwritten  {path}")
+    terminal.say(terminal.table(body, ["flow", "R2 at u = 0", *(f"crps_ratio, {steps} steps" for steps in STEPS)]))
+    terminal.say(f"\nwritten  {path}")
     return 0
 
 

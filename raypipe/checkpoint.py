@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from raypipe import config
-from raypipe.files import atomic_folder, standing
+from raypipe.common.files import atomic_folder, standing
 from raypipe.models.autoencoder import Autoencoder, build_network
 from raypipe.models.components import build_component
 

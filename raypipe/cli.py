@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any, NoReturn
 from urllib.parse import unquote, urlparse
 
-from tqdm import tqdm
-
 from raypipe import config
 from raypipe.config import ConfigError, Experiment
 
@@ -135,42 +133,6 @@ def _raised_here(error: BaseException) -> bool:
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
     return trace is not None and str(trace.tb_frame.f_globals.get("__name__", "")).startswith("raypipe")
-
-
-def progress_bar(name: str, total: int | None, unit: str, **more: Any) -> "tqdm[Any]":
-    """A line with a rate; in a log file, where a line cannot be drawn again, a new one every ten seconds."""
-    interval = 0.2 if sys.stderr.isatty() else 10.0
-    return tqdm(total=total, desc=name, unit=unit, mininterval=interval, dynamic_ncols=True, **more)
-
-
-def say(text: str = "") -> None:
-    """A line of a command's own output."""
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()
-
-
-def table(rows: Sequence[Sequence[object]], header: Sequence[str]) -> str:
-    """Aligned columns: text to the left, numbers to the right."""
-    cells = [[_cell(value) for value in row] for row in rows]
-    numeric = [
-        all(isinstance(row[i], int | float) or row[i] is None for row in rows) and bool(rows)
-        for i in range(len(header))
-    ]
-    widths = [max(len(line[i]) for line in [list(header), *cells]) for i in range(len(header))]
-
-    def line(values: Sequence[str]) -> str:
-        padded = [v.rjust(w) if right else v.ljust(w) for v, w, right in zip(values, widths, numeric, strict=True)]
-        return "  ".join(padded).rstrip()
-
-    return "\n".join([line(header), line(["-" * w for w in widths]), *map(line, cells)])
-
-
-def _cell(value: object) -> str:
-    if value is None or (isinstance(value, float) and value != value):
-        return "-"
-    if isinstance(value, float):
-        return f"{value:.3f}" if 0.001 <= abs(value) < 1000 or value == 0 else f"{value:.2e}"
-    return str(value)
 
 
 def _fields_help() -> str:

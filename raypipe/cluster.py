@@ -11,7 +11,7 @@ from typing import Any
 import ray
 from ray._private.services import find_bootstrap_address
 
-from raypipe.rules import ConfigError
+from raypipe.common.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 

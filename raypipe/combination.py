@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from raypipe import checkpoint, forecast
+from raypipe.common.device import autocast, choose_device
 from raypipe.config import Experiment, Solver
 from raypipe.data.frames import to_float
-from raypipe.device import autocast, choose_device
 from raypipe.finalists import NO_DENOISER, Finalist
 from raypipe.forecast import Forecasts
 from raypipe.metrics import ensemble, frames

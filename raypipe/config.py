@@ -18,8 +18,9 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from raypipe import published_config
-from raypipe.rules import ConfigError as ConfigError
-from raypipe.rules import Section, nearest, option, require, require_least, section
+from raypipe.common.errors import ConfigError as ConfigError
+from raypipe.common.errors import nearest
+from raypipe.rules import Section, option, require, require_least, section
 from raypipe.training_config import COMPONENTS as COMPONENTS
 from raypipe.training_config import LOSSES as LOSSES
 from raypipe.training_config import Autoencoder as Autoencoder

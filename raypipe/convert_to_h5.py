@@ -15,6 +15,7 @@ from typing import Any, NoReturn, Self
 from filelock import FileLock, Timeout
 
 from raypipe import cli
+from raypipe.common import terminal
 from raypipe.data import resuming
 from raypipe.data.conversion import LAYOUTS, Options, Outcome, Task, plan
 from raypipe.data.fitting import MODES
@@ -227,7 +228,7 @@ class _Bar:
         self._clips = sum(len(task.sources) for task in tasks)
         self._sources = sum(o.sources for o in done)
         self._frames = sum(o.frames for o in done)
-        self._bar = cli.progress_bar("convert", None, "frame", initial=self._frames)
+        self._bar = terminal.progress_bar("convert", None, "frame", initial=self._frames)
         self._bar.set_postfix_str(f"{self._sources}/{self._clips} clips")
 
     def frames(self, count: int) -> None:
@@ -355,7 +356,7 @@ def _summarise(args: argparse.Namespace, splits: Sequence[Split], done: dict[str
         for name in made
     ]
     if made:
-        cli.say(cli.table(rows, ("split", "clips", "frames", "MB", "left out")))
+        terminal.say(terminal.table(rows, ("split", "clips", "frames", "MB", "left out")))
     for lines, title in (
         (bad, "unreadable, left out:"),
         (short, f"shorter than {args.min_length} frames, left out:"),
@@ -371,7 +372,7 @@ def _summarise(args: argparse.Namespace, splits: Sequence[Split], done: dict[str
     name = re.sub(r"[^\w.-]", "_", args.out_dir.resolve().name) or "videos"
     size = "" if args.image_size == 64 else f" --dataset.image_size {args.image_size}"
     flags = f"--dataset.root {args.out_dir} --dataset.name {name}{size}"
-    cli.say(f"\nnext: python -m raypipe.train --run-name f-01-nll {flags}")
+    terminal.say(f"\nnext: python -m raypipe.train --run-name f-01-nll {flags}")
     emptied = len(made) < len(splits)
     return 1 if emptied or (bad and not args.skip_bad) else 0
 

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from raypipe.files import atomic_folder
+from raypipe.common.files import atomic_folder
 from raypipe.models.kl import AutoencoderKL
 
 CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"

@@ -12,12 +12,13 @@ from filelock import FileLock
 from ray.exceptions import RayError, RayTaskError
 from tqdm import tqdm
 
-from raypipe import checkpoint, cli
+from raypipe import checkpoint
+from raypipe.common import terminal
+from raypipe.common.device import choose_device
 from raypipe.config import ConfigError
 from raypipe.data.latents import Encode, check_latents, encode_shard, finish, missing_shards
 from raypipe.data.packing import INDEX
 from raypipe.data.shards import Shards
-from raypipe.device import choose_device
 from raypipe.launch import plain_errors, scales_up
 from raypipe.sources import Sources, frame_encoder
 from raypipe.workspace import SPLITS, Split
@@ -114,7 +115,7 @@ def _encode_all(sources: Sources, pieces: list[Piece], use_gpu: bool) -> None:
     )
     waiting = deque(sorted(pieces, key=lambda piece: -piece.frames))  # the longest first, so that all end together
     crew = _Crew(sources)
-    with cli.progress_bar("encode frames", sum(piece.frames for piece in pieces), "frame", leave=False) as bar:
+    with terminal.progress_bar("encode frames", sum(piece.frames for piece in pieces), "frame", leave=False) as bar:
         try:
             for _ in range(max(1, min(slots, len(pieces)))):
                 crew.hand_out(encoder.remote(sources, use_gpu), waiting.popleft())

@@ -16,16 +16,17 @@ import torch
 
 from raypipe import cli, forecast, records
 from raypipe.combination import Combination, CombinationScorer, Result, combinations, published_combination
+from raypipe.common import terminal
+from raypipe.common.files import atomic_folder, atomic_path, write_json
 from raypipe.config import COMPONENTS, ConfigError, Experiment
 from raypipe.data.frames import to_float, to_uint8
-from raypipe.files import atomic_folder, atomic_path
 from raypipe.finalists import Finalist, read_finalists
 from raypipe.launch import plain_errors, start_ray
 from raypipe.metrics.ensemble import Score
 from raypipe.predictor import load_predictor
 from raypipe.report import BASELINES, write_report
 from raypipe.sources import Sources
-from raypipe.workspace import Workspace, latest, manifest, write_json
+from raypipe.workspace import Workspace, latest, manifest
 
 PROG = "raypipe.evaluate"
 SAMPLES = 3
@@ -179,7 +180,7 @@ def _score_split(
     task = ray.remote(num_cpus=search.cpus_per_trial, num_gpus=min(1.0, search.gpus_per_trial), max_retries=2)(_score)
     pending = {task.remote(sources, split, c, count, decode, search.cpus_per_trial): c for c in left}
     name = f"{'decode' if decode else 'score'} on {SPLIT_NAMES[split]}"
-    with cli.progress_bar(name, len(left), "combination") as bar:
+    with terminal.progress_bar(name, len(left), "combination") as bar:
         while pending:
             done, _ = ray.wait(list(pending))
             for reference in done:
@@ -264,7 +265,7 @@ def validation_table(rows: Sequence[records.Row]) -> str:
     columns = ["flow", "denoiser", "diffusion", "alpha", "beta", "steps", "solver"]
     named = [{**r, "denoiser": r["denoiser"] or "none"} for r in mine]
     body = [[*(r[c] for c in columns), *_scores(r), r["spread_skill"], r["nfe_per_frame"], _note(r)] for r in named]
-    return cli.table(body, [*columns, *SCORED, "spread/skill", "calls", ""])
+    return terminal.table(body, [*columns, *SCORED, "spread/skill", "calls", ""])
 
 
 def test_table(rows: Sequence[records.Row]) -> str:
@@ -272,7 +273,7 @@ def test_table(rows: Sequence[records.Row]) -> str:
     mine = sorted((r for r in rows if r["split"] == "test"), key=lambda r: r["crps_ratio"])
     columns = ["crps_ratio_pixels", "psnr", "ssim", "spread_skill", "nfe_per_frame"]
     body = [[_note(r), *_scores(r), *(r[c] for c in columns), 1000 * r["seconds_per_frame"]] for r in mine]
-    return cli.table(body, ["test", *SCORED, "in pixels", "psnr", "ssim", "spread/skill", "calls", "ms/frame"])
+    return terminal.table(body, ["test", *SCORED, "in pixels", "psnr", "ssim", "spread/skill", "calls", "ms/frame"])
 
 
 def _scores(row: records.Row) -> list[str]:
@@ -306,14 +307,14 @@ def finish(experiment: Experiment, workspace: Workspace, top_k: int) -> None:
     """Evaluate, show the tables, write the report."""
     rows = run_evaluation(experiment, workspace, top_k)
     page = write_report(workspace)
-    cli.say(f"\nvalidation, {experiment.evaluation.windows} windows, horizon {experiment.evaluation.horizon}:")
-    cli.say(validation_table(rows))
-    cli.say(f"\ntest, {experiment.evaluation.test_windows} windows, once:")
-    cli.say(test_table(rows))
-    cli.say(verdict(rows))
-    cli.say(f"\nbest     {workspace.best}")
-    cli.say(f"report   {page}")
-    cli.say("next     python -m raypipe.generate")
+    terminal.say(f"\nvalidation, {experiment.evaluation.windows} windows, horizon {experiment.evaluation.horizon}:")
+    terminal.say(validation_table(rows))
+    terminal.say(f"\ntest, {experiment.evaluation.test_windows} windows, once:")
+    terminal.say(test_table(rows))
+    terminal.say(verdict(rows))
+    terminal.say(f"\nbest     {workspace.best}")
+    terminal.say(f"report   {page}")
+    terminal.say("next     python -m raypipe.generate")
 
 
 def make_parser() -> cli.Parser:
@@ -346,7 +347,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Handed.read(workspace)
     if args.again:
         shutil.rmtree(workspace.evaluation, ignore_errors=True)
-    cli.say(f"evaluating {workspace.folder}")
+    terminal.say(f"evaluating {workspace.folder}")
     start_ray()
     finish(experiment, workspace, args.top_k or experiment.search.top_k)
     return 0

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 from pydantic import TypeAdapter
 
+from raypipe.common.files import write_atomic
 from raypipe.config import Component, ConfigError
-from raypipe.workspace import Workspace, write_atomic
+from raypipe.workspace import Workspace
 
 NO_DENOISER = "none"
 """The candidate that every denoiser has to beat."""

@@ -8,10 +8,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from raypipe.common.device import autocast, choose_device
 from raypipe.config import Evaluation, Experiment, Solver
 from raypipe.data.shards import Shards
 from raypipe.data.windows import WindowIndex
-from raypipe.device import autocast, choose_device
 from raypipe.metrics import ensemble
 from raypipe.metrics.ensemble import Score
 from raypipe.sde.compiled import compiled_evaluate

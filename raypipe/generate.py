@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from raypipe import cli
+from raypipe.common import terminal
 from raypipe.config import SOLVERS, ConfigError
 from raypipe.data.frames import to_float, to_uint8
 from raypipe.data.packing import INDEX, PATTERN, ShardWriter
@@ -108,16 +109,18 @@ def _generate(args: argparse.Namespace) -> int:
     base = _base(args, model, clip)
     truth = rest if len(rest) == horizon else None
     written = _write(base, formats, context, members, args.interpolate, truth, clip)
-    cli.say(
+    terminal.say(
         f"predicted {horizon} frames after {len(context)} of {source}, {args.members} member(s), "
         f"{args.steps or manifest.steps} step(s) a frame"
     )
     if truth is None and set(formats) != {"shards"}:
-        cli.say(f"no truth beside it: the input has {len(rest)} frames after the given ones")
+        terminal.say(f"no truth beside it: the input has {len(rest)} frames after the given ones")
     for path in written:
-        cli.say(f"wrote  {path}")
+        terminal.say(f"wrote  {path}")
     again = "VIDEO" if args.input is None else args.input
-    cli.say(f"next   python -m raypipe.generate --model {model} --input {again} --frames {horizon} --interpolate 4")
+    terminal.say(
+        f"next   python -m raypipe.generate --model {model} --input {again} --frames {horizon} --interpolate 4"
+    )
     return 0
 
 

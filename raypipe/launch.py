@@ -31,9 +31,9 @@ from torch import nn
 
 from raypipe import cluster
 from raypipe.checkpoint import read_meta
-from raypipe.cli import progress_bar
+from raypipe.common.device import train_backend
+from raypipe.common.terminal import progress_bar
 from raypipe.config import ConfigError
-from raypipe.device import train_backend
 from raypipe.fit import DivergedError, Progress
 from raypipe.monitor import Label, Monitor, read_metrics
 

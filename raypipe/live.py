@@ -8,7 +8,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from raypipe.cli import progress_bar, table
+from raypipe.common.terminal import progress_bar, table
 
 SHOWN = 12
 """Trials in the table; a terminal has a bottom."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from raypipe.files import atomic_path
+from raypipe.common.files import atomic_path
 
 logger = logging.getLogger(__name__)
 

@@ -10,8 +10,8 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 from raypipe import checkpoint
+from raypipe.common.device import autocast, choose_device
 from raypipe.config import SOLVERS, Component, Solver
-from raypipe.device import autocast, choose_device
 from raypipe.models.autoencoder import Autoencoder
 from raypipe.sde.compiled import compiled_evaluate
 from raypipe.sde.dynamics import ConstantDiffusion, Dynamics, Field, evaluate

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from raypipe import checkpoint, cli, config, diffusers_folder, references
 from raypipe.checkpoint import UNUSED, Meta
+from raypipe.common import terminal
 from raypipe.diffusers_folder import DiffusersFolder
 from raypipe.models import published
 from raypipe.models.autoencoder import Autoencoder, build_network
@@ -332,7 +333,7 @@ def run(argv: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         sys.stderr.write(f"raypipe.checkpoint: error: {' '.join(str(error).split())}\n")
         return cli.BAD_INPUT
-    cli.say("\n".join(lines))
+    terminal.say("\n".join(lines))
     return 0
 
 

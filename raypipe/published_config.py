@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from raypipe.rules import ConfigError, nearest
+from raypipe.common.errors import ConfigError, nearest
 
 COMPONENTS: Mapping[str, tuple[str, str | None]] = {
     "f_nll": ("flow", "nll"),

@@ -11,8 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from raypipe.common.files import atomic_path
 from raypipe.config import ConfigError, Experiment
-from raypipe.files import atomic_path
 from raypipe.metrics.ensemble import Score
 from raypipe.monitor import log_folder
 

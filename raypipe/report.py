@@ -11,11 +11,12 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from raypipe import film, plots, records
+from raypipe.common.files import write_atomic
 from raypipe.config import COMPONENTS, Component
 from raypipe.monitor import read_metrics
 from raypipe.plots import Bar, Cost, Line, Point
 from raypipe.records import Row
-from raypipe.workspace import Workspace, write_atomic
+from raypipe.workspace import Workspace
 
 TEMPLATE = "report.html.jinja"
 SAMPLES = 4

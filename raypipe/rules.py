@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable
 from dataclasses import field
 from typing import Any
 
 from pydantic import ConfigDict
 
-
-class ConfigError(ValueError):
-    """Bad input to an experiment: one line that names the field, the rule and the value."""
+from raypipe.common.errors import ConfigError
 
 
 def option(default: Any, text: str) -> Any:
@@ -39,9 +35,3 @@ class Section:
 def require_least(least: int, values: Section, prefix: str, *names: str) -> None:
     for name in names:
         require(getattr(values, name) >= least, f"{prefix}.{name}", f"at least {least}", getattr(values, name))
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """`; did you mean 'x'?`, or the empty string if nothing is near."""
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else ""

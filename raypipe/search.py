@@ -12,8 +12,8 @@ import ray
 from optuna.storages import BaseStorage
 from ray import tune
 
+from raypipe.common.files import disk_is_full, write_json
 from raypipe.config import Axis, ConfigError, Experiment
-from raypipe.files import disk_is_full
 from raypipe.launch import scales_up
 from raypipe.schedulers import make_scheduler
 from raypipe.space import first_points, published_point
@@ -22,7 +22,6 @@ from raypipe.study_search import StudySearch, make_sampler
 from raypipe.trial import Stage, StageTrial
 from raypipe.trial_log import TrialLog
 from raypipe.warm_start import best_points
-from raypipe.workspace import write_json
 
 DRIVER_MEMORY = 2**20
 """Bytes reserved by a trial that only launches a TorchTrainer: it must reserve something, and CPUs are its workers'."""

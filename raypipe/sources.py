@@ -11,15 +11,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from raypipe import checkpoint
+from raypipe.common.device import choose_device
+from raypipe.common.seeds import step_generator
 from raypipe.config import Experiment
 from raypipe.data import augment
 from raypipe.data.dataset import TrainBatch
 from raypipe.data.frames import to_float
 from raypipe.data.latents import Encode, open_latents
 from raypipe.data.shards import Shards, open_shards
-from raypipe.device import choose_device
 from raypipe.models.autoencoder import Autoencoder
-from raypipe.task import step_generator
 from raypipe.workspace import Split, Workspace
 
 

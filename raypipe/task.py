@@ -2,11 +2,11 @@
 
 from collections.abc import Callable, Mapping
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from raypipe import config
+from raypipe.common.seeds import step_generator, step_seed
 from raypipe.config import Component, Experiment
 from raypipe.data.dataset import TrainBatch
 from raypipe.data.frames import to_float
@@ -66,17 +66,6 @@ def published_loss(component: Component, loss: str | None) -> str | None:
     """The loss choice, where none is given the published one."""
     choices = config.LOSSES[component]
     return loss if loss is not None or not choices else choices[0]
-
-
-def step_generator(seed: int, step: int, stream: int) -> torch.Generator:
-    """The generator of one training step; streams keep its users apart."""
-    return torch.Generator().manual_seed(step_seed(seed, step, stream))
-
-
-def step_seed(seed: int, step: int, stream: int) -> int:
-    """64 bits that depend on all three."""
-    high, low = np.random.SeedSequence([seed, step, stream]).generate_state(2, np.uint32)
-    return int(high) << 32 | int(low)
 
 
 _Loss = Callable[[Tensor, PathSample, Tensor | None, float], Tensor]

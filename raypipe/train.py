@@ -17,6 +17,8 @@ import torch
 
 from raypipe import checkpoint, cli, config
 from raypipe.autoencoding import AutoencoderTraining
+from raypipe.common import terminal
+from raypipe.common.files import write_json
 from raypipe.config import LOSSES, Component, ConfigError, Experiment
 from raypipe.data.dataset import warn_of_short_clips
 from raypipe.encoding import prepare_latents
@@ -26,15 +28,7 @@ from raypipe.published import take_autoencoder
 from raypipe.published_config import is_published
 from raypipe.sources import Sources
 from raypipe.stage import Parents, Training
-from raypipe.workspace import (
-    SPLITS,
-    Workspace,
-    begin,
-    check_dataset,
-    dataset_hashes,
-    prepare_dataset,
-    write_json,
-)
+from raypipe.workspace import SPLITS, Workspace, begin, check_dataset, dataset_hashes, prepare_dataset
 
 PROG = "raypipe.train"
 LETTERS: dict[str, Component] = {"f": "flow", "d": "denoiser", "g": "diffusion"}
@@ -115,7 +109,7 @@ def component_label(experiment: Experiment, workspace: Workspace) -> Label:
 
 def prepare(experiment: Experiment, workspace: Workspace, *, use_gpu: bool = False, wandb: bool = False) -> Sources:
     """Dataset, autoencoder and latent cache of an experiment, made where they are missing."""
-    with cli.progress_bar(f"make dataset {experiment.dataset.name}", None, "clip", leave=False, delay=1) as bar:
+    with terminal.progress_bar(f"make dataset {experiment.dataset.name}", None, "clip", leave=False, delay=1) as bar:
         prepare_dataset(workspace, experiment, partial(_advance, bar))
     sources = Sources(experiment, workspace)
     _check_frames(sources)
@@ -310,12 +304,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     job = ComponentJob(experiment, workspace, name, parents)
     train_jobs([job], settings)
     last = checkpoint.read_meta(job.folder)
-    cli.say(
+    terminal.say(
         f"trained {train.component} {name}: {last.step} steps, s = {train.noise_std:g}, loss {last.loss or 'denoising'}"
     )
-    cli.say(f"model        {job.folder}")
-    cli.say(f"TensorBoard  tensorboard --logdir {job.folder}.log")
-    cli.say("next         python experiments/pipeline.py")
+    terminal.say(f"model        {job.folder}")
+    terminal.say(f"TensorBoard  tensorboard --logdir {job.folder}.log")
+    terminal.say("next         python experiments/pipeline.py")
     return 0
 
 

@@ -12,8 +12,8 @@ import torch
 from ray import tune
 
 from raypipe import checkpoint, config, records
+from raypipe.common.files import disk_is_full, standing
 from raypipe.config import Component, Experiment
-from raypipe.files import disk_is_full, standing
 from raypipe.fit import DivergedError, Progress
 from raypipe.launch import Settings, train_jobs
 from raypipe.metrics.ensemble import Score

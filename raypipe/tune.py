@@ -13,6 +13,8 @@ from typing import Any
 import yaml
 
 from raypipe import cli, config, records
+from raypipe.common import terminal
+from raypipe.common.files import write_atomic, write_json
 from raypipe.config import COMPONENTS, Axis, Component, ConfigError, Experiment
 from raypipe.finalists import NO_DENOISER, Finalist, read_finalists, write_finalists
 from raypipe.launch import start_ray
@@ -21,7 +23,7 @@ from raypipe.search import run_search
 from raypipe.study import ended_trials
 from raypipe.train import prepare
 from raypipe.trial import Stage
-from raypipe.workspace import Workspace, check_dataset, claim, hold, latest, write_atomic, write_json
+from raypipe.workspace import Workspace, check_dataset, claim, hold, latest
 
 PARENTS = "parents.json"
 
@@ -42,7 +44,7 @@ def run_stage(stage: Stage, extra: Mapping[str, Axis]) -> None:
     economy = run_search(stage, extra)
     if economy is not None:
         rate, outside = economy.trials_a_minute, 100 * max(0.0, economy.outside)
-        cli.say(f"{component} search: {rate:.1f} trials a minute, {outside:.0f}% of the time outside trials")
+        terminal.say(f"{component} search: {rate:.1f} trials a minute, {outside:.0f}% of the time outside trials")
     rows = [row for row in records.read_rows(workspace.trials) if not row["refit"]]
     ranked = records.last_rungs(rows, component)
     if not ranked:
@@ -83,7 +85,7 @@ def stage_table(workspace: Workspace, component: Component) -> str:
         note = "published default" if f.published and f.trial != "published" else ""
         rows.append([f.trial, f.noise_std, f.loss or "-", f.objective, spread, f.closer, f.magnitude, f.model, note])
     header = ["trial", "noise", "loss", "crps_ratio", "over seeds", "closer look", "magnitude", "model", ""]
-    return cli.table(rows, header)
+    return terminal.table(rows, header)
 
 
 def make_parser(prog: str, text: str) -> cli.Parser:
@@ -169,7 +171,7 @@ def main(component: Component, argv: Sequence[str] | None = None) -> int:
         run_stages(experiment, workspace, [*earlier, component], warm_start=source, wandb=args.wandb)
     following = [*COMPONENTS[COMPONENTS.index(component) + 1 :]]
     step = f"python experiments/tune_{following[0]}.py" if following else "python -m raypipe.evaluate"
-    cli.say(f"\nnext   {step}")
+    terminal.say(f"\nnext   {step}")
     return 0
 
 
@@ -202,8 +204,8 @@ def run_stages(
         if not is_searched(workspace, component, experiment.search.trials(component)):
             stage, extra = make_stage(experiment, workspace, component)
             run_stage(replace(stage, warm_start=warm_start, wandb=wandb), extra)
-        cli.say(f"\n{component} stage of {workspace.folder}")
-        cli.say(stage_table(workspace, component))
+        terminal.say(f"\n{component} stage of {workspace.folder}")
+        terminal.say(stage_table(workspace, component))
 
 
 def _note_trials(experiment: Experiment, workspace: Workspace) -> None:

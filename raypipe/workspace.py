@@ -18,13 +18,13 @@ import yaml
 from filelock import FileLock, Timeout
 
 from raypipe import config
+from raypipe.common.files import write_atomic, write_json
 from raypipe.config import Component, ConfigError, Experiment
 from raypipe.data.cache import Cache
 from raypipe.data.demo import make_demo
 from raypipe.data.index import INDEX
 from raypipe.data.shards import is_shard, open_shards
 from raypipe.data.staging import Folder, RemoteFolder, is_uri, list_files
-from raypipe.files import atomic_path
 
 Split = Literal["train", "val", "test"]
 LOCK = "search.lock"
@@ -103,16 +103,6 @@ class Workspace:
 def demo_key(experiment: Experiment) -> str:
     text = json.dumps([config.to_dict(experiment.demo), experiment.dataset.image_size])
     return hashlib.sha256(text.encode()).hexdigest()[:8]
-
-
-def write_atomic(path: Path, content: str | bytes) -> None:
-    """Write a file whole or not at all."""
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
-
-
-def write_json(path: Path, value: Any) -> None:
-    write_atomic(path, json.dumps(value, indent=2) + "\n")
 
 
 def begin(workspace: Workspace, experiment: Experiment) -> None:

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from raypipe import checkpoint, cli
+from raypipe.common.files import write_json
 from raypipe.models.components import build_component
-from raypipe.workspace import write_json
 from tests.scripts import load_script
 
 

@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from raypipe import cli, config
+from raypipe.common import terminal
 from raypipe.config import ConfigError
 from raypipe.data.shards import open_shards
 
@@ -190,7 +191,7 @@ def test_run_hands_over_arguments_and_exit_code_and_hides_no_bug():
 
 def test_table_aligns_text_left_and_numbers_right():
     rows = [["flow-00", 0.5, 3, None], ["d", 12345.0, 12, "x"], ["none", float("nan"), 100, "yy"]]
-    assert cli.table(rows, ["trial", "score", "n", "note"]) == "\n".join(
+    assert terminal.table(rows, ["trial", "score", "n", "note"]) == "\n".join(
         [
             "trial       score    n  note",
             "-------  --------  ---  ----",
@@ -202,7 +203,7 @@ def test_table_aligns_text_left_and_numbers_right():
 
 
 def test_an_empty_table_is_its_header():
-    assert cli.table([], ["a", "long"]) == "a  long\n-  ----"
+    assert terminal.table([], ["a", "long"]) == "a  long\n-  ----"
 
 
 def test_help_explains_every_flag_and_lists_every_field(capsys):

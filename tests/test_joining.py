@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from raypipe import cluster
-from raypipe.rules import ConfigError
+from raypipe.common.errors import ConfigError
 from tests.raytools import ROOT, local_ray
 
 

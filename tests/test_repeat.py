@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from raypipe import records
-from raypipe.workspace import Workspace, write_json
+from raypipe.common.files import write_json
+from raypipe.workspace import Workspace
 from tests.scripts import load_script
 
 SCORES = {  # of seeds 0, 1 and 2; the best default is another one in the last

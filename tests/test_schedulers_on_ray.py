@@ -10,7 +10,7 @@ import torch
 
 from raypipe import checkpoint, records, refits, train
 from raypipe.checkpoint import OPTIMIZER
-from raypipe.files import standing
+from raypipe.common.files import standing
 from raypipe.search import run_search
 from raypipe.sources import Sources
 from raypipe.stage import Training

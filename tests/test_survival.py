@@ -18,8 +18,8 @@ from optuna.trial import TrialState
 from ray.cluster_utils import Cluster
 
 from raypipe import checkpoint, records, train, tune
+from raypipe.common.files import standing
 from raypipe.config import ConfigError
-from raypipe.files import standing
 from raypipe.finalists import read_finalists
 from raypipe.launch import start_ray
 from raypipe.monitor import read_metrics

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from raypipe import config, workspace
+from raypipe.common.files import write_atomic
 from raypipe.config import ConfigError
 from raypipe.data.shards import open_shards
 from raypipe.workspace import (
@@ -24,7 +25,6 @@ from raypipe.workspace import (
     hold,
     latest,
     prepare_dataset,
-    write_atomic,
 )
 
 SHARD = "shard_0001.hdf5"

@@ -21,7 +21,7 @@ from torch.func import functional_call, stack_module_state
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from raypipe import cli, config
-from raypipe.device import choose_device
+from raypipe.common.device import choose_device
 from raypipe.models import attention
 from raypipe.models.components import build_component
 

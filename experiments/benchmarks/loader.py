@@ -31,6 +31,7 @@ from published_layout import PublishedWindows, write_published
 from torch.utils.data import DataLoader
 
 from raypipe import cli
+from raypipe.common import terminal
 from raypipe.data.dataset import WindowBatches
 from raypipe.data.demo import make_clip
 from raypipe.data.shards import Shards, ShardWriter, open_shards
@@ -72,7 +73,7 @@ def show(name: str, ours: float, baseline: float, against: str, least: float | N
         "baseline_windows_per_second": round(baseline, 1),
         **more,
     }
-    cli.say(json.dumps(line))
+    terminal.say(json.dumps(line))
 
 
 def best(repeats: int, *sides: Callable[[], float]) -> list[float]:
@@ -126,7 +127,7 @@ def windows(folder: Path, clips: int, count: int, repeats: int) -> None:
 
 
 def simulated(clips: int) -> Iterator[NDArray[np.uint8]]:
-    with cli.progress_bar("simulate clips", clips, "clip", leave=False) as bar:
+    with terminal.progress_bar("simulate clips", clips, "clip", leave=False) as bar:
         for i in range(clips):
             yield make_clip(np.random.default_rng([0, i]), FRAMES, SIZE, 0.02)
             bar.update()

@@ -22,7 +22,8 @@ import pyarrow.parquet as pq
 import torch
 
 from raypipe import cli, config, records
-from raypipe.files import atomic_path
+from raypipe.common import terminal
+from raypipe.common.files import atomic_path
 from raypipe.launch import start_ray
 from raypipe.train import prepare
 from raypipe.trial import Stage, StageTrial
@@ -121,14 +122,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     done = {(r["noise_std"], r["loss"], r["learning_rate"], r["seed"]) for r in rows}
     cells = [Cell(n, loss, rate, s) for s, n, loss, rate in itertools.product(SEEDS, NOISE, LOSSES, RATES)]
     left = [cell for cell in cells if cell.key not in done][: args.first]
-    bar = cli.progress_bar("record", len(cells), "curve", initial=len(done))
+    bar = terminal.progress_bar("record", len(cells), "curve", initial=len(done))
     with bar, ProcessPoolExecutor(args.processes, get_context("spawn")) as pool:
         futures = [pool.submit(curve, stage, cell) for cell in left]
         for future in as_completed(futures):
             rows += future.result()
             write(args.out, rows, experiment)
             bar.update(1)
-    cli.say(f"written  {args.out}")
+    terminal.say(f"written  {args.out}")
     return 0
 
 

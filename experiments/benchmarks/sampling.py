@@ -27,9 +27,10 @@ from torch import Tensor
 
 from raypipe import cli, forecast
 from raypipe.combination import decode_frames, true_frames
+from raypipe.common import terminal
+from raypipe.common.device import autocast, choose_device
 from raypipe.config import ConfigError
 from raypipe.data.frames import to_float
-from raypipe.device import autocast, choose_device
 from raypipe.forecast import Forecasts
 from raypipe.metrics import ensemble, frames
 from raypipe.metrics.ensemble import Score
@@ -182,7 +183,7 @@ def versus(trial: Trial, timed: Trial, repeats: int) -> None:
     """Print both samplers' speed and quality, and the ratio of the speeds."""
     drifts = Drifts()
     seconds: dict[str, list[float]] = {"theirs": [], "ours": []}
-    with cli.progress_bar("both samplers", repeats, "run") as bar:
+    with terminal.progress_bar("both samplers", repeats, "run") as bar:
         for _ in range(repeats):
             for name in seconds:
                 began = time.perf_counter()
@@ -213,7 +214,7 @@ def versus(trial: Trial, timed: Trial, repeats: int) -> None:
 def batches(timed: Trial, repeats: int, sizes: Sequence[int]) -> None:
     """Print the speed of ours in batches of each size; `ratio` is to the largest."""
     seconds: dict[int, list[float]] = {size: [] for size in sizes}
-    with cli.progress_bar("batch sizes", repeats * len(sizes), "run") as bar:
+    with terminal.progress_bar("batch sizes", repeats * len(sizes), "run") as bar:
         for _ in range(repeats):
             for size in sizes:
                 began = time.perf_counter()
@@ -233,7 +234,7 @@ def compiled(timed: Trial, repeats: int) -> None:
     made = sample(graph, "euler_maruyama", 2)
     first = time.perf_counter() - began
     seconds: dict[str, list[float]] = {"eager": [], "compiled": []}
-    with cli.progress_bar("compiled and eager", repeats, "run") as bar:
+    with terminal.progress_bar("compiled and eager", repeats, "run") as bar:
         for _ in range(repeats):
             for name, trial in (("eager", timed), ("compiled", graph)):
                 began = time.perf_counter()
@@ -257,7 +258,7 @@ def curve(trial: Trial, counts: Sequence[int]) -> None:
     """Print quality against evaluations, a line a solver and number of steps; `ratio` is of the crps_ratios."""
     common = {"benchmark": "solvers", "members": trial.members, "windows": len(trial.windows.clips)}
     base = scored(trial, sample(trial, "euler_maruyama", 2))
-    with cli.progress_bar("solvers", len(SOLVERS) * len(counts), "forecast") as bar:
+    with terminal.progress_bar("solvers", len(SOLVERS) * len(counts), "forecast") as bar:
         for steps in counts:
             for name, solver in SOLVERS.items():
                 began = time.perf_counter()
@@ -285,7 +286,9 @@ def show(common: dict[str, Any], sampler: str, speed: float, score: Score, **mor
 
 
 def say(line: dict[str, Any]) -> None:
-    cli.say(json.dumps({key: round(value, 5) if isinstance(value, float) else value for key, value in line.items()}))
+    terminal.say(
+        json.dumps({key: round(value, 5) if isinstance(value, float) else value for key, value in line.items()})
+    )
 
 
 def find_model(args: argparse.Namespace) -> Path:

@@ -26,8 +26,8 @@ import numpy as np
 from replay import RECORDED, Curves, Run, Setting, replay
 
 from raypipe import cli
+from raypipe.common.files import atomic_path
 from raypipe.config import ConfigError, Experiment
-from raypipe.files import atomic_path
 
 TRIALS = 20
 """Whole trainings that a search may take."""

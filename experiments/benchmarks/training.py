@@ -27,6 +27,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from raypipe import checkpoint, cli, config
+from raypipe.common import terminal
 from raypipe.data.latents import cache_latents, finish
 from raypipe.data.shards import ShardWriter
 from raypipe.fit import Progress
@@ -85,7 +86,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     for name in [args.only] if args.only else PARTS:
-        with cli.progress_bar(name, None, "measurement") as bar, tempfile.TemporaryDirectory() as folder:
+        with terminal.progress_bar(name, None, "measurement") as bar, tempfile.TemporaryDirectory() as folder:
             PARTS[name](Path(folder), args.quick, bar.update)
 
 
@@ -286,7 +287,7 @@ class TimedTraining:
 def show(name: str, ratio: float, against: str, **more: Any) -> None:
     rounded = {k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in more.items()}
     line = {"name": name, "ratio": round(ratio, 3), "against": against, **rounded, "threads": torch.get_num_threads()}
-    cli.say(json.dumps(line))
+    terminal.say(json.dumps(line))
 
 
 if __name__ == "__main__":

@@ -16,8 +16,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from raypipe.common.files import atomic_path
 from raypipe.data.packing import Clip
-from raypipe.files import atomic_path
 
 MANIFEST = "manifest.parquet"
 SCHEMA = pa.schema(

@@ -14,10 +14,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from raypipe.common.files import atomic_path
 from raypipe.data.conversion import Options, Outcome, Task, convert_shard
 from raypipe.data.packing import INDEX, PATTERN, write_index
 from raypipe.data.publishing import MANIFEST, write_manifest
-from raypipe.files import atomic_path
 
 RECORD = "conversion.json"
 

@@ -12,10 +12,10 @@ import av
 import numpy as np
 from PIL import Image
 
+from raypipe.common.files import atomic_path
 from raypipe.data.fitting import Fit, rgb
 from raypipe.data.fitting import Frames as Frames
 from raypipe.data.truncation import stated_size
-from raypipe.files import atomic_path
 
 VIDEO_SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv"})
 

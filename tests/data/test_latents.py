@@ -4,6 +4,7 @@ import h5py
 import numpy as np
 import pytest
 
+from raypipe.common.errors import ConfigError
 from raypipe.data.dataset import WindowBatches
 from raypipe.data.latents import (
     TOLERANCE,
@@ -15,7 +16,6 @@ from raypipe.data.latents import (
     open_latents,
 )
 from raypipe.data.windows import Sampler, WindowIndex
-from raypipe.rules import ConfigError
 
 
 def shrink(frames):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 @contextmanager
@@ -71,3 +73,13 @@ def disk_is_full(error: BaseException, place: Path) -> bool:
         cause = cause.__cause__ or cause.__context__
     there = next(folder for folder in (place, *place.parents) if folder.exists())
     return isinstance(error, OSError | RuntimeError) and shutil.disk_usage(there).free < 2**16
+
+
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Write a file whole or not at all."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_atomic(path, json.dumps(value, indent=2) + "\n")

@@ -1,0 +1,1 @@
+"""What every other package may use: files, the device, errors, seeds, and what a terminal shows."""
