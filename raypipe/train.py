@@ -20,12 +20,12 @@ from raypipe.autoencoding import AutoencoderTraining
 from raypipe.common import terminal
 from raypipe.common.files import write_json
 from raypipe.config import LOSSES, Component, ConfigError, Experiment
+from raypipe.config.reference import is_published
 from raypipe.data.dataset import warn_of_short_clips
 from raypipe.encoding import prepare_latents
 from raypipe.launch import Settings, Trainee, check_resources, finished, start_ray, train_jobs
 from raypipe.monitor import Label
 from raypipe.published import take_autoencoder
-from raypipe.published_config import is_published
 from raypipe.sources import Sources
 from raypipe.stage import Parents, Training
 from raypipe.workspace import SPLITS, Workspace, begin, check_dataset, dataset_hashes, prepare_dataset

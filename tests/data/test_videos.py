@@ -6,15 +6,7 @@ import pytest
 from PIL import Image
 
 from raypipe.data.fitting import Fit, VideoFit
-from raypipe.data.videos import (
-    decode,
-    natural,
-    read_frames,
-    read_video,
-    resize,
-    write_gif,
-    write_video,
-)
+from raypipe.data.videos import decode, natural, read_frames, read_video, resize, write_gif, write_video
 from tests.videotools import patch_count, real_video
 
 

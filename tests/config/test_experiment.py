@@ -9,7 +9,7 @@ import yaml
 from raypipe import config
 from raypipe.config import Axis, ConfigError, Experiment, from_dict, load, override, parse_value, replace, to_dict
 
-CONFIGS = Path(__file__).parents[1] / "experiments" / "configs"
+CONFIGS = Path(__file__).parents[2] / "experiments" / "configs"
 
 
 def refusal(tree: dict) -> str:

@@ -1,0 +1,219 @@
+"""What an experiment is: frozen dataclasses, read from YAML, checked in one place.
+
+Every field says what it means in its metadata, which is where ``--help`` takes it from. Unknown keys,
+values of a wrong type and values out of range raise ``ConfigError`` with the field's dotted name.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, cast, get_type_hints
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from raypipe.common.errors import ConfigError, nearest
+from raypipe.config import reference
+from raypipe.config.fields import Section, option, require, section
+from raypipe.config.search import Axis, Search
+from raypipe.config.sections import COMPONENTS, Autoencoder, Dataset, Demo, Evaluation, Latents, Model, Sde, Train
+
+
+@dataclass(frozen=True)
+class Experiment(Section):
+    """All of the above. ``name`` is the folder of its files under the storage root."""
+
+    name: str = option("demo", "folder of the experiment under the storage root; left out, the dataset's name")
+    dataset: Dataset = section(Dataset)
+    demo: Demo = section(Demo)
+    autoencoder: Autoencoder = section(Autoencoder)
+    latents: Latents = section(Latents)
+    model: Model = section(Model)
+    sde: Sde = section(Sde)
+    train: Train = section(Train)
+    search: Search = section(Search)
+    evaluation: Evaluation = section(Evaluation)
+
+    def __post_init__(self) -> None:
+        require(bool(re.fullmatch(r"[\w.-]+", self.name)), "name", "letters, digits, '.', '_', '-'", self.name)
+        augmented = self.dataset.horizontal_flip or self.dataset.color_jitter
+        require(not augmented or self.latents.mode == "off", "latents.mode", "off with augmentation", self.latents.mode)
+        frames, given, horizon = self.dataset.num_frames, self.model.num_input_frames, self.evaluation.horizon
+        require(frames > given, "dataset.num_frames", f"above model.num_input_frames ({given})", frames)
+        rule = f"at most dataset.num_frames - model.num_input_frames ({frames - given})"
+        require(horizon <= frames - given, "evaluation.horizon", rule, horizon)
+        known = dict(field_names())
+        for component in COMPONENTS:
+            for name in self.search.axes(component):
+                if name not in known:
+                    raise ConfigError(f"search.{component}: unknown field {name!r}{nearest(name, known)}")
+                if not _searchable(name):
+                    raise ConfigError(
+                        f"search.{component}: {name!r} is the same for all trials, or their scores could not be "
+                        "compared; axes are settings of model, train and sde, evaluation.steps and evaluation.solvers"
+                    )
+
+
+FIXED = {
+    *("model.num_input_frames", "train.component", "train.steps", "train.checkpoint_every", "train.random_seed"),
+    *("train.num_workers", "train.cpus_per_worker", "train.max_failures", "train.compile", "train.flow"),
+}
+"""Fields of model and train that are not a trial's to choose: the task, its budget, and how it runs."""
+
+
+def _searchable(name: str) -> bool:
+    of_a_trial = name.split(".")[0] in ("model", "train", "sde") and name not in FIXED
+    return of_a_trial or name in ("evaluation.steps", "evaluation.solvers")
+
+
+def field_names(cls: type = Experiment, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field[Any]]]:
+    """The dotted name and the dataclass field of every leaf."""
+    hints = _hints(cls)
+    for f in dataclasses.fields(cls):
+        hint = hints[f.name]
+        if dataclasses.is_dataclass(hint):
+            yield from field_names(cast(type, hint), f"{prefix}{f.name}.")
+        else:
+            yield f"{prefix}{f.name}", f
+
+
+def field_default(f: dataclasses.Field[Any]) -> Any:
+    """The default of a leaf field."""
+    return f.default_factory() if f.default_factory is not dataclasses.MISSING else f.default
+
+
+@cache
+def _hints(cls: type) -> dict[str, Any]:
+    return get_type_hints(cls)
+
+
+@cache
+def _adapter() -> TypeAdapter[Experiment]:
+    return TypeAdapter(Experiment)
+
+
+def _known_at(path: Sequence[str | int]) -> list[str]:
+    """Names of the fields beside the last part of `path`."""
+    cls: Any = Experiment
+    for part in path[:-1]:
+        hint = _hints(cast(type, cls)).get(str(part))
+        cls = hint if dataclasses.is_dataclass(hint) else Axis
+    return [f.name for f in dataclasses.fields(cls)]
+
+
+def from_dict(tree: Mapping[str, Any], source: str = "config") -> Experiment:
+    """Validate a nested dict. ConfigError names `source`, the field, the rule and the value.
+
+    An experiment without a name takes its dataset's.
+    """
+    tree = dict(tree)
+    if "name" not in tree and isinstance(tree.get("dataset"), Mapping) and "name" in tree["dataset"]:
+        tree["name"] = tree["dataset"]["name"]
+    if "latents" in tree:
+        tree["latents"] = Latents.from_yaml(tree["latents"])
+    experiment = _validate(tree, source)
+    plain = to_dict(experiment)
+    for component in COMPONENTS:
+        fixed: dict[str, Any] = {"search": {}, "train.component": component, "train.loss": None}
+        for name, axis in experiment.search.axes(component).items():
+            under = {other: allowed[0] for other, allowed in axis.conditions().items()}
+            for value in axis.extremes():
+                _validate(override(plain, {**fixed, **under, name: value}), f"{source}: search.{component}")
+    return experiment
+
+
+def _validate(tree: Mapping[str, Any], source: str) -> Experiment:
+    try:
+        return _adapter().validate_python(tree)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "unexpected_keyword_argument":
+            hint = nearest(str(first["loc"][-1]), _known_at(first["loc"]))
+            raise ConfigError(f"{source}: unknown key {where!r}{hint}") from None
+        if first["type"] == "value_error":
+            reason = re.sub("^axis", lambda _: where, str(first["ctx"]["error"]))
+            raise ConfigError(f"{source}: {reason}") from None
+        message = first["msg"][0].lower() + first["msg"][1:]
+        raise ConfigError(f"{source}: {where}: {message}, not {first['input']!r}") from None
+
+
+def to_dict(experiment: Any) -> dict[str, Any]:
+    """Plain types only, as YAML and JSON take them."""
+    return cast("dict[str, Any]", _plain(dataclasses.asdict(experiment)))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def override(tree: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of a nested dict with fields replaced by dotted name; unknown names are left to `from_dict`."""
+    result = cast("dict[str, Any]", _plain(tree))
+    for name, value in values.items():
+        node = result
+        *parents, leaf = name.split(".")
+        for parent in parents:
+            node[parent] = node.get(parent) if isinstance(node.get(parent), dict) else {}
+            node = node[parent]
+        node[leaf] = _plain(value)
+    return result
+
+
+def replace(experiment: Experiment, **values: Any) -> Experiment:
+    """`replace(e, **{"train.noise_std": 0.3})`: a validated copy."""
+    return from_dict(override(to_dict(experiment), values), source="override")
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML that reads 1e-3 as a number, as YAML 1.2 does and the library does not."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+$"), list("+-0123456789")
+)
+
+
+def parse_value(text: str) -> Any:
+    """A command-line value as YAML reads it, with 1e-3 as a number."""
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.YAMLError:
+        return text
+
+
+def load(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Experiment:
+    """Read and validate a YAML file, of ours or of the published code.
+
+    Raises ConfigError for a file that is missing, is not YAML or does not describe an experiment.
+    """
+    tree = read_yaml(path)
+    if reference.is_published(tree):
+        try:
+            tree = reference.translate(tree)
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from None
+    if "latents" in tree:
+        tree = {**tree, "latents": Latents.from_yaml(tree["latents"])}
+    return from_dict(override(tree, overrides or {}), source=str(path))
+
+
+def read_yaml(path: str | Path) -> Mapping[str, Any]:
+    """A file's sections, not validated. Raises ConfigError if it is missing or no YAML mapping."""
+    path = Path(path)
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such config file; the built-in ones are in experiments/configs")
+    try:
+        tree = yaml.load(path.read_text(), _Loader) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not YAML ({str(error).splitlines()[0]})") from None
+    if not isinstance(tree, Mapping):
+        raise ConfigError(f"{path}: must be a mapping of sections, not {type(tree).__name__}")
+    return tree
