@@ -21,7 +21,7 @@ from raypipe import cli, config
 from raypipe.common import terminal
 from raypipe.common.files import atomic_path, write_json
 from raypipe.config import Component, Experiment
-from raypipe.data.dataset import TrainBatch
+from raypipe.data.batches import TrainBatch
 from raypipe.fit import Progress, fit, make_optimizer
 from raypipe.models.components import Denoiser, Diffusion, Flow
 from raypipe.sde.dynamics import Dynamics

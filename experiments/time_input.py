@@ -20,7 +20,7 @@ from raypipe import cli, config, forecast
 from raypipe.common import terminal
 from raypipe.common.seeds import step_generator
 from raypipe.config import Experiment
-from raypipe.data.dataset import TrainBatch, WindowBatches
+from raypipe.data.batches import TrainBatch, WindowBatches
 from raypipe.data.windows import Sampler, WindowIndex
 from raypipe.fit import Progress, fit, make_optimizer
 from raypipe.launch import start_ray

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from raypipe import checkpoint
 from raypipe.config import Experiment
-from raypipe.data.dataset import WindowBatches
+from raypipe.data.batches import WindowBatches
 from raypipe.data.frames import to_float
 from raypipe.data.shards import Shards
 from raypipe.data.windows import Sampler, WindowIndex

@@ -16,12 +16,12 @@ from filelock import FileLock, Timeout
 
 from raypipe import cli
 from raypipe.common import terminal
-from raypipe.data import resuming
-from raypipe.data.conversion import LAYOUTS, Options, Outcome, Task, plan
-from raypipe.data.fitting import MODES
-from raypipe.data.processes import ProcessDiedError, run_in_processes
-from raypipe.data.resuming import State
-from raypipe.data.splits import DATASETS, SPLITS, Division, Split, find_splits
+from raypipe.data.conversion import resuming
+from raypipe.data.conversion.processes import ProcessDiedError, run_in_processes
+from raypipe.data.conversion.resuming import State
+from raypipe.data.conversion.shard import LAYOUTS, Options, Outcome, Task, plan
+from raypipe.data.conversion.splits import DATASETS, SPLITS, Division, Split, find_splits
+from raypipe.data.video.fitting import MODES
 
 PROG = "raypipe.convert_to_h5"
 ABOUT = """Pack videos, folders of frames, or shards into HDF5 shards.

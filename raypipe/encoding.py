@@ -17,8 +17,8 @@ from raypipe.common import terminal
 from raypipe.common.device import choose_device
 from raypipe.config import ConfigError
 from raypipe.data.latents import Encode, check_latents, encode_shard, finish, missing_shards
-from raypipe.data.packing import INDEX
 from raypipe.data.shards import Shards
+from raypipe.data.shards.writer import INDEX
 from raypipe.launch import plain_errors, scales_up
 from raypipe.sources import Sources, frame_encoder
 from raypipe.workspace import SPLITS, Split

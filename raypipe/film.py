@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from raypipe.data.videos import Frames
+from raypipe.data.video.io import Frames
 
 KNOWN, PREDICTED, PAPER = (58, 158, 103), (224, 134, 54), (34, 36, 40)
 GAP = 2

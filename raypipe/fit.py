@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from raypipe.averaging import Average
 from raypipe.common.device import autocast
-from raypipe.data.dataset import TrainBatch
+from raypipe.data.batches import TrainBatch
 
 LAST_RATE = 1e-3
 """Where the published schedule ends, in parts of the peak."""

@@ -19,10 +19,10 @@ from raypipe import cli
 from raypipe.common import terminal
 from raypipe.config import SOLVERS, ConfigError
 from raypipe.data.frames import to_float, to_uint8
-from raypipe.data.packing import INDEX, PATTERN, ShardWriter
 from raypipe.data.shards import open_shards
-from raypipe.data.staging import Folder, RemoteFolder
-from raypipe.data.videos import Frames, iter_frames, iter_video, resize, write_gif, write_video
+from raypipe.data.shards.storage import Folder, RemoteFolder
+from raypipe.data.shards.writer import INDEX, PATTERN, ShardWriter
+from raypipe.data.video.io import Frames, iter_frames, iter_video, resize, write_gif, write_video
 from raypipe.film import forecast_film
 from raypipe.predictor import MANIFEST, Manifest, find_best, load_predictor, read_manifest
 from raypipe.workspace import Workspace, latest

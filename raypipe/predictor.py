@@ -136,7 +136,7 @@ class Predictor:
         if frames.shape[3:] != (size, size):
             raise ValueError(
                 f"frames: this model works on {size}x{size} pixels, not {frames.shape[4]}x{frames.shape[3]}; "
-                "resize them, as raypipe.data.videos.resize does"
+                "resize them, as raypipe.data.video.io.resize does"
             )
 
     def _encode(self, frames: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from raypipe.common.device import choose_device
 from raypipe.common.seeds import step_generator
 from raypipe.config import Experiment
 from raypipe.data import augment
-from raypipe.data.dataset import TrainBatch
+from raypipe.data.batches import TrainBatch
 from raypipe.data.frames import to_float
 from raypipe.data.latents import Encode, open_latents
 from raypipe.data.shards import Shards, open_shards

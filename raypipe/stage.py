@@ -12,7 +12,7 @@ from raypipe import checkpoint, forecast
 from raypipe.checkpoint import Meta
 from raypipe.common.device import choose_device
 from raypipe.config import Component, Evaluation, Experiment
-from raypipe.data.dataset import WindowBatches
+from raypipe.data.batches import WindowBatches
 from raypipe.data.windows import Sampler, WindowIndex
 from raypipe.fit import Progress
 from raypipe.metrics.ensemble import Score

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from raypipe import config
 from raypipe.common.seeds import step_generator, step_seed
 from raypipe.config import Component, Experiment
-from raypipe.data.dataset import TrainBatch
+from raypipe.data.batches import TrainBatch
 from raypipe.data.frames import to_float
 from raypipe.fit import Schedule
 from raypipe.models.autoencoder import Reconstruction

@@ -21,7 +21,7 @@ from raypipe.common import terminal
 from raypipe.common.files import write_json
 from raypipe.config import LOSSES, Component, ConfigError, Experiment
 from raypipe.config.reference import is_published
-from raypipe.data.dataset import warn_of_short_clips
+from raypipe.data.batches import warn_of_short_clips
 from raypipe.encoding import prepare_latents
 from raypipe.launch import Settings, Trainee, check_resources, finished, start_ray, train_jobs
 from raypipe.monitor import Label

@@ -9,7 +9,7 @@ from torch import nn
 
 from raypipe import checkpoint
 from raypipe.averaging import Average
-from raypipe.data.dataset import WindowBatches
+from raypipe.data.batches import WindowBatches
 from raypipe.fit import Progress, Schedule, Task, fit, make_optimizer
 
 

@@ -20,11 +20,11 @@ from filelock import FileLock, Timeout
 from raypipe import config
 from raypipe.common.files import write_atomic, write_json
 from raypipe.config import Component, ConfigError, Experiment
-from raypipe.data.cache import Cache
 from raypipe.data.demo import make_demo
-from raypipe.data.index import INDEX
 from raypipe.data.shards import is_shard, open_shards
-from raypipe.data.staging import Folder, RemoteFolder, is_uri, list_files
+from raypipe.data.shards.cache import Cache
+from raypipe.data.shards.index import INDEX
+from raypipe.data.shards.storage import Folder, RemoteFolder, is_uri, list_files
 
 Split = Literal["train", "val", "test"]
 LOCK = "search.lock"

@@ -15,9 +15,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from raypipe import convert_to_h5
-from raypipe.data import resuming
+from raypipe.data.conversion import resuming
 from raypipe.data.shards import PublishedShards, ShardWriter, open_shards
-from raypipe.data.videos import resize
+from raypipe.data.video.io import resize
 from tests.videotools import noise, patch_count, real_video, save_frames, save_video
 
 ROOT = Path(__file__).parents[1]

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from raypipe.data.dataset import TrainBatch
+from raypipe.data.batches import TrainBatch
 from raypipe.data.windows import Sampler
 from raypipe.fit import DivergedError, Schedule, fit, make_optimizer
 

@@ -14,7 +14,7 @@ import raypipe
 from raypipe import checkpoint, cli, config, generate
 from raypipe.data.frames import to_float
 from raypipe.data.shards import ShardWriter, open_shards
-from raypipe.data.videos import read_video, write_video
+from raypipe.data.video.io import read_video, write_video
 from raypipe.film import forecast_film
 from raypipe.models.autoencoder import build_autoencoder
 from raypipe.models.components import build_component

@@ -11,7 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import raypipe
 from raypipe import checkpoint, cli, evaluate, generate, records, train, tune
 from raypipe.config import COMPONENTS, LOSSES, ConfigError
-from raypipe.data.videos import read_video
+from raypipe.data.video.io import read_video
 from raypipe.finalists import read_finalists
 from raypipe.monitor import log_folder, read_metrics
 from raypipe.space import published_point

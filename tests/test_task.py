@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from raypipe import config
-from raypipe.data.dataset import TrainBatch
+from raypipe.data.batches import TrainBatch
 from raypipe.models.autoencoder import Reconstruction
 from raypipe.task import AutoencoderTask, ComponentTask
 

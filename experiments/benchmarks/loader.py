@@ -32,7 +32,7 @@ from torch.utils.data import DataLoader
 
 from raypipe import cli
 from raypipe.common import terminal
-from raypipe.data.dataset import WindowBatches
+from raypipe.data.batches import WindowBatches
 from raypipe.data.demo import make_clip
 from raypipe.data.shards import Shards, ShardWriter, open_shards
 from raypipe.data.windows import Sampler, WindowIndex

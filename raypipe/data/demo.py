@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from raypipe.config import Demo
-from raypipe.data.packing import INDEX, ShardWriter
 from raypipe.data.shards import open_shards
+from raypipe.data.shards.writer import INDEX, ShardWriter
 
 SPLITS = ("train", "val", "test")
 BOX = 64.0

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raypipe.common.errors import ConfigError
-from raypipe.data.packing import INDEX, PATTERN, Clip, shard_rows, write_index, write_shard
 from raypipe.data.shards import Shards, open_shards
+from raypipe.data.shards.writer import INDEX, PATTERN, Clip, shard_rows, write_index, write_shard
 
 Encode = Callable[[NDArray[np.uint8]], NDArray[Any]]
 """uint8 [n, H, W, 3] -> float [n, C, h, w], for any n up to the batch size."""

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from raypipe.common.errors import ConfigError
-from raypipe.data.dataset import WindowBatches
+from raypipe.data.batches import WindowBatches
 from raypipe.data.latents import (
     TOLERANCE,
     cache_latents,

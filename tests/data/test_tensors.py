@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from raypipe.data.dataset import WindowBatches, warn_of_short_clips
+from raypipe.data.batches import WindowBatches, warn_of_short_clips
 from raypipe.data.frames import to_float, to_uint8
 from raypipe.data.windows import Sampler, WindowIndex
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from raypipe import config
 from raypipe.config import COMPONENTS
-from raypipe.data.dataset import TrainBatch
+from raypipe.data.batches import TrainBatch
 from raypipe.fit import Progress, Schedule, fit
 from raypipe.models.components import build_component
 from raypipe.task import ComponentTask

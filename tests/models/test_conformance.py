@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from raypipe.config import LOSSES
-from raypipe.data.dataset import TrainBatch
+from raypipe.data.batches import TrainBatch
 from raypipe.models.components import build_component
 from tests.models import ranks
 from tests.models.small import ALL, BATCH, CHANNELS, HEIGHT, WIDTH, build, inputs, small

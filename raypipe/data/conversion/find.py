@@ -9,9 +9,9 @@ from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-from raypipe.data.packing import PATTERN
 from raypipe.data.shards import open_shards
-from raypipe.data.videos import VIDEO_SUFFIXES, natural
+from raypipe.data.shards.writer import PATTERN
+from raypipe.data.video.io import VIDEO_SUFFIXES, natural
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 

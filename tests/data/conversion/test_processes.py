@@ -10,7 +10,7 @@ from contextlib import closing
 
 import pytest
 
-from raypipe.data.processes import ProcessDiedError, run_in_processes
+from raypipe.data.conversion.processes import ProcessDiedError, run_in_processes
 
 
 def double(task, report):
@@ -92,8 +92,8 @@ def test_leaving_early_stops_them_in_the_middle(tmp_path):
 def test_orphans_end_by_themselves(tmp_path):
     code = f"""
         from pathlib import Path
-        from raypipe.data.processes import run_in_processes
-        from tests.data.test_processes import sleep
+        from raypipe.data.conversion.processes import run_in_processes
+        from tests.data.conversion.test_processes import sleep
         if __name__ == "__main__":
             list(run_in_processes(sleep, [Path({str(tmp_path)!r}) / n for n in "ab"], 2, lambda n: None))
     """

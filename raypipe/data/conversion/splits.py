@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from raypipe.data.find import Source, find_clips, without_repeats
+from raypipe.data.conversion.find import Source, find_clips, without_repeats
 
 SPLITS = ("train", "val", "test")
 CLEVRER = {"train": "video_train", "val": "video_validation", "test": "video_test"}

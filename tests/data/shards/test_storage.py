@@ -15,9 +15,9 @@ import pyarrow as pa
 import pytest
 from pyarrow import fs
 
-from raypipe.data.cache import Cache
 from raypipe.data.shards import PublishedShards, RemoteFolder, ShardWriter, open_shards
-from raypipe.data.staging import TRANSFER
+from raypipe.data.shards.cache import Cache
+from raypipe.data.shards.storage import TRANSFER
 
 
 @pytest.fixture(autouse=True)

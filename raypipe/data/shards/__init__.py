@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from raypipe.data.index import INDEX
-from raypipe.data.integrity import is_sealed
-from raypipe.data.packed_shards import PackedShards
-from raypipe.data.packing import ShardWriter
-from raypipe.data.published_shards import PublishedShards
-from raypipe.data.reader import Shards
-from raypipe.data.staging import Folder, RemoteFolder, list_files, to_folder
+from raypipe.data.shards.index import INDEX
+from raypipe.data.shards.integrity import is_sealed
+from raypipe.data.shards.packed import PackedShards
+from raypipe.data.shards.reader import Shards
+from raypipe.data.shards.reference import PublishedShards
+from raypipe.data.shards.storage import Folder, RemoteFolder, list_files, to_folder
+from raypipe.data.shards.writer import ShardWriter
 
 __all__ = ["PackedShards", "PublishedShards", "RemoteFolder", "ShardWriter", "Shards", "open_shards"]
 

@@ -7,15 +7,21 @@ gives it some, and makes it many times faster.
 from __future__ import annotations
 
 import zlib
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from h5py import h5d, h5g, h5s
 from numpy.typing import NDArray
 
-from raypipe.data.reader import Array, Shards
-from raypipe.data.staging import File, Folder
+from raypipe.common.files import atomic_path
+from raypipe.data.shards.reader import Array, Shards
+from raypipe.data.shards.storage import File, Folder
+from raypipe.data.shards.writer import Clip
 
 SAMPLES, SAMPLE_BYTES = 64, 1 << 14
 """What `content_hash` reads of a file: whole if it is no larger than all samples, else so many even stretches."""
@@ -135,3 +141,34 @@ def _length(file: h5py.File, group: str, clip: str) -> int:
     if value != there or value < 1:
         raise ValueError(f"{clip}: its length says {value} frames, and it holds {there}; make it anew")
     return int(value)
+
+
+MANIFEST = "manifest.parquet"
+
+
+SCHEMA = pa.schema(
+    [
+        ("clip", pa.string()),
+        ("source", pa.string()),
+        ("frames", pa.int64()),
+        ("shard", pa.string()),
+        ("group", pa.int64()),
+    ]
+)
+
+
+def write_published(path: Path, clips: Sequence[Clip]) -> None:
+    """Write one shard of uint8 clips [T, H, W, 3], whole or not at all; equal clips give equal bytes."""
+    with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
+        lengths = file.create_group("len")
+        for i, clip in enumerate(clips):
+            group = file.create_group(str(i))
+            for t, frame in enumerate(clip.frames):
+                group.create_dataset(str(t), data=frame, dtype=np.uint8, compression="lzf", track_times=False)
+            lengths.create_dataset(str(i), data=len(clip.frames), track_times=False)
+
+
+def write_manifest(folder: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Write what the shards cannot hold; its presence says that the folder is complete. rows: as `SCHEMA`."""
+    with atomic_path(folder / MANIFEST) as temporary:
+        pq.write_table(pa.Table.from_pylist(list(rows), schema=SCHEMA), temporary)

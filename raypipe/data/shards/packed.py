@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from raypipe.data.index import INDEX, index_from_bytes
-from raypipe.data.integrity import check_shard, crc32_at, read_at
-from raypipe.data.reader import Array, Shards
-from raypipe.data.staging import File, Folder
+from raypipe.data.shards.index import INDEX, index_from_bytes
+from raypipe.data.shards.integrity import check_shard, crc32_at, read_at
+from raypipe.data.shards.reader import Array, Shards
+from raypipe.data.shards.storage import File, Folder
 
 
 class OpenFile:

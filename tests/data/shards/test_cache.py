@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from raypipe.data.cache import Cache
+from raypipe.data.shards.cache import Cache
 
 SIZE = 1000
 

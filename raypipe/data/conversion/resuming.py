@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from raypipe.common.files import atomic_path
-from raypipe.data.conversion import Options, Outcome, Task, convert_shard
-from raypipe.data.packing import INDEX, PATTERN, write_index
-from raypipe.data.publishing import MANIFEST, write_manifest
+from raypipe.data.conversion.shard import Options, Outcome, Task, convert_shard
+from raypipe.data.shards.reference import MANIFEST, write_manifest
+from raypipe.data.shards.writer import INDEX, PATTERN, write_index
 
 RECORD = "conversion.json"
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from raypipe.data.find import find_clips, without_repeats
+from raypipe.data.conversion.find import find_clips, without_repeats
 from raypipe.data.shards import ShardWriter
 
 

@@ -7,9 +7,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from raypipe.data.integrity import Seal, check_bytes, check_shard, mark, seal_bytes
-from raypipe.data.packing import Clip, shard_head, write_index, write_shard
 from raypipe.data.shards import ShardWriter, open_shards
+from raypipe.data.shards.integrity import Seal, check_bytes, check_shard, mark, seal_bytes
+from raypipe.data.shards.writer import Clip, shard_head, write_index, write_shard
 
 MUTATIONS = 200
 

@@ -22,7 +22,7 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import fs
 
-from raypipe.data.cache import Cache
+from raypipe.data.shards.cache import Cache
 
 CHUNK = 1 << 20
 TRANSFER = "raypipe-transfer"

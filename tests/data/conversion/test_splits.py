@@ -6,7 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from raypipe.data.splits import SPLITS, Division, _counts, find_splits
+from raypipe.data.conversion.splits import SPLITS, Division, _counts, find_splits
 
 
 def touch(root, names):

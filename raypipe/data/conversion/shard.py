@@ -15,12 +15,12 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from raypipe.data.find import Source
-from raypipe.data.fitting import Fit, Frames, VideoFit
-from raypipe.data.packing import Clip, write_shard
-from raypipe.data.publishing import write_published
+from raypipe.data.conversion.find import Source
 from raypipe.data.shards import Shards, open_shards
-from raypipe.data.videos import decode, iter_images
+from raypipe.data.shards.reference import write_published
+from raypipe.data.shards.writer import Clip, write_shard
+from raypipe.data.video.fitting import Fit, Frames, VideoFit
+from raypipe.data.video.io import decode, iter_images
 
 LAYOUTS = ("packed", "published")
 CLIPS_PER_SHARD = 100

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from raypipe.data.fitting import Fit, VideoFit
-from raypipe.data.videos import decode, natural, read_frames, read_video, resize, write_gif, write_video
+from raypipe.data.video.fitting import Fit, VideoFit
+from raypipe.data.video.io import decode, natural, read_frames, read_video, resize, write_gif, write_video
 from tests.videotools import patch_count, real_video
 
 

@@ -16,9 +16,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raypipe.data.integrity import USER_BLOCK, seal_shard
-from raypipe.data.packing import FORMAT, Clip, write_columns, write_index
 from raypipe.data.shards import PackedShards, PublishedShards, ShardWriter, open_shards
+from raypipe.data.shards.integrity import USER_BLOCK, seal_shard
+from raypipe.data.shards.writer import FORMAT, Clip, write_columns, write_index
 
 
 def clips(count=7, dtype=np.uint8, shape=(8, 6, 3), seed=0):

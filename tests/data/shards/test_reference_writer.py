@@ -4,9 +4,9 @@ import h5py
 import numpy as np
 import pyarrow.parquet as pq
 
-from raypipe.data.packing import Clip
-from raypipe.data.publishing import write_manifest, write_published
 from raypipe.data.shards import PublishedShards, open_shards
+from raypipe.data.shards.reference import write_manifest, write_published
+from raypipe.data.shards.writer import Clip
 from tests.videotools import noise
 
 

@@ -26,9 +26,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raypipe.common.files import atomic_path
-from raypipe.data.index import INDEX as INDEX
-from raypipe.data.index import Index, index_to_bytes
-from raypipe.data.integrity import USER_BLOCK, Seal, check_shard, is_sealed, seal_shard
+from raypipe.data.shards.index import INDEX as INDEX
+from raypipe.data.shards.index import Index, index_to_bytes
+from raypipe.data.shards.integrity import USER_BLOCK, Seal, check_shard, is_sealed, seal_shard
 
 FORMAT = "raypipe-1"
 PATTERN = "shard_*.hdf5"

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from raypipe.data.staging import File, Folder
+from raypipe.data.shards.storage import File, Folder
 
 Array = NDArray[Any]
 

@@ -13,9 +13,9 @@ import numpy as np
 from PIL import Image
 
 from raypipe.common.files import atomic_path
-from raypipe.data.fitting import Fit, rgb
-from raypipe.data.fitting import Frames as Frames
-from raypipe.data.truncation import stated_size
+from raypipe.data.video.fitting import Fit, rgb
+from raypipe.data.video.fitting import Frames as Frames
+from raypipe.data.video.truncation import stated_size
 
 VIDEO_SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv"})
 

@@ -19,10 +19,10 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from PIL import Image
 
 from raypipe import checkpoint, config, convert_to_h5
-from raypipe.data.dataset import WindowBatches
+from raypipe.data.batches import WindowBatches
 from raypipe.data.latents import cache_latents, finish
 from raypipe.data.shards import ShardWriter, open_shards
-from raypipe.data.videos import iter_video
+from raypipe.data.video.io import iter_video
 from raypipe.data.windows import Sampler, WindowIndex
 from raypipe.models.autoencoder import build_autoencoder
 from raypipe.sources import Sources, frame_encoder

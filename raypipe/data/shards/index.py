@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from raypipe.data.integrity import Seal, check_bytes, mark, seal_bytes
+from raypipe.data.shards.integrity import Seal, check_bytes, mark, seal_bytes
 
 INDEX = "index.parquet"
 SCHEMA = pa.schema(

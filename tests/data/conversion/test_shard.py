@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from raypipe.data import conversion
-from raypipe.data.conversion import Options, convert_shard, plan
-from raypipe.data.find import find_clips
-from raypipe.data.packing import write_index
+from raypipe.data.conversion import shard as conversion
+from raypipe.data.conversion.find import find_clips
+from raypipe.data.conversion.shard import Options, convert_shard, plan
 from raypipe.data.shards import ShardWriter, open_shards
-from raypipe.data.videos import resize
+from raypipe.data.shards.writer import write_index
+from raypipe.data.video.io import resize
 from tests.videotools import noise, patch_count, save_frames, save_video
 
 
@@ -194,8 +194,8 @@ def test_memory_holds_a_frame_not_a_shard(clips, tmp_path):
     code = f"""
         import resource
         from pathlib import Path
-        from raypipe.data.conversion import Options, convert_shard, plan
-        from raypipe.data.find import find_clips
+        from raypipe.data.conversion.shard import Options, convert_shard, plan
+        from raypipe.data.conversion.find import find_clips
         (task,) = plan(Path({str(tmp_path / "out")!r}), find_clips(Path({str(clips)!r})), Options(image_size=256))
         peak = 0
         def look(frames):

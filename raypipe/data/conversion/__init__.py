@@ -1,0 +1,1 @@
+"""From videos to shards: what is found, how it is divided, and the work, which can be resumed."""

@@ -1,0 +1,1 @@
+"""Video files and folders of images: reading, fitting to a size, writing."""
