@@ -17,6 +17,7 @@ import torch
 
 from raypipe import checkpoint, cli, config
 from raypipe.autoencoding import AutoencoderTraining
+from raypipe.checkpoint.reference import take_autoencoder
 from raypipe.common import terminal
 from raypipe.common.files import write_json
 from raypipe.config import LOSSES, Component, ConfigError, Experiment
@@ -25,7 +26,6 @@ from raypipe.data.batches import warn_of_short_clips
 from raypipe.encoding import prepare_latents
 from raypipe.launch import Settings, Trainee, check_resources, finished, start_ray, train_jobs
 from raypipe.monitor import Label
-from raypipe.published import take_autoencoder
 from raypipe.sources import Sources
 from raypipe.stage import Parents, Training
 from raypipe.workspace import SPLITS, Workspace, begin, check_dataset, dataset_hashes, prepare_dataset

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from raypipe import load_autoencoder, load_component
-from raypipe.checkpoint import main
+from raypipe.checkpoint.__main__ import main
 from raypipe.models.components import Diffusion
 
 FOLDER = Path(__file__).parents[1] / "golden"

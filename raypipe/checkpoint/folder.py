@@ -1,7 +1,7 @@
 """Checkpoints: folders of `model.safetensors` and `config.json`, beside them what a training resumes from.
 
 `python -m raypipe.checkpoint import` makes such a folder of a published file, `export` goes back
-(`raypipe.published`). Nothing here unpickles anything.
+(`raypipe.checkpoint.reference`). Nothing here unpickles anything.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import sys
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
@@ -18,11 +17,20 @@ from typing import Any, Literal
 
 import torch
 from pydantic import ConfigDict, TypeAdapter, ValidationError
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from safetensors.torch import save_file
+from torch import nn
 
 from raypipe import config
+from raypipe.checkpoint.tensors import (
+    check_fit,
+    fill,
+    first_line,
+    read_tensors,
+    read_tree,
+    state_tensors,
+    unwrap,
+    write_tree,
+)
 from raypipe.common.files import atomic_folder, standing
 from raypipe.models.autoencoder import Autoencoder, build_network
 from raypipe.models.components import build_component
@@ -100,9 +108,9 @@ def save_component(
     A model folder that is there is replaced; ValueError if the folder holds anything else.
     """
     with staged(folder) as temporary:
-        write(temporary, module, meta, optimizer)
+        write_model(temporary, module, meta, optimizer)
         if live is not None and live is not module:
-            save_file(_tensors(live), temporary / LIVE)
+            save_file(state_tensors(live), temporary / LIVE)
 
 
 def copy_component(source: str | Path, folder: str | Path, **changes: Any) -> None:
@@ -126,7 +134,7 @@ def load_component(folder: str | Path) -> nn.Module:
     assert meta.component is not None and meta.model is not None
     with torch.device("meta"):  # draws no weights, so loading leaves the global generator alone
         module = build_component(meta.component, meta.model, meta.latent_channels)
-    return fill(module, _read_tensors(standing(Path(folder)) / MODEL), str(folder)).eval()
+    return fill(module, read_tensors(standing(Path(folder)) / MODEL), str(folder)).eval()
 
 
 def load_optimizer(folder: str | Path, optimizer: torch.optim.Optimizer) -> None:
@@ -137,7 +145,7 @@ def load_optimizer(folder: str | Path, optimizer: torch.optim.Optimizer) -> None
     try:
         optimizer.load_state_dict(read_tree(path))
     except (ValueError, KeyError) as error:
-        raise ValueError(f"{path}: does not fit this optimizer ({_first_line(error)})") from None
+        raise ValueError(f"{path}: does not fit this optimizer ({first_line(error)})") from None
 
 
 def restore(
@@ -149,11 +157,11 @@ def restore(
     """
     place = standing(Path(folder))
     meta = read_meta(folder)
-    saved = _read_tensors(place / MODEL)
-    live = _read_tensors(place / LIVE) if (place / LIVE).is_file() else saved
+    saved = read_tensors(place / MODEL)
+    live = read_tensors(place / LIVE) if (place / LIVE).is_file() else saved
     for target, tensors in ((average, saved), (module, live)):
         if target is not None:
-            _check_fit(target, tensors, str(folder))
+            check_fit(target, tensors, str(folder))
             target.load_state_dict(tensors)
     load_optimizer(folder, optimizer)
     return meta.step
@@ -171,7 +179,7 @@ def save_autoencoder(
     """As `save_component`; the scale of the latents goes with the weights."""
     meta = autoencoder_meta(unwrap(autoencoder), settings=settings, step=step, extra=dict(extra or {}))
     with staged(folder) as temporary:
-        write(temporary, autoencoder, meta, optimizer)
+        write_model(temporary, autoencoder, meta, optimizer)
 
 
 def load_autoencoder(folder: str | Path) -> Autoencoder:
@@ -183,7 +191,7 @@ def load_autoencoder(folder: str | Path) -> Autoencoder:
             autoencoder = Autoencoder(build_network(meta.network, meta.arguments))
     except ValueError as error:
         raise ValueError(f"{folder}: {CONFIG}: {error}") from None
-    fill(autoencoder, _read_tensors(standing(Path(folder)) / MODEL), str(folder))
+    fill(autoencoder, read_tensors(standing(Path(folder)) / MODEL), str(folder))
     return autoencoder.eval()
 
 
@@ -221,49 +229,12 @@ def autoencoder_meta(autoencoder: nn.Module, **fields: Any) -> Meta:
     return Meta(autoencoder.latent_channels, network=network, arguments=arguments, **fields)
 
 
-def unwrap(module: nn.Module) -> nn.Module:
-    """The module inside DDP's and torch.compile's wrappers."""
-    while True:
-        inner = getattr(module, "_orig_mod", None)
-        if inner is None and isinstance(module, nn.parallel.DistributedDataParallel):
-            inner = module.module
-        if inner is None:
-            return module
-        module = inner
-
-
-def write(folder: Path, module: nn.Module, meta: Meta, optimizer: torch.optim.Optimizer | None = None) -> None:
+def write_model(folder: Path, module: nn.Module, meta: Meta, optimizer: torch.optim.Optimizer | None = None) -> None:
     """The files of a checkpoint, into a folder that nobody reads yet (see `staged`)."""
-    save_file(_tensors(module), folder / MODEL)
+    save_file(state_tensors(module), folder / MODEL)
     if optimizer is not None:
         write_tree(folder / OPTIMIZER, optimizer.state_dict())
     (folder / CONFIG).write_text(meta.to_json(), encoding="utf-8")
-
-
-def _tensors(module: nn.Module) -> dict[str, Tensor]:
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in unwrap(module).state_dict().items()}
-
-
-def fill(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> nn.Module:
-    """Take over the tensors of a state dict. ValueError names those that do not fit, in one line."""
-    _check_fit(module, tensors, source)
-    expected = module.state_dict()
-    module.load_state_dict({name: tensors[name].to(expected[name].dtype) for name in expected}, assign=True)
-    return module
-
-
-def _check_fit(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
-    expected = module.state_dict()
-    wrong = [f"lacks {name}" for name in expected.keys() - tensors.keys()]
-    wrong += [f"has an unknown {name}" for name in tensors.keys() - expected.keys()]
-    wrong += [
-        f"{name} is {list(tensors[name].shape)} instead of {list(tensor.shape)}"
-        for name, tensor in expected.items()
-        if name in tensors and tensors[name].shape != tensor.shape
-    ]
-    if wrong:
-        more = f" and {len(wrong) - 2} more" if len(wrong) > 2 else ""
-        raise ValueError(f"{source}: weights do not fit the network: {'; '.join(sorted(wrong)[:2])}{more}")
 
 
 def staged(folder: str | Path) -> AbstractContextManager[Path]:
@@ -282,70 +253,3 @@ def _read_kind(folder: str | Path, kind: str) -> Meta:
     if meta.kind != kind:
         raise ValueError(f"{folder}: holds a model of kind {meta.kind}, not {kind}; load it with load_{meta.kind}")
     return meta
-
-
-def _read_tensors(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path}: cannot be read ({_first_line(error)}); restore it or train again") from None
-
-
-def write_tree(path: Path, tree: Any) -> None:
-    """Nested dicts, lists and tuples of tensors and plain values, as safetensors with the structure as metadata.
-
-    Raises ValueError for values of another type.
-    """
-    tensors: dict[str, Tensor] = {}
-    save_file(tensors, path, metadata={"tree": json.dumps(pack(tree, tensors))})
-
-
-def read_tree(path: Path) -> Any:
-    """What `write_tree` wrote. Raises ValueError for another file."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            return _unpack(json.loads((file.metadata() or {})["tree"]), file)
-    except (SafetensorError, OSError, KeyError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path}: cannot be read ({_first_line(error)}); restore it or train again") from None
-
-
-def pack(value: Any, tensors: dict[str, Tensor]) -> Any:
-    """The JSON that stands for `value`, its tensors moved to `tensors`. ValueError for a type that JSON lacks."""
-    if isinstance(value, Tensor):
-        key = str(len(tensors))
-        tensors[key] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
-        return {"tensor": key}
-    if isinstance(value, Mapping):
-        return {"dict": [[key, pack(item, tensors)] for key, item in value.items()]}
-    if isinstance(value, list | tuple):
-        return {type(value).__name__: [pack(item, tensors) for item in value]}
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    raise ValueError(f"a {type(value).__name__} cannot be kept without pickle")
-
-
-def _unpack(value: Any, file: Any) -> Any:
-    if not isinstance(value, dict):
-        return value
-    ((kind, content),) = value.items()
-    if kind == "tensor":
-        return file.get_tensor(content)
-    if kind == "dict":
-        return {key: _unpack(item, file) for key, item in content}
-    items = [_unpack(item, file) for item in content]
-    return tuple(items) if kind == "tuple" else items
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
-
-
-def main(argv: list[str] | None = None) -> int:
-    """The command line: exit code 0, or 2 with one line on stderr for bad input."""
-    from raypipe.published import run  # which builds on this module
-
-    return run(argv)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

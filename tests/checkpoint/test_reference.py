@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from raypipe import checkpoint, config
-from raypipe.checkpoint import Meta, main
+from raypipe.checkpoint import Meta
+from raypipe.checkpoint.__main__ import main
 from raypipe.models.autoencoder import Autoencoder, build_autoencoder, build_network
 from raypipe.models.components import build_component
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from raypipe import checkpoint, config
-from raypipe.checkpoint import Meta
+from raypipe.checkpoint import Meta, tensors
 from raypipe.models.autoencoder import build_autoencoder
 from raypipe.models.components import build_component
 
@@ -150,7 +150,7 @@ def test_a_failed_save_leaves_the_old_folder(stage: str, tmp_path: Path, monkeyp
         raise OSError("disk full")
 
     with monkeypatch.context() as patch:
-        patch.setattr(*(checkpoint, "save_file", fail) if stage == "save_file" else (os, "replace", fail))  # type: ignore[arg-type]
+        patch.setattr(*(saving, "save_file", fail) if stage == "save_file" else (os, "replace", fail))  # type: ignore[arg-type]
         with pytest.raises(OSError, match="disk full"):
             checkpoint.save_component(folder, build(1), META)
     assert files(folder) == before
@@ -274,11 +274,11 @@ def test_wrong_kinds_and_missing_optimizers_are_told(tmp_path: Path) -> None:
 def test_trees_come_back_as_they_were(tmp_path: Path) -> None:
     shared = torch.arange(6.0).view(2, 3)
     tree = {"a": [1, 2.5, None, True, "x"], 3: (shared, shared.T), "empty": {}, "inf": float("inf")}
-    checkpoint.write_tree(tmp_path / "tree", tree)
-    found = checkpoint.read_tree(tmp_path / "tree")
+    tensors.write_tree(tmp_path / "tree", tree)
+    found = tensors.read_tree(tmp_path / "tree")
     assert torch.equal(found[3][1], shared.T)
     assert isinstance(found.pop(3), tuple)
     del tree[3]
     assert found == tree
     with pytest.raises(ValueError, match="a set cannot be kept without pickle"):
-        checkpoint.write_tree(tmp_path / "tree", {"a": {1}})
+        tensors.write_tree(tmp_path / "tree", {"a": {1}})

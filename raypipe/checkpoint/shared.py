@@ -4,8 +4,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from raypipe import checkpoint
-from raypipe.checkpoint import Meta
+from raypipe.checkpoint.folder import PARTS, Meta, read_meta, weights_hash
 
 
 def refer(folder: Path, target: Path) -> str:
@@ -13,16 +12,16 @@ def refer(folder: Path, target: Path) -> str:
     return os.path.relpath(target.absolute(), folder.absolute())
 
 
-def follow(folder: Path, reference: str, weights_hash: str) -> Path:
+def follow(folder: Path, reference: str, digest: str) -> Path:
     """The folder of these weights: where `refer` said, or, after a renaming, wherever beside `folder` they are.
 
     Raises ValueError if they are not there.
     """
     said = at(folder, reference)
-    found = said if _holds(said, weights_hash) else find(folder, weights_hash)
+    found = said if _holds(said, digest) else find(folder, digest)
     if found is None:
         raise ValueError(
-            f"{folder}: refers to the network in {said} (sha256 {weights_hash[:12]}...), which is not there any more; "
+            f"{folder}: refers to the network in {said} (sha256 {digest[:12]}...), which is not there any more; "
             "bring it back, or import the file again"
         )
     return found
@@ -33,12 +32,12 @@ def at(folder: Path, reference: str) -> Path:
     return Path(os.path.normpath(folder / reference))
 
 
-def find(folder: Path, weights_hash: str, like: Meta | None = None) -> Path | None:
+def find(folder: Path, digest: str, like: Meta | None = None) -> Path | None:
     """A model folder beside `folder`, or inside one there, of these weights (and of the network that `like` tells)."""
     fits = (
         place
         for place in _beside(folder)
-        if (like is None or _network(checkpoint.read_meta(place)) == _network(like)) and _holds(place, weights_hash)
+        if (like is None or _network(read_meta(place)) == _network(like)) and _holds(place, digest)
     )
     return next(fits, None)
 
@@ -48,19 +47,19 @@ def _beside(folder: Path) -> Iterator[Path]:
     parent = folder.parent
     others = sorted(path for path in parent.iterdir() if path.name[:1] != ".") if parent.is_dir() else []
     yield from filter(_is_model, others)
-    yield from filter(_is_model, (path / part for path in others for part in checkpoint.PARTS))
+    yield from filter(_is_model, (path / part for path in others for part in PARTS))
 
 
 def _is_model(folder: Path) -> bool:
     try:
-        checkpoint.read_meta(folder)
+        read_meta(folder)
     except (ValueError, OSError):
         return False
     return True
 
 
-def _holds(folder: Path, weights_hash: str) -> bool:
-    return _is_model(folder) and checkpoint.weights_hash(folder) == weights_hash
+def _holds(folder: Path, digest: str) -> bool:
+    return _is_model(folder) and weights_hash(folder) == digest
 
 
 def _network(meta: Meta) -> tuple[object, ...]:

@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from raypipe import checkpoint, config
-from raypipe.checkpoint import main
+from raypipe.checkpoint.__main__ import main
+from raypipe.models.autoencoder import Autoencoder
 from raypipe.models.components import build_component
 from raypipe.models.kl import AutoencoderKL
 
@@ -90,7 +91,7 @@ def test_a_component_file_may_embed_one(tmp_path: Path) -> None:
 
 
 def test_one_of_ours_is_written_as_diffusers_reads_it(tmp_path: Path) -> None:
-    checkpoint.save_autoencoder(tmp_path / "model", checkpoint.Autoencoder(network()))
+    checkpoint.save_autoencoder(tmp_path / "model", Autoencoder(network()))
     assert main(["export", str(tmp_path / "model"), "--out", str(tmp_path / "vae")]) == 0
     written = json.loads((tmp_path / "vae" / "config.json").read_text())
     assert {**CONFIG, **written} == CONFIG

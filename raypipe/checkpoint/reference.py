@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import logging
 import os
 import shutil
-import sys
 import tempfile
 import uuid
 import warnings
@@ -19,11 +17,22 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from raypipe import checkpoint, cli, config, diffusers_folder, references
-from raypipe.checkpoint import UNUSED, Meta
-from raypipe.common import terminal
-from raypipe.diffusers_folder import DiffusersFolder
-from raypipe.models import published
+from raypipe import config
+from raypipe.checkpoint import diffusers_folder, reference_names, shared
+from raypipe.checkpoint.diffusers_folder import DiffusersFolder
+from raypipe.checkpoint.folder import (
+    MODEL,
+    UNUSED,
+    Meta,
+    autoencoder_meta,
+    load_autoencoder,
+    load_component,
+    read_meta,
+    staged,
+    weights_hash,
+    write_model,
+)
+from raypipe.checkpoint.tensors import fill, pack, read_tree, write_tree
 from raypipe.models.autoencoder import Autoencoder, build_network
 from raypipe.models.components import build_component
 from raypipe.models.kl import AutoencoderKL
@@ -70,9 +79,9 @@ def import_file(
     top, wrapper = _read(Path(file))
     original: dict[str, Tensor] = top.pop(wrapper)
     state = {diffusers_folder.modern(name): tensor for name, tensor in original.items()}
-    routes = published.routes(state)
+    routes = reference_names.routes(state)
     groups = DiffusersFolder(top.get("config", {}), state).groups
-    with checkpoint.staged(out) as temporary:
+    with staged(out) as temporary:
         try:
             parts = _import_parts(state, routes, temporary, out, component, num_heads, groups, _step(top))
         except ValueError as error:
@@ -86,8 +95,8 @@ def import_file(
             "unused": {name: tensor for name, tensor in state.items() if name not in taken},
             "rest": _plain_entries(top),
         }
-        checkpoint.write_tree(temporary / UNUSED, record)
-    return Imported(out, {references.at(out, part.reference): part.meta for part in reversed(parts.values())})
+        write_tree(temporary / UNUSED, record)
+    return Imported(out, {shared.at(out, part.reference): part.meta for part in reversed(parts.values())})
 
 
 def _import_parts(
@@ -109,13 +118,13 @@ def _import_parts(
     for part in ("autoencoder", "flow", "denoiser", ""):
         if part not in prefixes:
             continue
-        tensors = published.under(state, prefixes[part])
-        used = {name: tensor for name, tensor in tensors.items() if not published.is_unused(name)}
-        if prefixes[part].endswith(published.COMPONENT):
+        tensors = reference_names.under(state, prefixes[part])
+        used = {name: tensor for name, tensor in tensors.items() if not reference_names.is_unused(name)}
+        if prefixes[part].endswith(reference_names.COMPONENT):
             embedded = cast(config.Component, part) if part else None
             kind = embedded or component or ("diffusion" if "flow" in parts else None)
             module, meta = _component(used, kind, num_heads, parts)
-        elif published.describe_autoencoder(used) is None and part:
+        elif reference_names.describe_autoencoder(used) is None and part:
             log.warning("the embedded autoencoder is none that raypipe knows; its tensors are kept for export only")
             continue
         else:
@@ -123,13 +132,13 @@ def _import_parts(
         place = folder / part
         place.mkdir(exist_ok=True)
         meta = dataclasses.replace(meta, step=0 if part else step)
-        checkpoint.write(place, module, meta)
-        weights_hash = checkpoint.weights_hash(place)
-        same = references.find(out, weights_hash, meta) if part else None
+        write_model(place, module, meta)
+        digest = weights_hash(place)
+        same = shared.find(out, digest, meta) if part else None
         if same is not None:
             shutil.rmtree(place)
-        reference = part if same is None else references.refer(out, same)
-        parts[part] = _Part(meta, set(used), weights_hash, reference)
+        reference = part if same is None else shared.refer(out, same)
+        parts[part] = _Part(meta, set(used), digest, reference)
     return parts
 
 
@@ -138,10 +147,10 @@ def _component(
 ) -> tuple[nn.Module, Meta]:
     autoencoder, flow = parts.get("autoencoder"), parts.get("flow")
     channels = autoencoder.meta.latent_channels if autoencoder else None
-    spec = published.describe_component(tensors, component, num_heads, channels)
+    spec = reference_names.describe_component(tensors, component, num_heads, channels)
     with torch.device("meta"):
         module = build_component(spec.component, spec.model, spec.latent_channels)
-    checkpoint.fill(cast(nn.Module, module.network), tensors, spec.component)
+    fill(cast(nn.Module, module.network), tensors, spec.component)
     meta = Meta(
         spec.latent_channels,
         spec.component,
@@ -154,14 +163,14 @@ def _component(
 
 
 def _autoencoder(tensors: dict[str, Tensor], groups: int) -> tuple[nn.Module, Meta]:
-    spec = published.describe_autoencoder(tensors, groups)
+    spec = reference_names.describe_autoencoder(tensors, groups)
     if spec is None:
-        known = f"{published.COMPONENT}*, vector_quantizer.*, quantize.*, encoder.down_blocks.*"
+        known = f"{reference_names.COMPONENT}*, vector_quantizer.*, quantize.*, encoder.down_blocks.*"
         raise ValueError(f"no network that raypipe knows: none of {known}")
     with torch.device("meta"):
         network = build_network(spec.network, spec.arguments)
-    module = Autoencoder(checkpoint.fill(network, tensors, spec.network))
-    return module, checkpoint.autoencoder_meta(module)
+    module = Autoencoder(fill(network, tensors, spec.network))
+    return module, autoencoder_meta(module)
 
 
 def take_autoencoder(path: Path, folder: Path) -> None:
@@ -169,14 +178,14 @@ def take_autoencoder(path: Path, folder: Path) -> None:
 
     Raises ValueError if `path` is neither.
     """
-    if (path / checkpoint.MODEL).is_file():
-        checkpoint.load_autoencoder(path)  # refuses what is none
-        with checkpoint.staged(folder) as temporary:
+    if (path / MODEL).is_file():
+        load_autoencoder(path)  # refuses what is none
+        with staged(folder) as temporary:
             shutil.copytree(path, temporary, dirs_exist_ok=True)
         return
     with tempfile.TemporaryDirectory(dir=_parent(folder)) as scratch:
         top = import_file(path, Path(scratch) / "model").folder
-        if checkpoint.read_meta(top).kind != "autoencoder":
+        if read_meta(top).kind != "autoencoder":
             raise ValueError(f"{path}: holds a component, not an autoencoder; give the autoencoder's own file")
         top.rename(folder)
 
@@ -197,12 +206,12 @@ def export_file(folder: str | Path, file: str | Path) -> None:
     file, folder = Path(file), Path(folder)
     if file.exists():
         raise ValueError(f"{file}: is there already; choose another file to export to")
-    meta = checkpoint.read_meta(folder)
-    record = checkpoint.read_tree(folder / UNUSED) if (folder / UNUSED).is_file() else _new_record(folder, meta)
+    meta = read_meta(folder)
+    record = read_tree(folder / UNUSED) if (folder / UNUSED).is_file() else _new_record(folder, meta)
     tensors = dict(record["unused"])
-    shared: dict[str, str] = record.get("shared", {})
+    elsewhere: dict[str, str] = record.get("shared", {})
     for prefix, part in record["routes"].items():
-        place = references.follow(folder, part, shared[part]) if part in shared else folder / part
+        place = shared.follow(folder, part, elsewhere[part]) if part in elsewhere else folder / part
         for name, tensor in _network_tensors(place).items():
             tensors[f"{prefix}{name}"] = tensor
     names = record["names"] or [(name, name, str(tensor.dtype)[6:]) for name, tensor in tensors.items()]
@@ -227,7 +236,7 @@ def _new_record(folder: Path, meta: Meta) -> dict[str, Any]:
     if meta.kind == "autoencoder":
         if meta.network not in ("vqvae", "vqgan", "kl"):
             raise ValueError(f"{folder}: a {meta.network} autoencoder has no published form; export a vqvae or vqgan")
-        autoencoder = checkpoint.load_autoencoder(folder)
+        autoencoder = load_autoencoder(folder)
         if not bool((autoencoder.scale == 1).all()):
             log.warning(
                 "%s: the latents' scale has no place in a published file; components trained on it need it", folder
@@ -243,18 +252,20 @@ def _new_record(folder: Path, meta: Meta) -> dict[str, Any]:
             f"{folder}: the published network has no time input; export one trained with time_input: false"
         )
     unused = {
-        f"{published.COMPONENT}time_projection.{name}": torch.zeros([size or meta.model.inner_dim for size in shape])
+        f"{reference_names.COMPONENT}time_projection.{name}": torch.zeros(
+            [size or meta.model.inner_dim for size in shape]
+        )
         for name, shape in TIME_PROJECTION.items()
     }
     rest = {"optimizer": {}, "lr_scheduler": {}, "global_step": meta.step}
-    return {"wrapper": "model", "names": [], "routes": {published.COMPONENT: ""}, "unused": unused, "rest": rest}
+    return {"wrapper": "model", "names": [], "routes": {reference_names.COMPONENT: ""}, "unused": unused, "rest": rest}
 
 
 def _network_tensors(folder: Path) -> dict[str, Tensor]:
     """The tensors of `network`, whose names are the published ones; an autoencoder's scale is ours alone."""
-    meta = checkpoint.read_meta(folder)
-    load = checkpoint.load_component if meta.kind == "component" else checkpoint.load_autoencoder
-    return published.under(load(folder).state_dict(), "network.")
+    meta = read_meta(folder)
+    load = load_component if meta.kind == "component" else load_autoencoder
+    return reference_names.under(load(folder).state_dict(), "network.")
 
 
 def _read(file: Path) -> tuple[dict[str, Any], str]:
@@ -290,58 +301,9 @@ def _plain_entries(top: Mapping[str, Any]) -> dict[str, Any]:
     kept = {}
     for name, value in top.items():
         try:
-            checkpoint.pack(value, {})
+            pack(value, {})
         except ValueError as error:
             log.warning("%s: left out, %s", name, error)
         else:
             kept[name] = value
     return kept
-
-
-def parser() -> argparse.ArgumentParser:
-    root = cli.Parser(prog="raypipe.checkpoint", description="Published checkpoint files to model folders and back.")
-    commands = root.add_subparsers(dest="command", required=True)
-    to_folder = commands.add_parser("import", help="a published file to a model folder", prog=f"{root.prog} import")
-    to_folder.add_argument(
-        "file", help="a component's or an autoencoder's file (.pth, .ckpt), or a folder of diffusers'"
-    )
-    to_folder.add_argument("--out", required=True, help="folder to make; embedded networks go to folders inside, "
-                           "unless a folder beside it holds them already")  # fmt: skip
-    to_folder.add_argument("--num-heads", type=int, default=8, help="attention heads, which no tensor tells (8)")
-    to_folder.add_argument(
-        "--component", choices=config.COMPONENTS, help="what the file holds, where sizes do not tell"
-    )
-    to_file = commands.add_parser("export", help="a model folder to a published file", prog=f"{root.prog} export")
-    to_file.add_argument("folder", help="a folder that training or `import` wrote")
-    to_file.add_argument("--out", required=True, help="file to write; a folder, for an autoencoder of diffusers'")
-    return root
-
-
-def run(argv: list[str] | None = None) -> int:
-    """Exit code 0, or 2 with one line on stderr for bad input."""
-    arguments = parser().parse_args(argv)
-    try:
-        if arguments.command == "export":
-            export_file(arguments.folder, arguments.out)
-            lines = [f"{arguments.folder} -> {arguments.out}"]
-        else:
-            done = import_file(
-                arguments.file, arguments.out, component=arguments.component, num_heads=arguments.num_heads
-            )
-            lines = [f"{folder}: {_describe(meta)}" for folder, meta in done.parts.items()]
-            lines.append(f"next: python -m raypipe.checkpoint export {done.folder} --out FILE.pth goes back")
-    except (ValueError, OSError) as error:
-        sys.stderr.write(f"raypipe.checkpoint: error: {' '.join(str(error).split())}\n")
-        return cli.BAD_INPUT
-    terminal.say("\n".join(lines))
-    return 0
-
-
-def _describe(meta: Meta) -> str:
-    if meta.model is None:
-        return f"{meta.network} autoencoder, {meta.latent_channels} channels"
-    model = meta.model
-    return (
-        f"{meta.component}, {model.num_input_frames} input frames of {meta.latent_channels} channels, "
-        f"inner_dim {model.inner_dim}, {model.num_heads} heads"
-    )

@@ -1,0 +1,106 @@
+"""State dicts and optimizer states as safetensors: nothing is pickled, and what does not fit is said in one line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+
+def unwrap(module: nn.Module) -> nn.Module:
+    """The module inside DDP's and torch.compile's wrappers."""
+    while True:
+        inner = getattr(module, "_orig_mod", None)
+        if inner is None and isinstance(module, nn.parallel.DistributedDataParallel):
+            inner = module.module
+        if inner is None:
+            return module
+        module = inner
+
+
+def state_tensors(module: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in unwrap(module).state_dict().items()}
+
+
+def fill(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> nn.Module:
+    """Take over the tensors of a state dict. ValueError names those that do not fit, in one line."""
+    check_fit(module, tensors, source)
+    expected = module.state_dict()
+    module.load_state_dict({name: tensors[name].to(expected[name].dtype) for name in expected}, assign=True)
+    return module
+
+
+def check_fit(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
+    expected = module.state_dict()
+    wrong = [f"lacks {name}" for name in expected.keys() - tensors.keys()]
+    wrong += [f"has an unknown {name}" for name in tensors.keys() - expected.keys()]
+    wrong += [
+        f"{name} is {list(tensors[name].shape)} instead of {list(tensor.shape)}"
+        for name, tensor in expected.items()
+        if name in tensors and tensors[name].shape != tensor.shape
+    ]
+    if wrong:
+        more = f" and {len(wrong) - 2} more" if len(wrong) > 2 else ""
+        raise ValueError(f"{source}: weights do not fit the network: {'; '.join(sorted(wrong)[:2])}{more}")
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path}: cannot be read ({first_line(error)}); restore it or train again") from None
+
+
+def write_tree(path: Path, tree: Any) -> None:
+    """Nested dicts, lists and tuples of tensors and plain values, as safetensors with the structure as metadata.
+
+    Raises ValueError for values of another type.
+    """
+    tensors: dict[str, Tensor] = {}
+    save_file(tensors, path, metadata={"tree": json.dumps(pack(tree, tensors))})
+
+
+def read_tree(path: Path) -> Any:
+    """What `write_tree` wrote. Raises ValueError for another file."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return _unpack(json.loads((file.metadata() or {})["tree"]), file)
+    except (SafetensorError, OSError, KeyError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path}: cannot be read ({first_line(error)}); restore it or train again") from None
+
+
+def pack(value: Any, tensors: dict[str, Tensor]) -> Any:
+    """The JSON that stands for `value`, its tensors moved to `tensors`. ValueError for a type that JSON lacks."""
+    if isinstance(value, Tensor):
+        key = str(len(tensors))
+        tensors[key] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        return {"tensor": key}
+    if isinstance(value, Mapping):
+        return {"dict": [[key, pack(item, tensors)] for key, item in value.items()]}
+    if isinstance(value, list | tuple):
+        return {type(value).__name__: [pack(item, tensors) for item in value]}
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise ValueError(f"a {type(value).__name__} cannot be kept without pickle")
+
+
+def _unpack(value: Any, file: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    ((kind, content),) = value.items()
+    if kind == "tensor":
+        return file.get_tensor(content)
+    if kind == "dict":
+        return {key: _unpack(item, file) for key, item in content}
+    items = [_unpack(item, file) for item in content]
+    return tuple(items) if kind == "tuple" else items
+
+
+def first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
