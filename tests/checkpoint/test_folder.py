@@ -13,6 +13,7 @@ from torch import nn
 
 from raypipe import checkpoint, config
 from raypipe.checkpoint import Meta, tensors
+from raypipe.checkpoint import folder as saving
 from raypipe.models.autoencoder import build_autoencoder
 from raypipe.models.components import build_component
 
