@@ -29,10 +29,10 @@ from raypipe.launch import start_ray, train_jobs
 from raypipe.metrics.frames import psnr
 from raypipe.sde.dynamics import Dynamics
 from raypipe.sde.rollout import rollout
-from raypipe.sources import Sources
 from raypipe.stage import Parents
 from raypipe.train import ComponentJob, prepare, run_settings
-from raypipe.workspace import Workspace
+from raypipe.workspace.dataset import Sources
+from raypipe.workspace.layout import Workspace
 
 STRIDE = 5
 RECIPE = {

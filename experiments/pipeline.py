@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from raypipe import cli, evaluate, tune
 from raypipe.config import COMPONENTS
 from raypipe.launch import start_ray
-from raypipe.workspace import hold
+from raypipe.workspace.claims import hold
 
 
 def main(argv: Sequence[str] | None = None) -> int:

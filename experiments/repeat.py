@@ -19,7 +19,8 @@ from raypipe import cli, records
 from raypipe.common import terminal
 from raypipe.common.files import atomic_path, write_json
 from raypipe.film import strip
-from raypipe.workspace import Workspace, manifest
+from raypipe.workspace.layout import Workspace
+from raypipe.workspace.manifest import manifest
 
 METRICS = ("crps_ratio", "crps_ratio_pixels", "psnr", "ssim", "spread_skill", "nfe_per_frame")
 

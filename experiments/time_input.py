@@ -27,10 +27,10 @@ from raypipe.launch import start_ray
 from raypipe.models.components import build_component
 from raypipe.sde.dynamics import ConstantDiffusion, Dynamics, Interval
 from raypipe.sde.path import Draws, draw, sample_path, stack, velocity
-from raypipe.sources import Sources
 from raypipe.task import component_schedule
 from raypipe.train import prepare
-from raypipe.workspace import Workspace
+from raypipe.workspace.dataset import Sources
+from raypipe.workspace.layout import Workspace
 
 STEPS = (1, 2, 4, 8)
 RECIPE = {"name": "time_input", "train.loss": "mse", "train.steps": 1000}

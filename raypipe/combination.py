@@ -20,7 +20,7 @@ from raypipe.metrics.ensemble import Score
 from raypipe.models.autoencoder import Autoencoder
 from raypipe.sde.dynamics import ConstantDiffusion, Dynamics
 from raypipe.sde.solvers import SOLVERS
-from raypipe.sources import Sources
+from raypipe.workspace.dataset import Sources
 
 Baseline = Literal["persistence", "climatology", "flow", "published"]
 CONSTANT = "constant"

@@ -20,8 +20,8 @@ from raypipe.data.latents import Encode, check_latents, encode_shard, finish, mi
 from raypipe.data.shards import Shards
 from raypipe.data.shards.writer import INDEX
 from raypipe.launch import plain_errors, scales_up
-from raypipe.sources import Sources, frame_encoder
-from raypipe.workspace import SPLITS, Split
+from raypipe.workspace.dataset import Sources, frame_encoder
+from raypipe.workspace.layout import SPLITS, Split
 
 BATCH_PIXELS = 64 * 64 * 64
 """Pixels of a batch: 64 frames of 64x64, and fewer larger ones, so that what it takes does not grow with the frame."""

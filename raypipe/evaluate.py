@@ -25,8 +25,10 @@ from raypipe.launch import plain_errors, start_ray
 from raypipe.metrics.ensemble import Score
 from raypipe.predictor import load_predictor
 from raypipe.report import BASELINES, write_report
-from raypipe.sources import Sources
-from raypipe.workspace import Workspace, latest, manifest
+from raypipe.workspace.claims import latest
+from raypipe.workspace.dataset import Sources
+from raypipe.workspace.layout import Workspace
+from raypipe.workspace.manifest import manifest
 
 PROG = "raypipe.evaluate"
 SAMPLES = 3

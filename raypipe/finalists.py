@@ -8,7 +8,7 @@ from pydantic import TypeAdapter
 
 from raypipe.common.files import write_atomic
 from raypipe.config import Component, ConfigError
-from raypipe.workspace import Workspace
+from raypipe.workspace.layout import Workspace
 
 NO_DENOISER = "none"
 """The candidate that every denoiser has to beat."""

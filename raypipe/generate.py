@@ -25,7 +25,8 @@ from raypipe.data.shards.writer import INDEX, PATTERN, ShardWriter
 from raypipe.data.video.io import Frames, iter_frames, iter_video, resize, write_gif, write_video
 from raypipe.film import forecast_film
 from raypipe.predictor import MANIFEST, Manifest, find_best, load_predictor, read_manifest
-from raypipe.workspace import Workspace, latest
+from raypipe.workspace.claims import latest
+from raypipe.workspace.layout import Workspace
 
 PROG = "raypipe.generate"
 FORMATS = ("mp4", "gif", "shards")

@@ -17,11 +17,11 @@ from raypipe.finalists import NO_DENOISER, Finalist, published, read_finalists
 from raypipe.launch import Settings, plain_errors, train_jobs
 from raypipe.metrics.ensemble import Score
 from raypipe.records import Trial
-from raypipe.sources import Sources
 from raypipe.stage import Parents, Scored, Scorer
 from raypipe.study import ended_trials
 from raypipe.train import ComponentJob, run_settings
 from raypipe.trial import Stage
+from raypipe.workspace.dataset import Sources
 
 
 def refit(stage: Stage, chosen: Sequence[Trial]) -> list[Finalist]:

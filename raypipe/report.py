@@ -16,7 +16,7 @@ from raypipe.config import COMPONENTS, Component
 from raypipe.monitor import read_metrics
 from raypipe.plots import Bar, Cost, Line, Point
 from raypipe.records import Row
-from raypipe.workspace import Workspace
+from raypipe.workspace.layout import Workspace
 
 TEMPLATE = "report.html.jinja"
 SAMPLES = 4

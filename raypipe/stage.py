@@ -19,9 +19,9 @@ from raypipe.metrics.ensemble import Score
 from raypipe.models.components import build_component
 from raypipe.sde.dynamics import ConstantDiffusion, Dynamics
 from raypipe.sde.solvers import SOLVERS
-from raypipe.sources import Sources
 from raypipe.task import ComponentTask, component_schedule, published_loss
 from raypipe.training import NetworkTraining
+from raypipe.workspace.dataset import Sources
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ STEP = "train_step"
 
 
 def open_storage(path: Path) -> JournalStorage:
-    """The journal for writing; whoever does so holds the experiment (`workspace.hold`).
+    """The journal for writing; whoever does so holds the experiment (`workspace.claims.hold`).
 
     A line that a full disk or a crash cut short is dropped: another one after it would make the file unreadable.
     """

@@ -26,9 +26,10 @@ from raypipe.data.batches import warn_of_short_clips
 from raypipe.encoding import prepare_latents
 from raypipe.launch import Settings, Trainee, check_resources, finished, start_ray, train_jobs
 from raypipe.monitor import Label
-from raypipe.sources import Sources
 from raypipe.stage import Parents, Training
-from raypipe.workspace import SPLITS, Workspace, begin, check_dataset, dataset_hashes, prepare_dataset
+from raypipe.workspace.dataset import Sources, check_dataset, prepare_dataset
+from raypipe.workspace.layout import SPLITS, Workspace
+from raypipe.workspace.manifest import begin, dataset_hashes
 
 PROG = "raypipe.train"
 LETTERS: dict[str, Component] = {"f": "flow", "d": "denoiser", "g": "diffusion"}

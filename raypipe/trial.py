@@ -20,10 +20,10 @@ from raypipe.metrics.ensemble import Score
 from raypipe.monitor import Monitor
 from raypipe.population import Exploit
 from raypipe.schedulers import spaced
-from raypipe.sources import Sources
 from raypipe.stage import Parents, Scorer, Training
 from raypipe.train import ComponentJob, component_label
-from raypipe.workspace import Workspace
+from raypipe.workspace.dataset import Sources
+from raypipe.workspace.layout import Workspace
 
 
 @dataclass(frozen=True)

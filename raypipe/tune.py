@@ -23,7 +23,9 @@ from raypipe.search import run_search
 from raypipe.study import ended_trials
 from raypipe.train import prepare
 from raypipe.trial import Stage
-from raypipe.workspace import Workspace, check_dataset, claim, hold, latest
+from raypipe.workspace.claims import claim, hold, latest
+from raypipe.workspace.dataset import check_dataset
+from raypipe.workspace.layout import Workspace
 
 PARENTS = "parents.json"
 

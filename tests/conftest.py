@@ -10,8 +10,9 @@ from hypothesis import settings
 from raypipe import checkpoint, config
 from raypipe.data.latents import cache_latents, finish
 from raypipe.models.autoencoder import build_autoencoder, measure_scale
-from raypipe.sources import Sources, frame_encoder
-from raypipe.workspace import SPLITS, Workspace, begin, prepare_dataset
+from raypipe.workspace.dataset import Sources, frame_encoder, prepare_dataset
+from raypipe.workspace.layout import SPLITS, Workspace
+from raypipe.workspace.manifest import begin
 
 settings.register_profile("raypipe", deadline=None)  # other work on the machine must not fail a test
 settings.load_profile("raypipe")

@@ -24,7 +24,7 @@ from raypipe.metrics import ensemble
 from raypipe.models.components import build_component
 from raypipe.sde.dynamics import ConstantDiffusion, Dynamics
 from raypipe.sde.rollout import rollout
-from raypipe.sources import Sources
+from raypipe.workspace.dataset import Sources
 
 STD = (0.3, 0.4, 0.5, 0.6)
 PERSISTENCE = Combination(None, None, None, baseline="persistence")

@@ -19,8 +19,8 @@ from raypipe.data.latents import encode_shard, finish
 from raypipe.data.shards import ShardWriter
 from raypipe.encoding import prepare_latents
 from raypipe.models.autoencoder import build_autoencoder
-from raypipe.sources import Sources, frame_encoder
-from raypipe.workspace import SPLITS, Workspace
+from raypipe.workspace.dataset import Sources, frame_encoder
+from raypipe.workspace.layout import SPLITS, Workspace
 from tests import raytools
 from tests.raytools import wait_for
 

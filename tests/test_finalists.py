@@ -6,7 +6,7 @@ import pytest
 
 from raypipe.config import ConfigError
 from raypipe.finalists import Finalist, published, read_finalists, write_finalists
-from raypipe.workspace import Workspace
+from raypipe.workspace.layout import Workspace
 
 FINALISTS = [
     Finalist("flow-03", "flow-03-seed1", 0.41, (0.4, 0.42), 0.65, (0.1, 0.25), 0.1, "nll"),

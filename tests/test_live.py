@@ -10,7 +10,7 @@ from raypipe.config import Experiment
 from raypipe.live import Live, Running
 from raypipe.trial import Stage
 from raypipe.trial_log import TrialLog
-from raypipe.workspace import Workspace
+from raypipe.workspace.layout import Workspace
 
 
 class Stream(io.StringIO):

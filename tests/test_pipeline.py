@@ -15,7 +15,7 @@ from raypipe.data.video.io import read_video
 from raypipe.finalists import read_finalists
 from raypipe.monitor import log_folder, read_metrics
 from raypipe.space import published_point
-from raypipe.workspace import Workspace
+from raypipe.workspace.layout import Workspace
 from tests import raytools
 from tests.raytools import TINY, finished_pipeline, flags, outcome, tiny
 from tests.wandbtools import read_runs

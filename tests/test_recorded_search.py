@@ -16,7 +16,7 @@ import raypipe
 from raypipe.config import COMPONENTS
 from raypipe.finalists import read_finalists
 from raypipe.study import ended_trials
-from raypipe.workspace import Workspace
+from raypipe.workspace.layout import Workspace
 from tests.raytools import TINY, tiny
 
 RECORDED = Path(__file__).parent / "recorded" / "search.tar.gz"

@@ -9,10 +9,10 @@ from raypipe import checkpoint, config, records, train
 from raypipe.metrics.ensemble import Score
 from raypipe.records import Trial
 from raypipe.refits import _values, refit, rivals_of
-from raypipe.sources import Sources
 from raypipe.stage import Parents, Scorer
 from raypipe.trial import Stage
-from raypipe.workspace import Workspace
+from raypipe.workspace.dataset import Sources
+from raypipe.workspace.layout import Workspace
 from tests import raytools
 from tests.raytools import TINY, tiny
 

@@ -8,7 +8,7 @@ import pytest
 
 from raypipe import records
 from raypipe.common.files import write_json
-from raypipe.workspace import Workspace
+from raypipe.workspace.layout import Workspace
 from tests.scripts import load_script
 
 SCORES = {  # of seeds 0, 1 and 2; the best default is another one in the last

@@ -12,7 +12,7 @@ from raypipe import records
 from raypipe.config import ConfigError
 from raypipe.data.demo import make_clip
 from raypipe.report import write_report
-from raypipe.workspace import Workspace
+from raypipe.workspace.layout import Workspace
 
 NASTY = 'flow-01<script>alert("x")</script>'
 HORIZON, GIVEN = 8, 4

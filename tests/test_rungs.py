@@ -9,7 +9,7 @@ from ray.tune.schedulers import TrialScheduler
 from raypipe import config
 from raypipe.rungs import StandingRungs
 from raypipe.trial import Stage
-from raypipe.workspace import Workspace
+from raypipe.workspace.layout import Workspace
 
 
 def scheduler(known):

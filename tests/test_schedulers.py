@@ -13,7 +13,7 @@ from raypipe.config import Axis, ConfigError
 from raypipe.population import explore
 from raypipe.schedulers import make_scheduler, spaced
 from raypipe.trial import Stage
-from raypipe.workspace import Workspace
+from raypipe.workspace.layout import Workspace
 
 RUNGS = [100, 200, 300]
 CONTINUE, PAUSE, STOP = TrialScheduler.CONTINUE, TrialScheduler.PAUSE, TrialScheduler.STOP

@@ -12,10 +12,10 @@ from raypipe import checkpoint, records, refits, train
 from raypipe.checkpoint import OPTIMIZER
 from raypipe.common.files import standing
 from raypipe.search import run_search
-from raypipe.sources import Sources
 from raypipe.stage import Training
 from raypipe.trial import Stage
-from raypipe.workspace import Workspace
+from raypipe.workspace.dataset import Sources
+from raypipe.workspace.layout import Workspace
 from tests import raytools
 from tests.raytools import TINY, started, wait_for
 from tests.test_survival import DRIVE, check_whole, command, make_stage, saved_step, study

@@ -17,11 +17,11 @@ from raypipe import checkpoint, records, train, tune
 from raypipe.config import Axis
 from raypipe.finalists import read_finalists
 from raypipe.search import run_search, study_search
-from raypipe.sources import Sources
 from raypipe.space import decode, distribution, published_point
 from raypipe.stage import Parents, Scorer, Training
 from raypipe.trial import Stage
-from raypipe.workspace import Workspace
+from raypipe.workspace.dataset import Sources
+from raypipe.workspace.layout import Workspace
 from tests import raytools
 from tests.raytools import TINY, flags, outcome, started, tiny, wait_for
 

@@ -26,7 +26,8 @@ from raypipe.monitor import read_metrics
 from raypipe.search import run_search
 from raypipe.study import known_trials, open_storage
 from raypipe.trial import Stage
-from raypipe.workspace import Workspace, hold
+from raypipe.workspace.claims import hold
+from raypipe.workspace.layout import Workspace
 from tests import raytools
 from tests.raytools import TINY, flags, outcome, started, tiny, wait_for
 

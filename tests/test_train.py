@@ -25,7 +25,7 @@ from raypipe.fit import DivergedError
 from raypipe.launch import Settings, start_ray, train_jobs
 from raypipe.monitor import read_metrics
 from raypipe.train import ComponentJob, RunName, parse_run_name, run_name
-from raypipe.workspace import SPLITS, Workspace
+from raypipe.workspace.layout import SPLITS, Workspace
 from tests import raytools
 from tests.raytools import TINY, difference, flags, outcome, same_weights, started, tiny, wait_for
 

@@ -9,7 +9,7 @@ from raypipe import records, tune
 from raypipe.config import Axis
 from raypipe.space import decode, published_point
 from raypipe.warm_start import best_points
-from raypipe.workspace import Workspace
+from raypipe.workspace.layout import Workspace
 from tests import raytools
 from tests.raytools import TINY, finished_pipeline, flags, outcome, tiny
 

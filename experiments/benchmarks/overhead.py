@@ -21,7 +21,7 @@ from raypipe import cli, config, records
 from raypipe.launch import start_ray
 from raypipe.search import concurrent_trials, run_search
 from raypipe.trial import Stage
-from raypipe.workspace import Workspace
+from raypipe.workspace.layout import Workspace
 
 MIB = 2**20
 

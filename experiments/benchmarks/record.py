@@ -27,7 +27,8 @@ from raypipe.common.files import atomic_path
 from raypipe.launch import start_ray
 from raypipe.train import prepare
 from raypipe.trial import Stage, StageTrial
-from raypipe.workspace import Workspace, manifest
+from raypipe.workspace.layout import Workspace
+from raypipe.workspace.manifest import manifest
 
 NOISE = (0.0, 0.01, 0.016, 0.025, 0.04, 0.063, 0.1, 0.16, 0.25, 0.4)
 LOSSES = ("nll", "mse")

@@ -22,7 +22,7 @@ from raypipe.config import Axis, Experiment
 from raypipe.schedulers import make_scheduler
 from raypipe.search import study_search
 from raypipe.trial import Stage
-from raypipe.workspace import Workspace
+from raypipe.workspace.layout import Workspace
 
 RECORDED = Path(__file__).parents[2] / "tests" / "recorded" / "flow.parquet"
 AXES = {

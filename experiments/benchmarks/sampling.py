@@ -40,8 +40,9 @@ from raypipe.sde.compiled import CompiledEvaluate
 from raypipe.sde.dynamics import Dynamics, Evaluate, Interval, evaluate
 from raypipe.sde.rollout import rollout
 from raypipe.sde.solvers import SOLVERS
-from raypipe.sources import Sources
-from raypipe.workspace import Workspace, latest
+from raypipe.workspace.claims import latest
+from raypipe.workspace.dataset import Sources
+from raypipe.workspace.layout import Workspace
 
 PROG = "sampling.py"
 RTOL, ATOL = 1e-10, 1e-2

@@ -34,10 +34,10 @@ from raypipe.fit import Progress
 from raypipe.launch import Settings, start_ray, train_jobs
 from raypipe.models.attention import linear
 from raypipe.models.autoencoder import Autoencoder, build_network
-from raypipe.sources import Sources
 from raypipe.stage import Parents, Training
 from raypipe.train import ComponentJob
-from raypipe.workspace import Workspace
+from raypipe.workspace.dataset import Sources
+from raypipe.workspace.layout import Workspace
 
 CLIPS, FRAMES = 4, 12
 CPU = torch.device("cpu")

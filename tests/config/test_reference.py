@@ -13,7 +13,7 @@ from raypipe import checkpoint, config, train
 from raypipe.config import Axis, ConfigError
 from raypipe.data.shards import ShardWriter
 from raypipe.models.autoencoder import build_network
-from raypipe.workspace import SPLITS
+from raypipe.workspace.layout import SPLITS
 from tests.raytools import flags, outcome
 
 KTH = """

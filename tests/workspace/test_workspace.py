@@ -11,21 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from raypipe import config, workspace
+from raypipe import config
 from raypipe.common.files import write_atomic
 from raypipe.config import ConfigError
 from raypipe.data.shards import open_shards
-from raypipe.workspace import (
-    Workspace,
-    begin,
-    check_dataset,
-    claim,
-    demo_key,
-    git_commit,
-    hold,
-    latest,
-    prepare_dataset,
-)
+from raypipe.workspace import manifest
+from raypipe.workspace.claims import claim, hold, latest
+from raypipe.workspace.dataset import check_dataset, prepare_dataset
+from raypipe.workspace.layout import Workspace, demo_key
+from raypipe.workspace.manifest import begin, dataset_hashes, git_commit
 
 SHARD = "shard_0001.hdf5"
 EXPERIMENT = config.replace(
@@ -112,7 +106,7 @@ def test_a_fresh_name_is_claimed_by_one(tmp_path):
     assert sorted(names) == sorted(["other", *(f"other-{i}" for i in range(2, 17))])
 
 
-HOLDER = "import sys; from pathlib import Path; from raypipe.workspace import Workspace, hold\n"
+HOLDER = "import sys; from pathlib import Path; from raypipe.workspace.claims import hold; from raypipe.workspace.layout import Workspace\n"
 
 
 def test_an_experiment_is_run_by_one_process_at_a_time(tmp_path):
@@ -243,21 +237,21 @@ def test_a_dataset_under_a_uri_is_staged_and_is_the_same(tmp_path):
     check_dataset(place, far)
     root = prepare_dataset(place, far, lambda done, total: None)
     assert str(root) == made.as_uri()
-    assert workspace.dataset_hashes(root) == workspace.dataset_hashes(made)
+    assert dataset_hashes(root) == dataset_hashes(made)
     assert (open_shards(root / "val").clip(0) == open_shards(made / "val").clip(0)).all()
     assert sorted(path.name[25:] for path in (tmp_path / "near").glob("*-*")) == [*["index.parquet"] * 3, SHARD]
 
 
 def test_git_commit_is_the_checkouts(monkeypatch, tmp_path):
     head = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=Path(workspace.__file__).parent, capture_output=True, text=True, check=False
+        ["git", "rev-parse", "HEAD"], cwd=Path(manifest.__file__).parent, capture_output=True, text=True, check=False
     )
     found = git_commit()
     if head.returncode == 0:
         assert found is not None
         assert len(found.removesuffix("+")) >= 12
         assert head.stdout.startswith(found.removesuffix("+"))
-    monkeypatch.setattr(workspace, "__file__", str(tmp_path / "workspace.py"))
+    monkeypatch.setattr(manifest, "__file__", str(tmp_path / "manifest.py"))
     assert git_commit() is None
     git(tmp_path, "init", "-q")
     (tmp_path / "file").write_text("1")

@@ -7,20 +7,24 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from filelock import FileLock
 from numpy.typing import NDArray
 from torch import Tensor
 
 from raypipe import checkpoint
 from raypipe.common.device import choose_device
 from raypipe.common.seeds import step_generator
-from raypipe.config import Experiment
+from raypipe.config import ConfigError, Experiment
 from raypipe.data import augment
 from raypipe.data.batches import TrainBatch
+from raypipe.data.demo import make_demo
 from raypipe.data.frames import to_float
 from raypipe.data.latents import Encode, open_latents
-from raypipe.data.shards import Shards, open_shards
+from raypipe.data.shards import Shards, is_shard, open_shards
+from raypipe.data.shards.index import INDEX
+from raypipe.data.shards.storage import Folder, list_files
 from raypipe.models.autoencoder import Autoencoder
-from raypipe.workspace import Split, Workspace
+from raypipe.workspace.layout import SPLITS, Split, Workspace
 
 
 @dataclass(frozen=True)
@@ -93,3 +97,41 @@ def frame_encoder(autoencoder: Autoencoder, device: torch.device | None = None) 
         return np.asarray(autoencoder.encode(to_float(tensor)).float().cpu().numpy())
 
     return encode
+
+
+def check_dataset(workspace: Workspace, experiment: Experiment) -> None:
+    """Raise ConfigError unless every split of the dataset has shards. Cheap: it only lists folders.
+
+    The built-in dataset is made on first use, so there is nothing to check.
+    """
+    if not _is_built_in(experiment):
+        _check_splits(workspace.dataset(experiment))
+
+
+def prepare_dataset(workspace: Workspace, experiment: Experiment, progress: Callable[[int, int], None]) -> Folder:
+    """The folder of shards. The built-in dataset is made on first use, under a lock; others must be there."""
+    root = workspace.dataset(experiment)
+    if _is_built_in(experiment):
+        assert isinstance(root, Path)
+        root.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(str(root) + ".lock"):
+            make_demo(root, experiment.demo, experiment.dataset.image_size, progress)
+    _check_splits(root)
+    return root
+
+
+def _is_built_in(experiment: Experiment) -> bool:
+    return experiment.dataset.root is None and experiment.dataset.name == "demo"
+
+
+def _check_splits(root: Folder) -> None:
+    for split in SPLITS:
+        try:
+            names = list_files(root / split)
+        except ValueError as error:
+            raise ConfigError(f"dataset.root: {error}") from None
+        if INDEX not in names and not any(is_shard(name) for name in names):
+            raise ConfigError(
+                f"dataset.root: no shards in {str(root / split)!r}; make them with "
+                f"python -m raypipe.convert_to_h5 --data_dir VIDEOS --out_dir {root}"
+            )
