@@ -22,11 +22,11 @@ from raypipe.common import terminal
 from raypipe.common.files import atomic_path, write_json
 from raypipe.config import Component, Experiment
 from raypipe.data.batches import TrainBatch
-from raypipe.fit import Progress, fit, make_optimizer
 from raypipe.models.components import Denoiser, Diffusion, Flow
 from raypipe.sde.dynamics import Dynamics
 from raypipe.sde.rollout import rollout
-from raypipe.task import ComponentTask, component_schedule
+from raypipe.training.component import ComponentTask, component_schedule
+from raypipe.training.loop import Progress, fit, make_optimizer
 
 POINTS, STRAIGHT, LENGTH, TURN, EACH = 100, 45, 0.1, math.radians(30), 50
 SAMPLES = 200

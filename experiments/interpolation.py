@@ -23,16 +23,15 @@ from raypipe.common.device import choose_device
 from raypipe.common.files import atomic_path, write_json
 from raypipe.config import Component, Experiment
 from raypipe.data.frames import to_float, to_uint8
-from raypipe.film import strip
-from raypipe.forecast import choose_windows
+from raypipe.forecast.film import strip
+from raypipe.forecast.windows import choose_windows
 from raypipe.launch import start_ray, train_jobs
 from raypipe.metrics.frames import psnr
 from raypipe.sde.dynamics import Dynamics
 from raypipe.sde.rollout import rollout
-from raypipe.stage import Parents
 from raypipe.train import ComponentJob, prepare, run_settings
 from raypipe.workspace.dataset import Sources
-from raypipe.workspace.layout import Workspace
+from raypipe.workspace.layout import Parents, Workspace
 
 STRIDE = 5
 RECIPE = {

@@ -18,7 +18,7 @@ from PIL import Image
 from raypipe import cli, records
 from raypipe.common import terminal
 from raypipe.common.files import atomic_path, write_json
-from raypipe.film import strip
+from raypipe.forecast.film import strip
 from raypipe.workspace.layout import Workspace
 from raypipe.workspace.manifest import manifest
 

@@ -16,19 +16,21 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from raypipe import cli, config, forecast
+from raypipe import cli, config
 from raypipe.common import terminal
 from raypipe.common.seeds import step_generator
 from raypipe.config import Experiment
 from raypipe.data.batches import TrainBatch, WindowBatches
 from raypipe.data.windows import Sampler, WindowIndex
-from raypipe.fit import Progress, fit, make_optimizer
+from raypipe.forecast import scoring
+from raypipe.forecast.windows import forecast_windows
 from raypipe.launch import start_ray
 from raypipe.models.components import build_component
 from raypipe.sde.dynamics import ConstantDiffusion, Dynamics, Interval
 from raypipe.sde.path import Draws, draw, sample_path, stack, velocity
-from raypipe.task import component_schedule
 from raypipe.train import prepare
+from raypipe.training.component import component_schedule
+from raypipe.training.loop import Progress, fit, make_optimizer
 from raypipe.workspace.dataset import Sources
 from raypipe.workspace.layout import Workspace
 
@@ -163,22 +165,22 @@ def train_flow(experiment: Experiment, sources: Sources, variant: Variant) -> nn
 def scores(flow: nn.Module, experiment: Experiment, sources: Sources, variant: Variant) -> dict[str, float]:
     """R2 at u = 0, and the CRPS ratio at each number of steps, its constant diffusion fitted at each."""
     evaluation, sigma = experiment.evaluation, experiment.sde.sigma
-    held_out = forecast.forecast_windows(sources.split("val"), experiment, evaluation.windows, evaluation.seed)
-    fitting = forecast.forecast_windows(sources.split("train"), experiment, evaluation.fit_windows, evaluation.seed + 1)
+    held_out = forecast_windows(sources.split("val"), experiment, evaluation.windows, evaluation.seed)
+    fitting = forecast_windows(sources.split("train"), experiment, evaluation.fit_windows, evaluation.seed + 1)
     window = torch.cat([held_out.context, held_out.truth[:, :1]], 1)
     target = velocity(window, sigma)
     residual = target - flow(stack(held_out.context), torch.zeros(len(target)))
     spread = target - target.mean((0, 2, 3), keepdim=True)
     found = {"r2": 1 - (residual.square().sum() / spread.square().sum()).item()}
-    std = forecast.residual_std(flow, fitting, sigma)
+    std = scoring.residual_std(flow, fitting, sigma)
     kind = HeldDynamics if variant.held else Dynamics
 
     def make(multiplier: float) -> Dynamics:
         return kind(flow, diffusion=ConstantDiffusion(multiplier * std))
 
     for steps in STEPS:
-        fitted = forecast.fit_magnitude(make, evaluation.multipliers, fitting, evaluation, steps)
-        score = forecast.score(make(fitted.value), held_out, evaluation, steps)
+        fitted = scoring.fit_magnitude(make, evaluation.multipliers, fitting, evaluation, steps)
+        score = scoring.score(make(fitted.value), held_out, evaluation, steps)
         found[f"crps_{steps}"] = score.ratio.value
     return found
 

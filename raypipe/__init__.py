@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from raypipe.checkpoint import load_autoencoder, load_component
     from raypipe.data.shards import open_shards
-    from raypipe.predictor import load_predictor
+    from raypipe.forecast.predictor import load_predictor
 
 __all__ = ["load_autoencoder", "load_component", "load_predictor", "open_shards"]
 
@@ -14,7 +14,7 @@ _HOME = {
     "open_shards": "raypipe.data.shards",
     "load_component": "raypipe.checkpoint",
     "load_autoencoder": "raypipe.checkpoint",
-    "load_predictor": "raypipe.predictor",
+    "load_predictor": "raypipe.forecast.predictor",
 }
 
 

@@ -9,12 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from raypipe import checkpoint, forecast
+from raypipe import checkpoint
 from raypipe.common.device import autocast, choose_device
 from raypipe.config import Experiment, Solver
 from raypipe.data.frames import to_float
 from raypipe.finalists import NO_DENOISER, Finalist
-from raypipe.forecast import Forecasts
+from raypipe.forecast import scoring
+from raypipe.forecast.windows import Forecasts, climatology, forecast_windows, read_window
 from raypipe.metrics import ensemble, frames
 from raypipe.metrics.ensemble import Score
 from raypipe.models.autoencoder import Autoencoder
@@ -131,7 +132,7 @@ class CombinationScorer:
         experiment = sources.experiment
         self._sources = sources
         self._split: Literal["val", "test"] = split
-        self._held_out = forecast.forecast_windows(sources.split(split), experiment, count, experiment.evaluation.seed)
+        self._held_out = forecast_windows(sources.split(split), experiment, count, experiment.evaluation.seed)
 
     def fit(self, combination: Combination) -> Combination:
         """The combination with its best beta (or multiplier) on training windows, where it has one to choose."""
@@ -139,12 +140,12 @@ class CombinationScorer:
             return combination
         experiment = self._sources.experiment
         evaluation = experiment.evaluation
-        fitting = forecast.forecast_windows(
+        fitting = forecast_windows(
             self._sources.split("train"), experiment, evaluation.fit_windows, evaluation.seed + 1
         )
         made = self.dynamics(replace(combination, beta=1.0))
         candidates = evaluation.multipliers if combination.diffusion == CONSTANT else evaluation.betas
-        fitted = forecast.fit_magnitude(
+        fitted = scoring.fit_magnitude(
             lambda beta: replace(made, beta=beta),
             candidates,
             fitting,
@@ -172,10 +173,10 @@ class CombinationScorer:
             return held_out.last[:, None, None].expand(-1, 1, horizon, -1, -1, -1), 0
         if combination.baseline == "climatology":
             train = self._sources.split("train")
-            return forecast.climatology(train, held_out, evaluation.climatology_members, evaluation.seed), 0
+            return climatology(train, held_out, evaluation.climatology_members, evaluation.seed), 0
         dynamics = self.dynamics(combination)
         members = 1 if not dynamics.stochastic else evaluation.test_members if self._split == "test" else None
-        made = forecast.forecast(dynamics, held_out, evaluation, combination.steps, members, combination.solver)
+        made = scoring.forecast(dynamics, held_out, evaluation, combination.steps, members, combination.solver)
         return made, dynamics.evaluations(SOLVERS[combination.solver])
 
     def dynamics(self, combination: Combination) -> Dynamics:
@@ -217,7 +218,7 @@ def true_frames(sources: Sources, split: Literal["val", "test"], windows: Foreca
     given, stride = experiment.model.num_input_frames, experiment.dataset.frame_stride
     horizon = windows.truth.shape[1]
     read = [
-        forecast.read(shards, clip, start + (given - 1) * stride, horizon + 1, stride)
+        read_window(shards, clip, start + (given - 1) * stride, horizon + 1, stride)
         for clip, start in zip(windows.clips, windows.starts, strict=True)
     ]
     stacked = torch.from_numpy(np.stack(read))

@@ -14,16 +14,17 @@ import numpy as np
 import ray
 import torch
 
-from raypipe import cli, forecast, records
+from raypipe import cli, records
 from raypipe.combination import Combination, CombinationScorer, Result, combinations, published_combination
 from raypipe.common import terminal
 from raypipe.common.files import atomic_folder, atomic_path, write_json
 from raypipe.config import COMPONENTS, ConfigError, Experiment
 from raypipe.data.frames import to_float, to_uint8
 from raypipe.finalists import Finalist, read_finalists
+from raypipe.forecast.predictor import load_predictor
+from raypipe.forecast.windows import choose_windows, read_window
 from raypipe.launch import plain_errors, start_ray
 from raypipe.metrics.ensemble import Score
-from raypipe.predictor import load_predictor
 from raypipe.report import BASELINES, write_report
 from raypipe.workspace.claims import latest
 from raypipe.workspace.dataset import Sources
@@ -240,11 +241,11 @@ def save_samples(sources: Sources) -> None:
         experiment.dataset.frame_stride,
         experiment.evaluation.horizon,
     )
-    clips, starts = forecast.choose_windows(
+    clips, starts = choose_windows(
         shards.lengths, (given + horizon - 1) * stride + 1, SAMPLES, experiment.evaluation.seed
     )
     for number, (clip, start) in enumerate(zip(clips, starts, strict=True)):
-        truth = torch.from_numpy(forecast.read(shards, clip, start, given + horizon, stride))
+        truth = torch.from_numpy(read_window(shards, clip, start, given + horizon, stride))
         context = to_float(truth[None, :given])
         predicted = predictor.predict(
             context, horizon, members=SAMPLE_MEMBERS, interpolate=SAMPLE_INTERPOLATE, seed=experiment.evaluation.seed

@@ -23,8 +23,9 @@ from raypipe.data.shards import open_shards
 from raypipe.data.shards.storage import Folder, RemoteFolder
 from raypipe.data.shards.writer import INDEX, PATTERN, ShardWriter
 from raypipe.data.video.io import Frames, iter_frames, iter_video, resize, write_gif, write_video
-from raypipe.film import forecast_film
-from raypipe.predictor import MANIFEST, Manifest, find_best, load_predictor, read_manifest
+from raypipe.forecast.film import forecast_film
+from raypipe.forecast.manifest import MANIFEST, Manifest, find_best, read_manifest
+from raypipe.forecast.predictor import load_predictor
 from raypipe.workspace.claims import latest
 from raypipe.workspace.layout import Workspace
 

@@ -34,8 +34,8 @@ from raypipe.checkpoint import read_meta
 from raypipe.common.device import train_backend
 from raypipe.common.terminal import progress_bar
 from raypipe.config import ConfigError
-from raypipe.fit import DivergedError, Progress
-from raypipe.monitor import Label, Monitor, read_metrics
+from raypipe.training.loop import DivergedError, Progress
+from raypipe.training.monitor import Label, Monitor, read_metrics
 
 logger = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from raypipe.common.files import atomic_path
 from raypipe.config import ConfigError, Experiment
 from raypipe.metrics.ensemble import Score
-from raypipe.monitor import log_folder
+from raypipe.training.monitor import log_folder
 
 Row = dict[str, Any]
 

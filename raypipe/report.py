@@ -10,12 +10,13 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from raypipe import film, plots, records
+from raypipe import plots, records
 from raypipe.common.files import write_atomic
 from raypipe.config import COMPONENTS, Component
-from raypipe.monitor import read_metrics
+from raypipe.forecast import film
 from raypipe.plots import Bar, Cost, Line, Point
 from raypipe.records import Row
+from raypipe.training.monitor import read_metrics
 from raypipe.workspace.layout import Workspace
 
 TEMPLATE = "report.html.jinja"

@@ -16,7 +16,6 @@ from typing import Any
 import torch
 
 from raypipe import checkpoint, cli, config
-from raypipe.autoencoding import AutoencoderTraining
 from raypipe.checkpoint.reference import take_autoencoder
 from raypipe.common import terminal
 from raypipe.common.files import write_json
@@ -25,10 +24,11 @@ from raypipe.config.reference import is_published
 from raypipe.data.batches import warn_of_short_clips
 from raypipe.encoding import prepare_latents
 from raypipe.launch import Settings, Trainee, check_resources, finished, start_ray, train_jobs
-from raypipe.monitor import Label
-from raypipe.stage import Parents, Training
+from raypipe.training.autoencoder import AutoencoderTraining
+from raypipe.training.component import Training
+from raypipe.training.monitor import Label
 from raypipe.workspace.dataset import Sources, check_dataset, prepare_dataset
-from raypipe.workspace.layout import SPLITS, Workspace
+from raypipe.workspace.layout import SPLITS, Parents, Workspace
 from raypipe.workspace.manifest import begin, dataset_hashes
 
 PROG = "raypipe.train"

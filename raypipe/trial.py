@@ -14,16 +14,17 @@ from ray import tune
 from raypipe import checkpoint, config, records
 from raypipe.common.files import disk_is_full, standing
 from raypipe.config import Component, Experiment
-from raypipe.fit import DivergedError, Progress
+from raypipe.forecast.component import Scorer
 from raypipe.launch import Settings, train_jobs
 from raypipe.metrics.ensemble import Score
-from raypipe.monitor import Monitor
 from raypipe.population import Exploit
 from raypipe.schedulers import spaced
-from raypipe.stage import Parents, Scorer, Training
 from raypipe.train import ComponentJob, component_label
+from raypipe.training.component import Training
+from raypipe.training.loop import DivergedError, Progress
+from raypipe.training.monitor import Monitor
 from raypipe.workspace.dataset import Sources
-from raypipe.workspace.layout import Workspace
+from raypipe.workspace.layout import Parents, Workspace
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from ray import tune
 from raypipe import records
 from raypipe.config import Experiment
 from raypipe.live import Live, Running
-from raypipe.monitor import read_metrics
 from raypipe.study_search import Past
+from raypipe.training.monitor import read_metrics
 from raypipe.trial import Stage
 
 

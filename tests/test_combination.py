@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from raypipe import checkpoint, config, forecast
+from raypipe import checkpoint, config
 from raypipe.combination import (
     CONSTANT,
     Combination,
@@ -19,7 +19,8 @@ from raypipe.combination import (
 )
 from raypipe.data.frames import to_float
 from raypipe.finalists import NO_DENOISER, Finalist
-from raypipe.forecast import forecast_windows
+from raypipe.forecast import scoring
+from raypipe.forecast.windows import forecast_windows
 from raypipe.metrics import ensemble
 from raypipe.models.components import build_component
 from raypipe.sde.dynamics import ConstantDiffusion, Dynamics
@@ -233,8 +234,8 @@ def test_the_magnitude_is_fitted_on_training_windows(sources, monkeypatch):
         dynamics = Dynamics(flow, diffusion=ConstantDiffusion(beta * torch.tensor(STD)))
         members = rollout(dynamics, windows.context, 3, steps=2, members=3, seed=evaluation.seed)
         ratios[beta] = ensemble.score(members, windows.truth, windows.last).ratio.value
-    used, fit_magnitude = [], forecast.fit_magnitude
-    monkeypatch.setattr(forecast, "fit_magnitude", lambda *given: used.append(given[2]) or fit_magnitude(*given))
+    used, fit_magnitude = [], scoring.fit_magnitude
+    monkeypatch.setattr(scoring, "fit_magnitude", lambda *given: used.append(given[2]) or fit_magnitude(*given))
     assert CombinationScorer(sources, "test", 2).fit(made(steps=2)).beta == min(ratios, key=ratios.get)
     assert torch.equal(used[0].truth, windows.truth)
 

@@ -15,10 +15,11 @@ from raypipe import checkpoint, cli, config, generate
 from raypipe.data.frames import to_float
 from raypipe.data.shards import ShardWriter, open_shards
 from raypipe.data.video.io import read_video, write_video
-from raypipe.film import forecast_film
+from raypipe.forecast.film import forecast_film
+from raypipe.forecast.manifest import Manifest
+from raypipe.forecast.predictor import load_predictor
 from raypipe.models.autoencoder import build_autoencoder
 from raypipe.models.components import build_component
-from raypipe.predictor import Manifest, load_predictor
 from raypipe.sde.dynamics import ConstantDiffusion, evaluate
 
 SIZE, GIVEN, CHANNELS = 32, 2, 4

@@ -13,8 +13,8 @@ from raypipe import checkpoint, cli, evaluate, generate, records, train, tune
 from raypipe.config import COMPONENTS, LOSSES, ConfigError
 from raypipe.data.video.io import read_video
 from raypipe.finalists import read_finalists
-from raypipe.monitor import log_folder, read_metrics
 from raypipe.space import published_point
+from raypipe.training.monitor import log_folder, read_metrics
 from raypipe.workspace.layout import Workspace
 from tests import raytools
 from tests.raytools import TINY, finished_pipeline, flags, outcome, tiny

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from raypipe import checkpoint, config, records, train
+from raypipe.forecast.component import Scorer
 from raypipe.metrics.ensemble import Score
 from raypipe.records import Trial
 from raypipe.refits import _values, refit, rivals_of
-from raypipe.stage import Parents, Scorer
 from raypipe.trial import Stage
 from raypipe.workspace.dataset import Sources
-from raypipe.workspace.layout import Workspace
+from raypipe.workspace.layout import Parents, Workspace
 from tests import raytools
 from tests.raytools import TINY, tiny
 

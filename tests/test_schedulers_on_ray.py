@@ -12,7 +12,7 @@ from raypipe import checkpoint, records, refits, train
 from raypipe.checkpoint import OPTIMIZER
 from raypipe.common.files import standing
 from raypipe.search import run_search
-from raypipe.stage import Training
+from raypipe.training.component import Training
 from raypipe.trial import Stage
 from raypipe.workspace.dataset import Sources
 from raypipe.workspace.layout import Workspace

@@ -16,12 +16,13 @@ from optuna.trial import TrialState
 from raypipe import checkpoint, records, train, tune
 from raypipe.config import Axis
 from raypipe.finalists import read_finalists
+from raypipe.forecast.component import Scorer
 from raypipe.search import run_search, study_search
 from raypipe.space import decode, distribution, published_point
-from raypipe.stage import Parents, Scorer, Training
+from raypipe.training.component import Training
 from raypipe.trial import Stage
 from raypipe.workspace.dataset import Sources
-from raypipe.workspace.layout import Workspace
+from raypipe.workspace.layout import Parents, Workspace
 from tests import raytools
 from tests.raytools import TINY, flags, outcome, started, tiny, wait_for
 

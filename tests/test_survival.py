@@ -22,9 +22,9 @@ from raypipe.common.files import standing
 from raypipe.config import ConfigError
 from raypipe.finalists import read_finalists
 from raypipe.launch import start_ray
-from raypipe.monitor import read_metrics
 from raypipe.search import run_search
 from raypipe.study import known_trials, open_storage
+from raypipe.training.monitor import read_metrics
 from raypipe.trial import Stage
 from raypipe.workspace.claims import hold
 from raypipe.workspace.layout import Workspace

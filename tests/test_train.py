@@ -21,10 +21,10 @@ from ray.cluster_utils import Cluster
 from raypipe import checkpoint, config, train
 from raypipe.config import ConfigError
 from raypipe.data.shards import ShardWriter
-from raypipe.fit import DivergedError
 from raypipe.launch import Settings, start_ray, train_jobs
-from raypipe.monitor import read_metrics
 from raypipe.train import ComponentJob, RunName, parse_run_name, run_name
+from raypipe.training.loop import DivergedError
+from raypipe.training.monitor import read_metrics
 from raypipe.workspace.layout import SPLITS, Workspace
 from tests import raytools
 from tests.raytools import TINY, difference, flags, outcome, same_weights, started, tiny, wait_for

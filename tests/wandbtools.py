@@ -9,7 +9,7 @@ from typing import Any
 
 from wandb.proto.wandb_internal_pb2 import Record
 
-from raypipe.monitor import log_folder
+from raypipe.training.monitor import log_folder
 from tests.raytools import wait_for
 
 BLOCK, HEADER = 32768, struct.Struct("<IHB")

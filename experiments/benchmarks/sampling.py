@@ -25,16 +25,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from raypipe import cli, forecast
+from raypipe import cli
 from raypipe.combination import decode_frames, true_frames
 from raypipe.common import terminal
 from raypipe.common.device import autocast, choose_device
 from raypipe.config import ConfigError
 from raypipe.data.frames import to_float
-from raypipe.forecast import Forecasts
+from raypipe.forecast.manifest import MANIFEST, find_best
+from raypipe.forecast.predictor import Predictor, load_predictor
+from raypipe.forecast.windows import Forecasts, forecast_windows
 from raypipe.metrics import ensemble, frames
 from raypipe.metrics.ensemble import Score
-from raypipe.predictor import MANIFEST, Predictor, find_best, load_predictor
 from raypipe.sde.batching import in_batches
 from raypipe.sde.compiled import CompiledEvaluate
 from raypipe.sde.dynamics import Dynamics, Evaluate, Interval, evaluate
@@ -313,7 +314,7 @@ def open_trial(args: argparse.Namespace) -> Trial:
     workspace = Workspace(folder.parent, folder.name)
     experiment = workspace.experiment()
     sources, seed = Sources(experiment, workspace), experiment.evaluation.seed
-    windows = forecast.forecast_windows(sources.split("val"), experiment, 4 if args.quick else args.windows, seed)
+    windows = forecast_windows(sources.split("val"), experiment, 4 if args.quick else args.windows, seed)
     members = 2 if args.quick else args.members
     return Trial(load_predictor(best), sources, windows, members, args.batch_size, seed)
 

@@ -30,14 +30,14 @@ from raypipe import checkpoint, cli, config
 from raypipe.common import terminal
 from raypipe.data.latents import cache_latents, finish
 from raypipe.data.shards import ShardWriter
-from raypipe.fit import Progress
 from raypipe.launch import Settings, start_ray, train_jobs
 from raypipe.models.attention import linear
 from raypipe.models.autoencoder import Autoencoder, build_network
-from raypipe.stage import Parents, Training
 from raypipe.train import ComponentJob
+from raypipe.training.component import Training
+from raypipe.training.loop import Progress
 from raypipe.workspace.dataset import Sources
-from raypipe.workspace.layout import Workspace
+from raypipe.workspace.layout import Parents, Workspace
 
 CLIPS, FRAMES = 4, 12
 CPU = torch.device("cpu")

@@ -86,3 +86,11 @@ class Workspace:
 def demo_key(experiment: Experiment) -> str:
     text = json.dumps([config.to_dict(experiment.demo), experiment.dataset.image_size])
     return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+@dataclass(frozen=True)
+class Parents:
+    """The trained models that a stage builds on: the flow, for a denoiser or a diffusion, and the denoiser."""
+
+    flow: Path | None = None
+    denoiser: Path | None = None

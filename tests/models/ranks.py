@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from raypipe import config
 from raypipe.config import COMPONENTS
 from raypipe.data.batches import TrainBatch
-from raypipe.fit import Progress, Schedule, fit
 from raypipe.models.components import build_component
-from raypipe.task import ComponentTask
+from raypipe.training.component import ComponentTask
+from raypipe.training.loop import Progress, Schedule, fit
 
 CASES = list(itertools.product(COMPONENTS, [False, True], [1, 2]))
 """component, time_input, accumulate."""

@@ -106,7 +106,12 @@ def test_a_fresh_name_is_claimed_by_one(tmp_path):
     assert sorted(names) == sorted(["other", *(f"other-{i}" for i in range(2, 17))])
 
 
-HOLDER = "import sys; from pathlib import Path; from raypipe.workspace.claims import hold; from raypipe.workspace.layout import Workspace\n"
+HOLDER = """
+import sys
+from pathlib import Path
+from raypipe.workspace.claims import hold
+from raypipe.workspace.layout import Workspace
+"""
 
 
 def test_an_experiment_is_run_by_one_process_at_a_time(tmp_path):

@@ -25,9 +25,9 @@ from raypipe.data.shards import ShardWriter, open_shards
 from raypipe.data.video.io import iter_video
 from raypipe.data.windows import Sampler, WindowIndex
 from raypipe.models.autoencoder import build_autoencoder
-from raypipe.stage import Parents, Training
+from raypipe.training.component import Training
 from raypipe.workspace.dataset import Sources, frame_encoder
-from raypipe.workspace.layout import SPLITS, Workspace
+from raypipe.workspace.layout import SPLITS, Parents, Workspace
 
 REAL = ("bikes.mp4", "bigbuckbunny.mp4", "carphone_pristine.mp4", "carphone_distorted.mp4")
 

@@ -7,15 +7,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from raypipe import checkpoint
+from raypipe import checkpoint, config
+from raypipe.common.seeds import step_generator
 from raypipe.config import Experiment
-from raypipe.data.batches import WindowBatches
+from raypipe.data.batches import TrainBatch, WindowBatches
 from raypipe.data.frames import to_float
 from raypipe.data.shards import Shards
 from raypipe.data.windows import Sampler, WindowIndex
-from raypipe.models.autoencoder import Autoencoder, build_autoencoder, measure_scale
-from raypipe.task import AutoencoderTask, autoencoder_schedule
-from raypipe.training import NetworkTraining
+from raypipe.models.autoencoder import Autoencoder, Reconstruction, build_autoencoder, measure_scale
+from raypipe.training.loop import Schedule
+from raypipe.training.network import NetworkTraining
 
 SCALE_FRAMES = 2048
 """Training frames that the latent scale is measured on: its relative error is then far below a percent."""
@@ -79,3 +80,48 @@ def backgrounds(frames: Shards) -> Tensor:
         which = np.unique(np.linspace(0, length - 1, BACKGROUND_FRAMES).round().astype(np.int64))
         medians.append(np.median(frames.frames(i, which), axis=0).astype(np.uint8))
     return torch.from_numpy(np.stack(medians))
+
+
+class AutoencoderTask:
+    """Reconstruction of frames, uint8 [b, 1, H, W, 3]: mean squared error, plus the quantizer's loss if any.
+
+    background: the median frame of each clip, uint8 [clips, H, W, 3]; pixels away from it weigh
+    `foreground_weight` times as much, since moving bodies cover few of them.
+    """
+
+    def __init__(self, module: nn.Module, settings: config.Autoencoder, seed: int, background: Tensor | None) -> None:
+        self.module = module
+        self._settings = settings
+        self._seed = seed
+        self._background = background
+
+    def loss(self, batch: TrainBatch) -> Tensor:
+        """Weighted mean squared error on a scale of [-1, 1], plus the auxiliary loss."""
+        frames = to_float(batch.data[:, 0])
+        weight = torch.ones_like(frames[:, :1])
+        if self._background is not None and self._settings.foreground_weight > 1:
+            behind = to_float(self._background[batch.clips.cpu()].to(frames.device))
+            moving = (frames - behind).abs().amax(1, keepdim=True) > 0.1
+            weight = weight + (self._settings.foreground_weight - 1) * moving
+        if self._settings.symmetries:
+            frames, weight = self._turn(batch, frames, weight)
+        result: Reconstruction = self.module(frames)
+        error = ((result.frames.float() - frames).square() * weight).mean((1, 2, 3))
+        # Normalised frame by frame, so that the gradient does not depend on how ranks share a batch.
+        return (error / weight.mean((1, 2, 3))).mean() + result.auxiliary_loss
+
+    def _turn(self, batch: TrainBatch, frames: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Flip and transpose each frame, one of the square's eight symmetries."""
+        generator = step_generator(self._seed, batch.step, 1)
+        mine = slice(batch.offset, batch.offset + len(frames))
+        choice = torch.randint(8, (batch.total,), generator=generator)[mine].to(frames.device)[:, None, None, None]
+        both = torch.cat([frames, weight], 1)
+        both = torch.where(choice % 2 == 0, both, both.flip(-1))
+        both = torch.where(choice // 2 % 2 == 0, both, both.flip(-2))
+        both = torch.where(choice // 4 == 0, both, both.transpose(-1, -2))
+        return both[:, :3], both[:, 3:]
+
+
+def autoencoder_schedule(settings: config.Autoencoder) -> Schedule:
+    warmup = max(1, settings.steps // 20)
+    return Schedule(settings.steps, settings.learning_rate, warmup, "cosine", settings.weight_decay)

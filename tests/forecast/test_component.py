@@ -10,8 +10,10 @@ import torch
 
 from raypipe import checkpoint, config
 from raypipe.config import LOSSES
+from raypipe.forecast.component import Scorer, window_scores
 from raypipe.models.components import build_component
-from raypipe.stage import Parents, Scorer, Training, window_scores
+from raypipe.training.component import Training
+from raypipe.workspace.layout import Parents
 
 CPU = torch.device("cpu")
 

@@ -8,9 +8,8 @@ from pathlib import Path
 from torch import nn
 
 from raypipe import checkpoint
-from raypipe.averaging import Average
 from raypipe.data.batches import WindowBatches
-from raypipe.fit import Progress, Schedule, Task, fit, make_optimizer
+from raypipe.training.loop import Average, Progress, Schedule, Task, fit, make_optimizer
 
 
 class NetworkTraining:

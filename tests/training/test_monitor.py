@@ -8,7 +8,7 @@ import sys
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from raypipe.monitor import METRICS, Label, Monitor, log_folder, read_metrics
+from raypipe.training.monitor import METRICS, Label, Monitor, log_folder, read_metrics
 from tests.wandbtools import Run, read_runs
 
 
@@ -118,7 +118,7 @@ def test_wandb_records_offline(folder, monkeypatch, tmp_path):
 UNREACHABLE = """
 import sys, time
 from pathlib import Path
-from raypipe.monitor import Label, Monitor
+from raypipe.training.monitor import Label, Monitor
 for name in ("flow-00", "flow-01"):
     began = time.monotonic()
     monitor = Monitor(Path(sys.argv[1]) / "demo" / "flow" / name, 0, wandb=Label("demo/flow", {}))

@@ -1,19 +1,26 @@
 """What is trained: the autoencoder, and the SDE's components, each with its loss on a batch."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from raypipe import config
+from raypipe import checkpoint, config
+from raypipe.checkpoint import Meta
+from raypipe.common.device import choose_device
 from raypipe.common.seeds import step_generator, step_seed
 from raypipe.config import Component, Experiment
-from raypipe.data.batches import TrainBatch
-from raypipe.data.frames import to_float
-from raypipe.fit import Schedule
-from raypipe.models.autoencoder import Reconstruction
+from raypipe.data.batches import TrainBatch, WindowBatches
+from raypipe.data.windows import Sampler, WindowIndex
+from raypipe.models.components import build_component
 from raypipe.sde import losses
 from raypipe.sde.path import Draws, PathSample, draw, sample_path
+from raypipe.training.loop import Progress, Schedule
+from raypipe.training.network import NetworkTraining
+from raypipe.workspace.dataset import Sources
+from raypipe.workspace.layout import Parents
 
 
 class ComponentTask:
@@ -85,46 +92,6 @@ _LOSSES: Mapping[tuple[Component, str | None], _Loss] = {
 }
 
 
-class AutoencoderTask:
-    """Reconstruction of frames, uint8 [b, 1, H, W, 3]: mean squared error, plus the quantizer's loss if any.
-
-    background: the median frame of each clip, uint8 [clips, H, W, 3]; pixels away from it weigh
-    `foreground_weight` times as much, since moving bodies cover few of them.
-    """
-
-    def __init__(self, module: nn.Module, settings: config.Autoencoder, seed: int, background: Tensor | None) -> None:
-        self.module = module
-        self._settings = settings
-        self._seed = seed
-        self._background = background
-
-    def loss(self, batch: TrainBatch) -> Tensor:
-        """Weighted mean squared error on a scale of [-1, 1], plus the auxiliary loss."""
-        frames = to_float(batch.data[:, 0])
-        weight = torch.ones_like(frames[:, :1])
-        if self._background is not None and self._settings.foreground_weight > 1:
-            behind = to_float(self._background[batch.clips.cpu()].to(frames.device))
-            moving = (frames - behind).abs().amax(1, keepdim=True) > 0.1
-            weight = weight + (self._settings.foreground_weight - 1) * moving
-        if self._settings.symmetries:
-            frames, weight = self._turn(batch, frames, weight)
-        result: Reconstruction = self.module(frames)
-        error = ((result.frames.float() - frames).square() * weight).mean((1, 2, 3))
-        # Normalised frame by frame, so that the gradient does not depend on how ranks share a batch.
-        return (error / weight.mean((1, 2, 3))).mean() + result.auxiliary_loss
-
-    def _turn(self, batch: TrainBatch, frames: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """Flip and transpose each frame, one of the square's eight symmetries."""
-        generator = step_generator(self._seed, batch.step, 1)
-        mine = slice(batch.offset, batch.offset + len(frames))
-        choice = torch.randint(8, (batch.total,), generator=generator)[mine].to(frames.device)[:, None, None, None]
-        both = torch.cat([frames, weight], 1)
-        both = torch.where(choice % 2 == 0, both, both.flip(-1))
-        both = torch.where(choice // 2 % 2 == 0, both, both.flip(-2))
-        both = torch.where(choice // 4 == 0, both, both.transpose(-1, -2))
-        return both[:, :3], both[:, 3:]
-
-
 def component_schedule(train: config.Train) -> Schedule:
     return Schedule(
         train.steps,
@@ -137,6 +104,71 @@ def component_schedule(train: config.Train) -> Schedule:
     )
 
 
-def autoencoder_schedule(settings: config.Autoencoder) -> Schedule:
-    warmup = max(1, settings.steps // 20)
-    return Schedule(settings.steps, settings.learning_rate, warmup, "cosine", settings.weight_decay)
+class Training(NetworkTraining):
+    """A component in training.
+
+    wrap: what a launcher puts around the module (DistributedDataParallel). Weights are drawn from
+    train.random_seed, so two trainings of one configuration begin, and go on, alike.
+    """
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        sources: Sources,
+        parents: Parents,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        wrap: Callable[[nn.Module], nn.Module] | None = None,
+        device: torch.device | None = None,
+    ) -> None:
+        train, device = experiment.train, device or choose_device()
+        self.experiment = experiment
+        self._sources = sources
+        self._parents = parents
+        torch.manual_seed(train.random_seed)
+        module = build_component(train.component, experiment.model, sources.channels).to(device)
+        window, stride = experiment.model.num_input_frames + 1, experiment.dataset.frame_stride
+        shards = sources.training()
+        index = WindowIndex(shards.lengths, window, stride)
+        borders = index.borders(shards.shard_of)
+        sampler = Sampler(len(index), train.batch_size, train.random_seed, rank, world_size, borders)
+        flow = None
+        if train.component == "diffusion":
+            assert parents.flow is not None
+            flow = checkpoint.load_component(parents.flow).to(device).requires_grad_(False)
+        inner: nn.Module = torch.compile(module) if train.compile else module  # type: ignore[assignment]
+        wrapped = inner if wrap is None else wrap(inner)
+        super().__init__(
+            module,
+            ComponentTask(wrapped, experiment, flow=flow, encode=sources.encoder(train.random_seed, device)),
+            WindowBatches(shards, window, stride, sampler, pin_memory=device.type == "cuda"),
+            component_schedule(train),
+            ema=train.ema,
+            world_size=world_size,
+        )
+
+    def advance(self, stop: int, report: Callable[[Progress], None], every: int | None = None) -> None:
+        """Train up to step `stop`, reporting every `every` (train.checkpoint_every) steps."""
+        super().advance(stop, report, every or self.experiment.train.checkpoint_every)
+
+    def save(self, folder: Path, **changes: object) -> None:
+        """A folder that `restore` and `checkpoint.load_component` read; `changes` are fields of its Meta."""
+        meta = replace(self.meta(), **changes)  # type: ignore[arg-type]
+        checkpoint.save_component(folder, self.model, meta, self.optimizer, live=self.module)
+
+    def meta(self) -> Meta:
+        train, parents = self.experiment.train, self._parents
+        flow = parents.flow if train.component == "diffusion" else None
+        return Meta(
+            component=train.component,
+            model=self.experiment.model,
+            latent_channels=self._sources.channels,
+            noise_std=train.noise_std,
+            loss=published_loss(train.component, train.loss),
+            step=self.step,
+            seed=train.random_seed,
+            flow=None if flow is None else flow.name,
+            flow_hash=None if flow is None else checkpoint.weights_hash(flow),
+            autoencoder_hash=self._sources.autoencoder_hash,
+        )

@@ -8,7 +8,7 @@ from torch import nn
 
 from raypipe.data.batches import TrainBatch
 from raypipe.data.windows import Sampler
-from raypipe.fit import DivergedError, Schedule, fit, make_optimizer
+from raypipe.training.loop import DivergedError, Schedule, fit, make_optimizer
 
 WEIGHT, BIAS = torch.tensor([[1.5, -2.0, 0.5]]), torch.tensor([0.25])
 

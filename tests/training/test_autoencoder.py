@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from raypipe import checkpoint, config
-from raypipe.autoencoding import AutoencoderTraining, backgrounds
 from raypipe.data.frames import to_float
 from raypipe.data.shards import ShardWriter, open_shards
+from raypipe.training.autoencoder import AutoencoderTraining, backgrounds
 
 CPU = torch.device("cpu")
 STEPS = 60

@@ -1,49 +1,23 @@
 """A finished search as one object that predicts video: `load_predictor(folder).predict(frames, horizon)`."""
 
-import json
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 from raypipe import checkpoint
 from raypipe.common.device import autocast, choose_device
 from raypipe.config import SOLVERS, Component, Solver
+from raypipe.forecast.manifest import MANIFEST, Manifest, find_best, read_manifest
 from raypipe.models.autoencoder import Autoencoder
 from raypipe.sde.compiled import compiled_evaluate
 from raypipe.sde.dynamics import ConstantDiffusion, Dynamics, Field, evaluate
 from raypipe.sde.rollout import rollout
 
-MANIFEST = "manifest.json"
 CONSTANT = "constant"
 """What a manifest calls a diffusion that is one standard deviation a channel, `constant_std`."""
 FRAME_BATCH = 64
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """What `best/manifest.json` says of the models beside it; it may say more, which is not read here.
-
-    flow, denoiser, diffusion: names of the trials they come from; None where there is none. fps: predicted
-    (whole) frames a second, where the dataset has a rate.
-    """
-
-    flow: str | None
-    alpha: float
-    beta: float
-    steps: int
-    num_input_frames: int
-    image_size: int
-    frame_stride: int
-    dataset: str
-    denoiser: str | None = None
-    diffusion: str | None = None
-    constant_std: list[float] | None = None
-    solver: Solver = "euler_maruyama"
-    fps: float | None = None
 
 
 class Predictor:
@@ -177,40 +151,6 @@ def load_predictor(folder: str | Path, *, compile: bool = False) -> Predictor:
     elif manifest.diffusion is not None:
         diffusion = _load(place, "diffusion", manifest, channels)
     return Predictor(manifest, autoencoder, flow, denoiser, diffusion, compile)
-
-
-def find_best(folder: Path) -> Path:
-    """`folder/best`, or `folder` itself if it is one. Raises ValueError, saying what to do, if there is none."""
-    # An experiment's own folder holds a manifest.json too, of another kind: best/ comes first.
-    for place in (folder / "best", folder):
-        if (place / MANIFEST).is_file() and (place / "autoencoder").is_dir() and not (place / "config.yaml").is_file():
-            return place
-    if (folder / "config.yaml").is_file():
-        raise ValueError(f"{folder}: this experiment has no {Path('best') / MANIFEST}; run python -m raypipe.evaluate")
-    if not folder.exists():
-        raise ValueError(f"{folder}: no such folder; give an experiment's folder, or the best/ in it")
-    raise ValueError(
-        f"{folder}: not a predictor's folder (no {MANIFEST}); give an experiment's folder, or the best/ in it that "
-        "python -m raypipe.evaluate makes"
-    )
-
-
-def read_manifest(folder: Path) -> Manifest:
-    """Raises ValueError, naming the field, for anything that is no predictor's manifest."""
-    path = folder / MANIFEST
-    try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-        manifest = TypeAdapter(Manifest).validate_python(fields)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not JSON ({error}); run python -m raypipe.evaluate again") from None
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "manifest"
-        raise ValueError(f"{path}: {where}: {first['msg']}; run python -m raypipe.evaluate again") from None
-    for name in ("steps", "num_input_frames", "image_size", "frame_stride"):
-        if getattr(manifest, name) < 1:
-            raise ValueError(f"{path}: {name}: must be at least 1, not {getattr(manifest, name)}")
-    return manifest
 
 
 def _load(place: Path, component: Component, manifest: Manifest, channels: int) -> nn.Module:

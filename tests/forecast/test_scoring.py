@@ -9,9 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from raypipe import config, forecast
+from raypipe import config
 from raypipe.data.shards import ShardWriter, open_shards
-from raypipe.forecast import Forecasts, choose_windows, fit_magnitude, residual_std
+from raypipe.forecast import scoring
+from raypipe.forecast.scoring import fit_magnitude, residual_std
+from raypipe.forecast.windows import Forecasts, choose_windows, climatology, forecast_windows
 from raypipe.sde.dynamics import ConstantDiffusion, Dynamics, evaluate
 
 EVALUATION = config.Evaluation(members=4, horizon=3, seed=5)
@@ -88,7 +90,7 @@ def test_forecast_windows_lie_where_they_say(tmp_path):
         config.Experiment(),
         **{"model.num_input_frames": 2, "evaluation.horizon": 3, "dataset.num_frames": 5, "dataset.frame_stride": 2},
     )
-    windows = forecast.forecast_windows(shards, experiment, 6, seed=0)
+    windows = forecast_windows(shards, experiment, 6, seed=0)
     assert windows.context.shape == (6, 2, 1, 1, 1) and windows.truth.shape == (6, 3, 1, 1, 1)
     assert set(windows.clips) == {0, 1, 2}
     for i, (clip, start) in enumerate(zip(windows.clips, windows.starts, strict=True)):
@@ -145,11 +147,11 @@ def test_a_perfect_flow_scores_0_and_persistence_1(steps):
     start, speed = noise(6, 1, 2, 2, 2), noise(6, 1, 2, 2, 2, seed=1)
     windows = toy(start + speed * torch.arange(5).view(1, 5, 1, 1, 1))
     perfect = Dynamics(Flow(lambda last, before: windows_speed(last, speed), 2))
-    assert forecast.score(perfect, windows, EVALUATION, steps).ratio.value < 1e-5
-    persistence = forecast.score(Dynamics(still()), windows, EVALUATION, steps)
+    assert scoring.score(perfect, windows, EVALUATION, steps).ratio.value < 1e-5
+    persistence = scoring.score(Dynamics(still()), windows, EVALUATION, steps)
     assert persistence.ratio.value == 1.0
     half = Dynamics(Flow(lambda last, before: windows_speed(last, speed) / 2, 2))
-    assert forecast.score(half, windows, EVALUATION, steps).ratio.value == pytest.approx(0.5, rel=1e-5)
+    assert scoring.score(half, windows, EVALUATION, steps).ratio.value == pytest.approx(0.5, rel=1e-5)
 
 
 def windows_speed(last, speed):
@@ -159,20 +161,20 @@ def windows_speed(last, speed):
 def test_forecasts_depend_on_the_seed_and_the_windows_place_alone():
     windows = toy(noise(5, 5, 2, 2, 2))
     dynamics = Dynamics(still(), diffusion=ConstantDiffusion(torch.ones(2)))
-    whole = forecast.forecast(dynamics, windows, EVALUATION, 1)
+    whole = scoring.forecast(dynamics, windows, EVALUATION, 1)
     assert whole.shape == (5, 4, 3, 2, 2, 2)
-    small = forecast.forecast(dynamics, windows, replace(EVALUATION, batch_size=4), 1)
+    small = scoring.forecast(dynamics, windows, replace(EVALUATION, batch_size=4), 1)
     torch.testing.assert_close(small, whole)
-    torch.testing.assert_close(forecast.forecast(dynamics, windows, EVALUATION, 1, members=2), whole[:, :2])
-    assert not torch.equal(forecast.forecast(dynamics, windows, replace(EVALUATION, seed=6), 1), whole)
+    torch.testing.assert_close(scoring.forecast(dynamics, windows, EVALUATION, 1, members=2), whole[:, :2])
+    assert not torch.equal(scoring.forecast(dynamics, windows, replace(EVALUATION, seed=6), 1), whole)
 
 
 def test_the_first_solver_is_taken_unless_another_is_given():
     windows = toy(noise(5, 5, 2, 2, 2))
     dynamics = Dynamics(Flow(lambda last, before: last.sin(), 2))
-    heun = forecast.forecast(dynamics, windows, replace(EVALUATION, solvers=["heun", "milstein"]), 1)
-    assert torch.equal(forecast.forecast(dynamics, windows, EVALUATION, 1, solver="heun"), heun)
-    assert not torch.equal(forecast.forecast(dynamics, windows, EVALUATION, 1), heun)
+    heun = scoring.forecast(dynamics, windows, replace(EVALUATION, solvers=["heun", "milstein"]), 1)
+    assert torch.equal(scoring.forecast(dynamics, windows, EVALUATION, 1, solver="heun"), heun)
+    assert not torch.equal(scoring.forecast(dynamics, windows, EVALUATION, 1), heun)
 
 
 def test_networks_are_compiled_where_the_config_says_so(monkeypatch):
@@ -182,12 +184,12 @@ def test_networks_are_compiled_where_the_config_says_so(monkeypatch):
         calls.append(len(fields))
         return evaluate(fields, x, u)
 
-    monkeypatch.setattr(forecast, "compiled_evaluate", lambda: spy)
+    monkeypatch.setattr(scoring, "compiled_evaluate", lambda: spy)
     windows = toy(noise(5, 5, 2, 2, 2))
     dynamics = Dynamics(still(), diffusion=ConstantDiffusion(torch.ones(2)))
-    plain = forecast.forecast(dynamics, windows, EVALUATION, 1)
+    plain = scoring.forecast(dynamics, windows, EVALUATION, 1)
     assert not calls
-    assert torch.equal(forecast.forecast(dynamics, windows, replace(EVALUATION, compile=True), 1), plain)
+    assert torch.equal(scoring.forecast(dynamics, windows, replace(EVALUATION, compile=True), 1), plain)
     assert calls == [2] * 3
 
 
@@ -195,7 +197,7 @@ def test_climatology_is_training_frames(tmp_path):
     clips = [noise(n, 2, 2, 2, seed=n).numpy() for n in (3, 9, 6)]
     train = write(tmp_path, clips)
     windows = toy(noise(40, 5, 2, 2, 2))
-    drawn = forecast.climatology(train, windows, 6, seed=0)
+    drawn = climatology(train, windows, 6, seed=0)
     assert drawn.shape == (40, 6, 3, 2, 2, 2)
     assert torch.equal(drawn[:, :, 0], drawn[:, :, 2])
     pool = torch.from_numpy(np.concatenate(clips).astype(np.float16)).float()
@@ -204,5 +206,5 @@ def test_climatology_is_training_frames(tmp_path):
     counts = equal.sum(0)
     assert counts.min() >= 2 and counts.max() <= 35  # 13.3 each on average
     assert 20 < counts[:3].sum() < 60  # the clip of 3 frames gives 40 on average, not a third of all
-    assert torch.equal(forecast.climatology(train, windows, 6, seed=0), drawn)
-    assert not torch.equal(forecast.climatology(train, windows, 6, seed=1), drawn)
+    assert torch.equal(climatology(train, windows, 6, seed=0), drawn)
+    assert not torch.equal(climatology(train, windows, 6, seed=1), drawn)

@@ -1,5 +1,6 @@
 """The training loop. Trials, Ray Train workers and tests all run this one; it knows nothing of Ray."""
 
+import copy
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -12,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from raypipe.averaging import Average
 from raypipe.common.device import autocast
 from raypipe.data.batches import TrainBatch
 
@@ -54,6 +54,30 @@ class Schedule:
         if self.kind == "sqrt":
             return self.learning_rate * (LAST_RATE + (1 - LAST_RATE) * math.sqrt(1 - done))
         return self.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
+
+
+class Average:
+    """Exponential moving average of the weights of `live`, as a module of its own, in eval mode.
+
+    After n steps the decay is min(decay, (1 + n) / (10 + n)), so that the random weights of the start are soon
+    forgotten. It depends on the step alone: a resumed training averages as an uninterrupted one.
+    Buffers, such as BatchNorm's statistics, are averages already and are copied.
+    """
+
+    def __init__(self, live: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.module = copy.deepcopy(live).eval().requires_grad_(False)
+        self._live: list[Tensor] = list(live.parameters())
+        self._mean: list[Tensor] = list(self.module.parameters())
+        self._buffers = list(zip(self.module.buffers(), live.buffers(), strict=True))
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Take in the weights after a step, counted from 0."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        torch._foreach_lerp_(self._mean, self._live, 1 - decay)
+        for mine, theirs in self._buffers:
+            mine.copy_(theirs)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ from torch import nn
 from raypipe import config
 from raypipe.data.batches import TrainBatch
 from raypipe.models.autoencoder import Reconstruction
-from raypipe.task import AutoencoderTask, ComponentTask
+from raypipe.training.autoencoder import AutoencoderTask
+from raypipe.training.component import ComponentTask
 
 K, C, SIDE = 2, 3, 2
 CHOICES = [(component, loss) for component, losses in config.LOSSES.items() for loss in losses or (None,)]

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from raypipe.averaging import Average
+from raypipe.training.loop import Average
 
 
 def test_it_is_its_formula_with_a_short_memory_at_first():

@@ -1,0 +1,100 @@
+"""One configuration of one component: how it is trained, and how it is scored. No Ray in here."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor, nn
+
+from raypipe import checkpoint
+from raypipe.common.device import choose_device
+from raypipe.config import Component, Evaluation, Experiment
+from raypipe.forecast import scoring
+from raypipe.forecast.windows import forecast_windows
+from raypipe.metrics.ensemble import Score
+from raypipe.sde.dynamics import ConstantDiffusion, Dynamics
+from raypipe.sde.solvers import SOLVERS
+from raypipe.workspace.dataset import Sources
+from raypipe.workspace.layout import Parents
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A component's score on the held-out windows.
+
+    magnitude: the constant diffusion's multiplier, or beta, fitted on training windows; residual_std: the
+    flow's, [C], on training windows at u = 0; nfe_per_frame: network evaluations that a predicted frame takes.
+    """
+
+    score: Score
+    magnitude: float
+    residual_std: tuple[float, ...]
+    nfe_per_frame: int
+
+
+class Scorer:
+    """Scores components of one stage on the same windows, with the same noise, whatever they were trained on."""
+
+    def __init__(self, experiment: Experiment, sources: Sources, parents: Parents) -> None:
+        evaluation = experiment.evaluation
+        self._experiment = experiment
+        self._held_out = forecast_windows(sources.split("val"), experiment, evaluation.windows, evaluation.seed)
+        self._fitting = forecast_windows(
+            sources.split("train"), experiment, evaluation.fit_windows, evaluation.seed + 1
+        )
+        device = choose_device()
+        self._flow = None if parents.flow is None else checkpoint.load_component(parents.flow).to(device)
+        self._denoiser = None if parents.denoiser is None else checkpoint.load_component(parents.denoiser).to(device)
+
+    def __call__(self, component: Component, module: nn.Module | None, evaluation: Evaluation | None = None) -> Scored:
+        """The score of `module` (None: no denoiser at all) in the forecast that its stage prescribes.
+
+        flow: with a constant diffusion; denoiser: the best flow with it, and a constant; diffusion: the
+        best flow and denoiser with it. The magnitude is fitted on training windows each time.
+        evaluation: whose first steps and solver integrate, where a trial has its own; the windows stay.
+        """
+        was_training = module is not None and module.training
+        if module is not None:
+            module.eval()
+        make, std = _DYNAMICS[component](self, module)
+        evaluation = evaluation or self._experiment.evaluation
+        steps, solver = evaluation.steps[0], SOLVERS[evaluation.solvers[0]]
+        candidates = evaluation.betas if component == "diffusion" else evaluation.multipliers
+        fitted = scoring.fit_magnitude(make, candidates, self._fitting, evaluation, steps)
+        dynamics = make(fitted.value)
+        result = scoring.score(dynamics, self._held_out, evaluation, steps)
+        if module is not None:
+            module.train(was_training)
+        return Scored(result, fitted.value, tuple(std.tolist()), steps * dynamics.evaluations(solver))
+
+    def constant(self, flow: nn.Module) -> Tensor:
+        return scoring.residual_std(flow, self._fitting, self._experiment.sde.sigma)
+
+    def _with_flow(self, module: nn.Module | None) -> tuple[Callable[[float], Dynamics], Tensor]:
+        assert module is not None
+        std = self.constant(module)
+        return lambda m: Dynamics(module, diffusion=ConstantDiffusion(m * std)), std
+
+    def _with_denoiser(self, module: nn.Module | None) -> tuple[Callable[[float], Dynamics], Tensor]:
+        flow = self._flow
+        assert flow is not None
+        std = self.constant(flow)
+        return lambda m: Dynamics(flow, module, ConstantDiffusion(m * std)), std
+
+    def _with_diffusion(self, module: nn.Module | None) -> tuple[Callable[[float], Dynamics], Tensor]:
+        flow, denoiser = self._flow, self._denoiser
+        assert flow is not None
+        assert module is not None
+        return lambda beta: Dynamics(flow, denoiser, module, beta=beta), self.constant(flow)
+
+
+_DYNAMICS: Mapping[Component, Callable[[Scorer, nn.Module | None], tuple[Callable[[float], Dynamics], Tensor]]] = {
+    "flow": Scorer._with_flow,
+    "denoiser": Scorer._with_denoiser,
+    "diffusion": Scorer._with_diffusion,
+}
+
+
+def window_scores(score: Score) -> np.ndarray:
+    """crps and reference of each window and step, [2, windows, horizon]: what paired differences need."""
+    return np.stack([score.crps, score.reference])
