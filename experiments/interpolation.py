@@ -23,13 +23,15 @@ from raypipe.common.device import choose_device
 from raypipe.common.files import atomic_path, write_json
 from raypipe.config import Component, Experiment
 from raypipe.data.frames import to_float, to_uint8
+from raypipe.distributed.connection import start_ray
+from raypipe.distributed.jobs import ComponentJob, run_settings
+from raypipe.distributed.prepare import prepare
+from raypipe.distributed.trainer import train_jobs
 from raypipe.forecast.film import strip
 from raypipe.forecast.windows import choose_windows
-from raypipe.launch import start_ray, train_jobs
 from raypipe.metrics.frames import psnr
 from raypipe.sde.dynamics import Dynamics
 from raypipe.sde.rollout import rollout
-from raypipe.train import ComponentJob, prepare, run_settings
 from raypipe.workspace.dataset import Sources
 from raypipe.workspace.layout import Parents, Workspace
 

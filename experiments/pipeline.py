@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from raypipe import cli, evaluate, tune
 from raypipe.config import COMPONENTS
-from raypipe.launch import start_ray
+from raypipe.distributed.connection import start_ray
 from raypipe.workspace.claims import hold
 
 

@@ -22,13 +22,13 @@ from raypipe.common.seeds import step_generator
 from raypipe.config import Experiment
 from raypipe.data.batches import TrainBatch, WindowBatches
 from raypipe.data.windows import Sampler, WindowIndex
+from raypipe.distributed.connection import start_ray
+from raypipe.distributed.prepare import prepare
 from raypipe.forecast import scoring
 from raypipe.forecast.windows import forecast_windows
-from raypipe.launch import start_ray
 from raypipe.models.components import build_component
 from raypipe.sde.dynamics import ConstantDiffusion, Dynamics, Interval
 from raypipe.sde.path import Draws, draw, sample_path, stack, velocity
-from raypipe.train import prepare
 from raypipe.training.component import component_schedule
 from raypipe.training.loop import Progress, fit, make_optimizer
 from raypipe.workspace.dataset import Sources

@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import argparse
-import os
 import re
 import sys
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import closing, contextmanager
-from functools import partial
+from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
-from typing import Any, NoReturn, Self
+from typing import NoReturn, Self
 
 from filelock import FileLock, Timeout
 
 from raypipe import cli
 from raypipe.common import terminal
 from raypipe.data.conversion import resuming
-from raypipe.data.conversion.processes import ProcessDiedError, run_in_processes
 from raypipe.data.conversion.resuming import State
 from raypipe.data.conversion.shard import LAYOUTS, Options, Outcome, Task, plan
 from raypipe.data.conversion.splits import DATASETS, SPLITS, Division, Split, find_splits
 from raypipe.data.video.fitting import MODES
+from raypipe.distributed.conversion import choose_runner
 
 PROG = "raypipe.convert_to_h5"
 ABOUT = """Pack videos, folders of frames, or shards into HDF5 shards.
@@ -35,10 +33,6 @@ kept; other options, or changed sources, are refused. The result does not depend
 
 exit code: 0 all well; 1 sources were unreadable and left out, or a split has no clip left; 2 bad input, a full disk
 or a killed process; 130 interrupted."""
-
-
-Run = Callable[[Sequence[Task], Callable[[int], None]], Generator[tuple[Task, Outcome], None, None]]
-"""Makes tasks, telling how many frames were added; gives them as they end."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -203,7 +197,10 @@ def _convert_all(
     left = [task for name in open_splits for task in states[name].left]
     every = [task for name in open_splits for task in tasks[name]]
     try:
-        with _runner(workers) as run, _Bar(every, [o for name in open_splits for o in done[name].values()]) as bar:
+        with (
+            choose_runner(workers) as run,
+            _Bar(every, [o for name in open_splits for o in done[name].values()]) as bar,
+        ):
             for name in open_splits:
                 if not states[name].left:
                     resuming.finish(out / name, tasks[name], done[name])
@@ -245,96 +242,6 @@ class _Bar:
 
     def __exit__(self, *error: object) -> None:
         self._bar.close()
-
-
-@contextmanager
-def _runner(workers: int | None) -> Iterator[Run]:
-    """What makes shards: this process, processes beside it, or tasks on a Ray cluster that is up."""
-    if workers == 1:
-        yield _run_here
-        return
-    with _cluster() as cpus:
-        if cpus is None:
-            yield partial(_run_locally, workers or os.cpu_count() or 1)
-        else:
-            yield partial(_run_on_ray, workers or cpus)
-
-
-def _run_here(tasks: Sequence[Task], progress: Callable[[int], None]) -> Generator[tuple[Task, Outcome], None, None]:
-    for task in tasks:
-        yield task, resuming.make(task, progress)
-
-
-def _run_locally(
-    workers: int, tasks: Sequence[Task], progress: Callable[[int], None]
-) -> Generator[tuple[Task, Outcome], None, None]:
-    if min(workers, len(tasks)) <= 1:
-        yield from _run_here(tasks, progress)
-        return
-    try:
-        # Closed by hand: an interrupted loop would leave it, and the processes, to the garbage collector.
-        with closing(run_in_processes(resuming.make, tasks, workers, progress)) as results:
-            yield from results
-    except ProcessDiedError as error:
-        raise ValueError(_died(error.task, error.how)) from None
-
-
-def _died(task: Task, how: str) -> str:
-    return (
-        f"{task.path}: the process making it was {how}, out of memory or disk space perhaps; the same command goes on"
-        f" from here, with fewer --num-workers if memory is short"
-    )
-
-
-@contextmanager
-def _cluster() -> Iterator[int | None]:
-    """Join the Ray that is up (`cluster.join`); never start one. Gives its CPUs, None without one."""
-    if os.environ.get("RAY_ADDRESS") == "local":
-        yield None  # without importing Ray
-        return
-    import ray
-
-    from raypipe import cluster
-
-    joined = ray.is_initialized()
-    if not joined and not cluster.join():
-        yield None
-        return
-    try:
-        yield max(1, int(ray.cluster_resources().get("CPU", 1)))
-    finally:
-        if not joined:
-            ray.shutdown()
-
-
-def _run_on_ray(
-    workers: int, tasks: Sequence[Task], progress: Callable[[int], None]
-) -> Generator[tuple[Task, Outcome], None, None]:
-    import ray
-    from ray.exceptions import RayError, RayTaskError
-
-    remote = ray.remote(num_cpus=1)(resuming.make)
-    waiting = list(reversed(tasks))
-    running: dict[Any, Task] = {}
-    try:
-        while waiting or running:
-            while waiting and len(running) < workers:
-                task = waiting.pop()
-                running[remote.remote(task)] = task
-            ready, _ = ray.wait(list(running), timeout=1.0)
-            for reference in ready:
-                task = running.pop(reference)
-                try:
-                    outcome: Outcome = ray.get(reference)
-                except RayTaskError as error:
-                    raise (error.cause if isinstance(error.cause, ValueError) else error) from None
-                except RayError as error:
-                    raise ValueError(_died(task, f"lost ({type(error).__name__})")) from None
-                progress(outcome.frames)
-                yield task, outcome
-    finally:
-        for reference in running:
-            ray.cancel(reference, force=True)
 
 
 def _summarise(args: argparse.Namespace, splits: Sequence[Split], done: dict[str, dict[str, Outcome]]) -> int:

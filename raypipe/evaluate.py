@@ -20,10 +20,11 @@ from raypipe.common import terminal
 from raypipe.common.files import atomic_folder, atomic_path, write_json
 from raypipe.config import COMPONENTS, ConfigError, Experiment
 from raypipe.data.frames import to_float, to_uint8
+from raypipe.distributed.connection import start_ray
+from raypipe.distributed.failures import plain_errors
 from raypipe.finalists import Finalist, read_finalists
 from raypipe.forecast.predictor import load_predictor
 from raypipe.forecast.windows import choose_windows, read_window
-from raypipe.launch import plain_errors, start_ray
 from raypipe.metrics.ensemble import Score
 from raypipe.report import BASELINES, write_report
 from raypipe.workspace.claims import latest

@@ -13,13 +13,14 @@ import torch
 
 from raypipe import checkpoint, config, records
 from raypipe.config import LOSSES, Evaluation
+from raypipe.distributed.failures import plain_errors
+from raypipe.distributed.jobs import ComponentJob, run_settings
+from raypipe.distributed.trainer import Settings, train_jobs
 from raypipe.finalists import NO_DENOISER, Finalist, published, read_finalists
 from raypipe.forecast.component import Scored, Scorer
-from raypipe.launch import Settings, plain_errors, train_jobs
 from raypipe.metrics.ensemble import Score
 from raypipe.records import Trial
 from raypipe.study import ended_trials
-from raypipe.train import ComponentJob, run_settings
 from raypipe.trial import Stage
 from raypipe.workspace.dataset import Sources
 from raypipe.workspace.layout import Parents

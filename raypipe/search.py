@@ -14,7 +14,7 @@ from ray import tune
 
 from raypipe.common.files import disk_is_full, write_json
 from raypipe.config import Axis, ConfigError, Experiment
-from raypipe.launch import scales_up
+from raypipe.distributed.connection import scales_up
 from raypipe.schedulers import make_scheduler
 from raypipe.space import first_points, published_point
 from raypipe.study import count_ended, drop_running, importances, known_trials, open_storage

@@ -14,12 +14,12 @@ from ray import tune
 from raypipe import checkpoint, config, records
 from raypipe.common.files import disk_is_full, standing
 from raypipe.config import Component, Experiment
+from raypipe.distributed.jobs import ComponentJob, component_label
+from raypipe.distributed.trainer import Settings, train_jobs
 from raypipe.forecast.component import Scorer
-from raypipe.launch import Settings, train_jobs
 from raypipe.metrics.ensemble import Score
 from raypipe.population import Exploit
 from raypipe.schedulers import spaced
-from raypipe.train import ComponentJob, component_label
 from raypipe.training.component import Training
 from raypipe.training.loop import DivergedError, Progress
 from raypipe.training.monitor import Monitor

@@ -16,12 +16,12 @@ from raypipe import cli, config, records
 from raypipe.common import terminal
 from raypipe.common.files import write_atomic, write_json
 from raypipe.config import COMPONENTS, Axis, Component, ConfigError, Experiment
+from raypipe.distributed.connection import start_ray
+from raypipe.distributed.prepare import prepare
 from raypipe.finalists import NO_DENOISER, Finalist, read_finalists, write_finalists
-from raypipe.launch import start_ray
 from raypipe.refits import refit
 from raypipe.search import run_search
 from raypipe.study import ended_trials
-from raypipe.train import prepare
 from raypipe.trial import Stage
 from raypipe.workspace.claims import claim, hold, latest
 from raypipe.workspace.dataset import check_dataset

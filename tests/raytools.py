@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 
 from raypipe import checkpoint, cli, config
 from raypipe.config import Experiment
-from raypipe.launch import start_ray
+from raypipe.distributed.connection import start_ray
 from raypipe.models.autoencoder import build_autoencoder
 
 ROOT = Path(__file__).parents[1]

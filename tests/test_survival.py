@@ -20,8 +20,8 @@ from ray.cluster_utils import Cluster
 from raypipe import checkpoint, records, train, tune
 from raypipe.common.files import standing
 from raypipe.config import ConfigError
+from raypipe.distributed.connection import start_ray
 from raypipe.finalists import read_finalists
-from raypipe.launch import start_ray
 from raypipe.search import run_search
 from raypipe.study import known_trials, open_storage
 from raypipe.training.monitor import read_metrics

@@ -21,11 +21,13 @@ from ray.cluster_utils import Cluster
 from raypipe import checkpoint, config, train
 from raypipe.config import ConfigError
 from raypipe.data.shards import ShardWriter
-from raypipe.launch import Settings, start_ray, train_jobs
-from raypipe.train import ComponentJob, RunName, parse_run_name, run_name
+from raypipe.distributed.connection import start_ray
+from raypipe.distributed.jobs import ComponentJob
+from raypipe.distributed.trainer import Settings, train_jobs
 from raypipe.training.loop import DivergedError
 from raypipe.training.monitor import read_metrics
 from raypipe.workspace.layout import SPLITS, Workspace
+from raypipe.workspace.run_names import RunName, parse_run_name, run_name
 from tests import raytools
 from tests.raytools import TINY, difference, flags, outcome, same_weights, started, tiny, wait_for
 

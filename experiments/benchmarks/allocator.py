@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from raypipe import cli, config
-from raypipe.launch import ALLOCATOR
+from raypipe.distributed.connection import ALLOCATOR
 from raypipe.models.components import build_component
 
 PARTS = ("training", "forecast")

@@ -18,7 +18,7 @@ from typing import Any
 from ray import tune
 
 from raypipe import cli, config, records
-from raypipe.launch import start_ray
+from raypipe.distributed.connection import start_ray
 from raypipe.search import concurrent_trials, run_search
 from raypipe.trial import Stage
 from raypipe.workspace.layout import Workspace

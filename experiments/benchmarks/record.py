@@ -24,8 +24,8 @@ import torch
 from raypipe import cli, config, records
 from raypipe.common import terminal
 from raypipe.common.files import atomic_path
-from raypipe.launch import start_ray
-from raypipe.train import prepare
+from raypipe.distributed.connection import start_ray
+from raypipe.distributed.prepare import prepare
 from raypipe.trial import Stage, StageTrial
 from raypipe.workspace.layout import Workspace
 from raypipe.workspace.manifest import manifest

@@ -30,10 +30,11 @@ from raypipe import checkpoint, cli, config
 from raypipe.common import terminal
 from raypipe.data.latents import cache_latents, finish
 from raypipe.data.shards import ShardWriter
-from raypipe.launch import Settings, start_ray, train_jobs
+from raypipe.distributed.connection import start_ray
+from raypipe.distributed.jobs import ComponentJob
+from raypipe.distributed.trainer import Settings, train_jobs
 from raypipe.models.attention import linear
 from raypipe.models.autoencoder import Autoencoder, build_network
-from raypipe.train import ComponentJob
 from raypipe.training.component import Training
 from raypipe.training.loop import Progress
 from raypipe.workspace.dataset import Sources

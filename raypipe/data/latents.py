@@ -73,7 +73,7 @@ def missing_shards(frames: Shards, folder: str | Path, key: str) -> list[int]:
 
 
 def cache_latents(frames: Shards, folder: str | Path, encode: Encode, batch_size: int, key: str) -> None:
-    """Encode all that is missing in this process; `raypipe.encoding` does it on a cluster."""
+    """Encode all that is missing in this process; `raypipe.distributed.encoding` does it on a cluster."""
     for shard in missing_shards(frames, folder, key):
         encode_shard(frames, shard, folder, encode, batch_size, key)
 

@@ -17,7 +17,7 @@ from raypipe import checkpoint
 from raypipe.config import ConfigError
 from raypipe.data.latents import encode_shard, finish
 from raypipe.data.shards import ShardWriter
-from raypipe.encoding import prepare_latents
+from raypipe.distributed.encoding import prepare_latents
 from raypipe.models.autoencoder import build_autoencoder
 from raypipe.workspace.dataset import Sources, frame_encoder
 from raypipe.workspace.layout import SPLITS, Workspace

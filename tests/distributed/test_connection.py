@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
-from raypipe import cluster
 from raypipe.common.errors import ConfigError
+from raypipe.distributed import connection as cluster
 from tests.raytools import ROOT, local_ray
 
 

@@ -19,7 +19,8 @@ from raypipe.config import ConfigError
 from raypipe.data.latents import Encode, check_latents, encode_shard, finish, missing_shards
 from raypipe.data.shards import Shards
 from raypipe.data.shards.writer import INDEX
-from raypipe.launch import plain_errors, scales_up
+from raypipe.distributed.connection import scales_up
+from raypipe.distributed.failures import plain_errors
 from raypipe.workspace.dataset import Sources, frame_encoder
 from raypipe.workspace.layout import SPLITS, Split
 

@@ -1,7 +1,6 @@
 """Ray underneath the verbs: the cluster, and trainings under TorchTrainer."""
 
 import logging
-import os
 import signal
 import tempfile
 import threading
@@ -15,56 +14,25 @@ import ray
 import ray.train
 import ray.train.torch
 import torch
-from ray.exceptions import RayTaskError
-from ray.train import (
-    Checkpoint,
-    CheckpointConfig,
-    ControllerError,
-    FailureConfig,
-    RunConfig,
-    ScalingConfig,
-    TrainingFailedError,
-    WorkerGroupError,
-)
+from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from torch import nn
 
-from raypipe import cluster
 from raypipe.checkpoint import read_meta
 from raypipe.common.device import train_backend
 from raypipe.common.terminal import progress_bar
 from raypipe.config import ConfigError
+from raypipe.distributed.connection import scales_up
+from raypipe.distributed.failures import plain_errors
 from raypipe.training.loop import DivergedError, Progress
 from raypipe.training.monitor import Label, Monitor, read_metrics
 
 logger = logging.getLogger(__name__)
 
-ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(2**25), "MALLOC_TRIM_THRESHOLD_": str(2**28)}
-"""glibc keeps tensors' memory for the next step instead of handing it back to the system and asking for it again, which
-costs a CPU a third of a forecast (experiments/benchmarks/allocator.py). 2^25 is the most that it takes."""
 
 KEEP_CHECKPOINTS = 5
 REPORTS_A_CHECKPOINT = 5
 """Progress is written this many times between two checkpoints."""
-
-
-def start_ray(*, dashboard: bool = False) -> None:
-    """Join the Ray that is up (`cluster.join`), or start one on this machine; whoever joined already, stays."""
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")  # a report waits for the next look
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-    # The study and trials.parquet keep what Ray Tune would write of every trial once more, and it takes its time.
-    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
-    os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "3600")
-    for name, value in ALLOCATOR.items():
-        os.environ.setdefault(name, value)  # workers of a Ray that starts here begin with it
-    if ray.is_initialized() or cluster.join():
-        return
-    try:
-        ray.init("local", include_dashboard=dashboard, **cluster.SETTINGS)
-    except Exception as error:  # an overloaded or full machine, of which Ray says so in several ways
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"Ray did not start on this machine ({reason}); try again, or free memory and disk") from None
 
 
 class Trainee(Protocol):
@@ -151,11 +119,6 @@ def finished(job: Job) -> bool:
     """Whether the trained model stands in its folder."""
     folder = job.folder
     return (folder / "config.json").is_file() and read_meta(folder).step >= job.steps
-
-
-def scales_up() -> bool:
-    """Whether this is the head of a cluster that `ray up` made, which starts nodes for what waits."""
-    return Path("~/ray_bootstrap_config.yaml").expanduser().exists()
 
 
 def check_resources(settings: Settings) -> None:
@@ -343,29 +306,3 @@ def _interruptible() -> Iterator[None]:
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, before)
-
-
-@contextmanager
-def plain_errors() -> Iterator[None]:
-    """Bad input that a worker found (ValueError) as ConfigError, without Ray's wrapping."""
-    try:
-        yield
-    except (RayTaskError, TrainingFailedError) as error:
-        cause = root_cause(error)
-        if isinstance(cause, ValueError):
-            raise ConfigError(str(cause)) from error
-        raise
-
-
-def root_cause(error: BaseException) -> BaseException:
-    """What a worker raised first, under all that Ray wrapped around it."""
-    inner: Any = None
-    if isinstance(error, WorkerGroupError):
-        inner = next(iter(error.worker_failures.values()), None)
-    elif isinstance(error, ControllerError):
-        inner = error.controller_failure
-    elif isinstance(error, RayTaskError):
-        inner = error.cause
-    else:
-        inner = getattr(error, "_base_exc", None)
-    return error if not isinstance(inner, BaseException) else root_cause(inner)

@@ -1,4 +1,4 @@
-"""The Ray that is up: found and joined, never started."""
+"""The Ray that a command works on: the one that is up, joined, or one started on this machine."""
 
 import logging
 import os
@@ -6,6 +6,7 @@ import re
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -21,6 +22,9 @@ TRIES = "RAY_gcs_server_port_wait_time_s"
 """How often Ray tries, half a minute each; by itself twenty times."""
 SETTINGS: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": False}
 """Of `ray.init`, joined or started."""
+ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(2**25), "MALLOC_TRIM_THRESHOLD_": str(2**28)}
+"""glibc keeps tensors' memory for the next step instead of handing it back to the system and asking for it again, which
+costs a CPU a third of a forecast (experiments/benchmarks/allocator.py). 2^25 is the most that it takes."""
 
 
 def join() -> bool:
@@ -74,3 +78,27 @@ def _answers(address: str) -> bool:
     except (OSError, OverflowError):
         return False
     return True
+
+
+def start_ray(*, dashboard: bool = False) -> None:
+    """Join the Ray that is up (`join`), or start one on this machine; whoever joined already, stays."""
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")  # a report waits for the next look
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    # The study and trials.parquet keep what Ray Tune would write of every trial once more, and it takes its time.
+    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+    os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "3600")
+    for name, value in ALLOCATOR.items():
+        os.environ.setdefault(name, value)  # workers of a Ray that starts here begin with it
+    if ray.is_initialized() or join():
+        return
+    try:
+        ray.init("local", include_dashboard=dashboard, **SETTINGS)
+    except Exception as error:  # an overloaded or full machine, of which Ray says so in several ways
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"Ray did not start on this machine ({reason}); try again, or free memory and disk") from None
+
+
+def scales_up() -> bool:
+    """Whether this is the head of a cluster that `ray up` made, which starts nodes for what waits."""
+    return Path("~/ray_bootstrap_config.yaml").expanduser().exists()

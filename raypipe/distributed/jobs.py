@@ -1,0 +1,112 @@
+"""The trainings of an experiment, described so that any worker can begin them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from raypipe import config
+from raypipe.config import Experiment
+from raypipe.distributed.trainer import Settings, Trainee
+from raypipe.training.autoencoder import AutoencoderTraining
+from raypipe.training.component import Training
+from raypipe.training.monitor import Label
+from raypipe.workspace.dataset import Sources
+from raypipe.workspace.layout import Parents, Workspace
+
+
+def run_settings(
+    experiment: Experiment,
+    workspace: Workspace,
+    name: str,
+    *,
+    use_gpu: bool = False,
+    batch: int | None = None,
+    **more: Any,
+) -> Settings:
+    """train.num_workers workers, or as many as divide the batch."""
+    batch = batch or experiment.train.batch_size
+    workers = max(n for n in range(1, experiment.train.num_workers + 1) if batch % n == 0)
+    return Settings(
+        storage=workspace.ray / "train",
+        name=name,
+        num_workers=workers,
+        use_gpu=use_gpu,
+        cpus_per_worker=experiment.train.cpus_per_worker,
+        max_failures=experiment.train.max_failures,
+        **more,
+    )
+
+
+@dataclass(frozen=True)
+class AutoencoderJob:
+    """The training of an experiment's autoencoder."""
+
+    experiment: Experiment
+    workspace: Workspace
+
+    @property
+    def folder(self) -> Path:
+        return self.workspace.autoencoder
+
+    @property
+    def steps(self) -> int:
+        return self.experiment.autoencoder.steps
+
+    @property
+    def checkpoint_every(self) -> int:
+        return max(1, self.steps // 4)
+
+    @property
+    def label(self) -> Label:
+        return Label(f"{self.workspace.name}/autoencoder", config.to_dict(self.experiment.autoencoder))
+
+    def build(self, rank: int, world_size: int, device: torch.device, wrap: Any) -> Trainee:
+        frames = Sources(self.experiment, self.workspace).frames("train")
+        return AutoencoderTraining(self.experiment, frames, rank=rank, world_size=world_size, wrap=wrap, device=device)
+
+
+@dataclass(frozen=True)
+class ComponentJob:
+    """The training of one component to its end, into `<component>/<name>`."""
+
+    experiment: Experiment
+    workspace: Workspace
+    name: str
+    parents: Parents = Parents()
+
+    @property
+    def folder(self) -> Path:
+        return self.workspace.run(self.experiment.train.component, self.name)
+
+    @property
+    def steps(self) -> int:
+        return self.experiment.train.steps
+
+    @property
+    def checkpoint_every(self) -> int:
+        return self.experiment.train.checkpoint_every
+
+    @property
+    def label(self) -> Label:
+        return component_label(self.experiment, self.workspace)
+
+    def build(self, rank: int, world_size: int, device: torch.device, wrap: Any) -> Trainee:
+        return Training(
+            self.experiment,
+            Sources(self.experiment, self.workspace),
+            self.parents,
+            rank=rank,
+            world_size=world_size,
+            wrap=wrap,
+            device=device,
+        )
+
+
+def component_label(experiment: Experiment, workspace: Workspace) -> Label:
+    """How wandb shows the training of a component, a trial's too."""
+    settings = config.to_dict(experiment)
+    return Label(
+        f"{workspace.name}/{experiment.train.component}", {name: settings[name] for name in ("model", "train", "sde")}
+    )

@@ -1,0 +1,106 @@
+"""What an experiment needs before it trains: dataset, autoencoder and latent cache, made where they are missing."""
+
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from raypipe import config
+from raypipe.checkpoint.reference import take_autoencoder
+from raypipe.common import terminal
+from raypipe.common.files import write_json
+from raypipe.config import ConfigError, Experiment
+from raypipe.data.batches import warn_of_short_clips
+from raypipe.distributed.encoding import prepare_latents
+from raypipe.distributed.jobs import AutoencoderJob, run_settings
+from raypipe.distributed.trainer import train_jobs
+from raypipe.workspace.dataset import Sources, prepare_dataset
+from raypipe.workspace.layout import SPLITS, Workspace
+from raypipe.workspace.manifest import begin, dataset_hashes
+
+
+def prepare(experiment: Experiment, workspace: Workspace, *, use_gpu: bool = False, wandb: bool = False) -> Sources:
+    """Dataset, autoencoder and latent cache of an experiment, made where they are missing."""
+    with terminal.progress_bar(f"make dataset {experiment.dataset.name}", None, "clip", leave=False, delay=1) as bar:
+        prepare_dataset(workspace, experiment, partial(_advance, bar))
+    sources = Sources(experiment, workspace)
+    _check_frames(sources)
+    begin(workspace, experiment)
+    _check_dataset(sources)
+    _prepare_autoencoder(sources, use_gpu, wandb)
+    prepare_latents(sources, use_gpu=use_gpu)
+    return sources
+
+
+def _check_dataset(sources: Sources) -> None:
+    """Refuse another dataset than the experiment began with."""
+    experiment, workspace = sources.experiment, sources.workspace
+    began = json.loads((workspace.folder / "manifest.json").read_text()).get("dataset")
+    if began != dataset_hashes(workspace.dataset(experiment)):
+        raise ConfigError(
+            f"--name: {workspace.name!r} in {workspace.storage} began with another dataset; take another --name"
+        )
+
+
+def _check_frames(sources: Sources) -> None:
+    """Refuse frames of another size than the experiment's, and clips that are all too short."""
+    experiment, workspace = sources.experiment, sources.workspace
+    height, width = sources.frames("train").frame_shape[:2]
+    if (height, width) != (experiment.dataset.image_size,) * 2:
+        raise ConfigError(
+            f"dataset.image_size: must be {height}, the size of the frames in {workspace.dataset(experiment)}, "
+            f"not {experiment.dataset.image_size}"
+        )
+    given, stride = experiment.model.num_input_frames, experiment.dataset.frame_stride
+    for split in SPLITS:
+        frames = given + (1 if split == "train" else experiment.evaluation.horizon)
+        shards = sources.frames(split)
+        span, longest = (frames - 1) * stride + 1, int(shards.lengths.max())
+        if longest < span:
+            field = "model.num_input_frames" if split == "train" else "evaluation.horizon"
+            raise ConfigError(
+                f"{field}: a window of {frames} frames, {stride} apart, spans {span}, and the longest clip of "
+                f"{split} has {longest}; lower it or dataset.frame_stride, or convert longer clips"
+            )
+        warn_of_short_clips(shards, frames, stride)
+
+
+def _advance(bar: Any, done: int, total: int) -> None:
+    bar.total = total
+    bar.update(done - bar.n)
+
+
+def _prepare_autoencoder(sources: Sources, use_gpu: bool, wandb: bool) -> None:
+    experiment, workspace = sources.experiment, sources.workspace
+    folder = workspace.autoencoder
+    if (folder / "config.json").is_file():
+        return
+    if experiment.autoencoder.path is not None:
+        try:
+            take_autoencoder(Path(experiment.autoencoder.path).expanduser(), folder)
+        except ValueError as error:
+            raise ConfigError(f"autoencoder.path: {error}") from None
+        return
+    recipe = {
+        "autoencoder": config.to_dict(experiment.autoencoder),
+        "data": sources.frames("train").content_hash(),
+        "seed": experiment.train.random_seed,
+    }
+    for other in sorted(workspace.storage.glob("*/autoencoder.log/recipe.json")):
+        trained = other.parent.with_name("autoencoder")
+        if json.loads(other.read_text()) == recipe and (trained / "config.json").is_file():
+            take_autoencoder(trained, folder)  # another experiment trained the very same one
+            break
+    else:
+        train_jobs(
+            [AutoencoderJob(experiment, workspace)],
+            run_settings(
+                experiment,
+                workspace,
+                "autoencoder",
+                use_gpu=use_gpu,
+                batch=experiment.autoencoder.batch_size,
+                wandb=wandb,
+            ),
+        )
+    write_json(folder.with_name("autoencoder.log") / "recipe.json", recipe)
