@@ -5,17 +5,18 @@ from collections.abc import Sequence
 from raypipe import cli, evaluate, tune
 from raypipe.config import COMPONENTS
 from raypipe.distributed.connection import start_ray
+from raypipe.search import opening, pipeline
 from raypipe.workspace.claims import hold
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = tune.make_parser("pipeline.py", "Search flow, denoiser and diffusion, then evaluate their combinations.")
     args, overrides = cli.parse(parser, argv)
-    source = tune.warm_start(args)
-    experiment, workspace = tune.open_workspace(args, overrides, lambda w: not (w.best / "manifest.json").is_file())
+    source = opening.warm_start(args)
+    experiment, workspace = opening.open_workspace(args, overrides, lambda w: not (w.best / "manifest.json").is_file())
     with hold(workspace):
         start_ray(dashboard=experiment.search.workers_per_trial > 1)
-        tune.run_stages(experiment, workspace, COMPONENTS, warm_start=source, wandb=args.wandb)
+        pipeline.run_stages(experiment, workspace, COMPONENTS, warm_start=source, wandb=args.wandb)
         evaluate.finish(experiment, workspace, experiment.search.top_k)
     return 0
 

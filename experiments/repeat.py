@@ -15,10 +15,11 @@ import numpy as np
 import pipeline
 from PIL import Image
 
-from raypipe import cli, records
+from raypipe import cli
 from raypipe.common import terminal
 from raypipe.common.files import atomic_path, write_json
 from raypipe.forecast.film import strip
+from raypipe.search import records
 from raypipe.workspace.layout import Workspace
 from raypipe.workspace.manifest import manifest
 

@@ -13,7 +13,6 @@ from raypipe import checkpoint
 from raypipe.common.device import autocast, choose_device
 from raypipe.config import Experiment, Solver
 from raypipe.data.frames import to_float
-from raypipe.finalists import NO_DENOISER, Finalist
 from raypipe.forecast import scoring
 from raypipe.forecast.windows import Forecasts, climatology, forecast_windows, read_window
 from raypipe.metrics import ensemble, frames
@@ -21,6 +20,7 @@ from raypipe.metrics.ensemble import Score
 from raypipe.models.autoencoder import Autoencoder
 from raypipe.sde.dynamics import ConstantDiffusion, Dynamics
 from raypipe.sde.solvers import SOLVERS
+from raypipe.search.finalists import NO_DENOISER, Finalist
 from raypipe.workspace.dataset import Sources
 
 Baseline = Literal["persistence", "climatology", "flow", "published"]

@@ -14,7 +14,7 @@ import numpy as np
 import ray
 import torch
 
-from raypipe import cli, records
+from raypipe import cli
 from raypipe.combination import Combination, CombinationScorer, Result, combinations, published_combination
 from raypipe.common import terminal
 from raypipe.common.files import atomic_folder, atomic_path, write_json
@@ -22,11 +22,12 @@ from raypipe.config import COMPONENTS, ConfigError, Experiment
 from raypipe.data.frames import to_float, to_uint8
 from raypipe.distributed.connection import start_ray
 from raypipe.distributed.failures import plain_errors
-from raypipe.finalists import Finalist, read_finalists
 from raypipe.forecast.predictor import load_predictor
 from raypipe.forecast.windows import choose_windows, read_window
 from raypipe.metrics.ensemble import Score
 from raypipe.report import BASELINES, write_report
+from raypipe.search import records
+from raypipe.search.finalists import Finalist, read_finalists
 from raypipe.workspace.claims import latest
 from raypipe.workspace.dataset import Sources
 from raypipe.workspace.layout import Workspace

@@ -10,12 +10,13 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from raypipe import plots, records
+from raypipe import plots
 from raypipe.common.files import write_atomic
 from raypipe.config import COMPONENTS, Component
 from raypipe.forecast import film
 from raypipe.plots import Bar, Cost, Line, Point
-from raypipe.records import Row
+from raypipe.search import finalists, records
+from raypipe.search.records import Row
 from raypipe.training.monitor import read_metrics
 from raypipe.workspace.layout import Workspace
 
@@ -337,7 +338,7 @@ def stage(workspace: Workspace, rows: Sequence[Row], component: Component) -> St
         component,
         _counts(last, last_refits),
         _scatter(last, last_refits),
-        _front(records.last_rungs(searched, component), last),
+        _front(finalists.last_rungs(searched, component), last),
         _curves(workspace, component, searched, last),
         _cost(workspace, component, last),
         make_table(TRIALS, last),
@@ -404,12 +405,12 @@ def _point(row: Row) -> Point | None:
     return Point(row["noise_std"] or 0.0, row["objective"], se, _loss(row), kind, note)
 
 
-def _front(ranked: Sequence[records.Trial], last: Sequence[Row]) -> Figure | None:
+def _front(ranked: Sequence[finalists.Trial], last: Sequence[Row]) -> Figure | None:
     """What forecasts cost, where the search tried different costs."""
     ranked = [trial for trial in ranked if known(trial.row.get("nfe_per_frame"))]
     if len({trial.row["nfe_per_frame"] for trial in ranked}) < 2:
         return None
-    best = records.front(ranked)
+    best = finalists.front(ranked)
     points = [Cost(t.row["nfe_per_frame"], t.objective, _loss(t.row), t.name, t in best) for t in ranked]
     failed = _failures(last, "not shown, for want of a score")
     text = f"The line joins the trials that none beats at as few evaluations. {_shown(len(points), last)}; {failed}."

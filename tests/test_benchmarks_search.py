@@ -5,7 +5,7 @@ import statistics
 
 import pytest
 
-from raypipe import records
+from raypipe.search import records
 from tests.scripts import load_script
 
 replay = load_script("benchmarks/replay")

@@ -18,13 +18,13 @@ from raypipe.combination import (
     true_frames,
 )
 from raypipe.data.frames import to_float
-from raypipe.finalists import NO_DENOISER, Finalist
 from raypipe.forecast import scoring
 from raypipe.forecast.windows import forecast_windows
 from raypipe.metrics import ensemble
 from raypipe.models.components import build_component
 from raypipe.sde.dynamics import ConstantDiffusion, Dynamics
 from raypipe.sde.rollout import rollout
+from raypipe.search.finalists import NO_DENOISER, Finalist
 from raypipe.workspace.dataset import Sources
 
 STD = (0.3, 0.4, 0.5, 0.6)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from raypipe import records
+from raypipe.search import records
 from tests.raytools import ROOT, complete, finished_pipeline, started, wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster]

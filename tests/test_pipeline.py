@@ -9,11 +9,12 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import raypipe
-from raypipe import checkpoint, cli, evaluate, generate, records, train, tune
+from raypipe import checkpoint, cli, evaluate, generate, train, tune
 from raypipe.config import COMPONENTS, LOSSES, ConfigError
 from raypipe.data.video.io import read_video
-from raypipe.finalists import read_finalists
-from raypipe.space import published_point
+from raypipe.search import opening, records
+from raypipe.search.finalists import read_finalists
+from raypipe.search.first_points import published_point
 from raypipe.training.monitor import log_folder, read_metrics
 from raypipe.workspace.layout import Workspace
 from tests import raytools
@@ -264,7 +265,7 @@ def test_a_diffusion_is_trained_on_the_best_flow_of_the_search(some_ray, workspa
 def test_a_second_pipeline_takes_the_next_free_name(workspace):
     def opened(*argv):
         args, overrides = cli.parse(tune.make_parser("pipeline.py", ""), [*argv, "--storage", str(workspace.storage)])
-        experiment, found = tune.open_workspace(args, overrides, lambda w: not (w.best / "manifest.json").is_file())
+        experiment, found = opening.open_workspace(args, overrides, lambda w: not (w.best / "manifest.json").is_file())
         return SimpleNamespace(name=experiment.name, folder=found.folder)
 
     second = opened()

@@ -14,8 +14,8 @@ import torch
 
 import raypipe
 from raypipe.config import COMPONENTS
-from raypipe.finalists import read_finalists
-from raypipe.study import ended_trials
+from raypipe.search.finalists import read_finalists
+from raypipe.search.study import ended_trials
 from raypipe.workspace.layout import Workspace
 from tests.raytools import TINY, tiny
 

@@ -6,8 +6,8 @@ import sys
 import numpy as np
 import pytest
 
-from raypipe import records
 from raypipe.common.files import write_json
+from raypipe.search import records
 from raypipe.workspace.layout import Workspace
 from tests.scripts import load_script
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import yaml
 
-from raypipe import records
 from raypipe.config import ConfigError
 from raypipe.data.demo import make_clip
 from raypipe.report import write_report
+from raypipe.search import records
 from raypipe.workspace.layout import Workspace
 
 NASTY = 'flow-01<script>alert("x")</script>'

@@ -17,15 +17,16 @@ import pytest
 from optuna.trial import TrialState
 from ray.cluster_utils import Cluster
 
-from raypipe import checkpoint, records, train, tune
+from raypipe import checkpoint, train, tune
 from raypipe.common.files import standing
 from raypipe.config import ConfigError
 from raypipe.distributed.connection import start_ray
-from raypipe.finalists import read_finalists
-from raypipe.search import run_search
-from raypipe.study import known_trials, open_storage
+from raypipe.search import records
+from raypipe.search.finalists import read_finalists
+from raypipe.search.stage import Stage
+from raypipe.search.study import known_trials, open_storage
+from raypipe.search.tuner import run_search
 from raypipe.training.monitor import read_metrics
-from raypipe.trial import Stage
 from raypipe.workspace.claims import hold
 from raypipe.workspace.layout import Workspace
 from tests import raytools

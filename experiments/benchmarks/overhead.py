@@ -17,10 +17,11 @@ from typing import Any
 
 from ray import tune
 
-from raypipe import cli, config, records
+from raypipe import cli, config
 from raypipe.distributed.connection import start_ray
-from raypipe.search import concurrent_trials, run_search
-from raypipe.trial import Stage
+from raypipe.search import records
+from raypipe.search.stage import Stage
+from raypipe.search.tuner import concurrent_trials, run_search
 from raypipe.workspace.layout import Workspace
 
 MIB = 2**20

@@ -21,12 +21,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from raypipe import cli, config, records
+from raypipe import cli, config
 from raypipe.common import terminal
 from raypipe.common.files import atomic_path
 from raypipe.distributed.connection import start_ray
 from raypipe.distributed.prepare import prepare
-from raypipe.trial import Stage, StageTrial
+from raypipe.search import records
+from raypipe.search.stage import Stage
+from raypipe.search.trial import StageTrial
 from raypipe.workspace.layout import Workspace
 from raypipe.workspace.manifest import manifest
 

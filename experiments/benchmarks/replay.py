@@ -17,11 +17,12 @@ import numpy as np
 import optuna
 from optuna.storages import InMemoryStorage
 
-from raypipe import config, records
+from raypipe import config
 from raypipe.config import Axis, Experiment
-from raypipe.schedulers import make_scheduler
-from raypipe.search import study_search
-from raypipe.trial import Stage
+from raypipe.search import records
+from raypipe.search.schedulers import make_scheduler
+from raypipe.search.stage import Stage
+from raypipe.search.tuner import study_search
 from raypipe.workspace.layout import Workspace
 
 RECORDED = Path(__file__).parents[2] / "tests" / "recorded" / "flow.parquet"

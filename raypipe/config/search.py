@@ -50,7 +50,7 @@ def _noise_axis() -> Axis:
 
 
 Scheduler = Literal["asha", "halving", "median", "pbt", "none"]
-"""`raypipe.schedulers` says what each is."""
+"""`raypipe.search.schedulers` says what each is."""
 
 
 PAUSING: tuple[Scheduler, ...] = ("halving", "pbt")

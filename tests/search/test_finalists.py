@@ -5,7 +5,7 @@ import os
 import pytest
 
 from raypipe.config import ConfigError
-from raypipe.finalists import Finalist, published, read_finalists, write_finalists
+from raypipe.search.finalists import Finalist, published, read_finalists, write_finalists
 from raypipe.workspace.layout import Workspace
 
 FINALISTS = [

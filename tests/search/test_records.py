@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from raypipe.config import ConfigError
 from raypipe.metrics.ensemble import Score
-from raypipe.records import Trial, hand_on, last_rungs, read_rows, read_score, save_score, write_rows
+from raypipe.search.finalists import Trial, hand_on, last_rungs
+from raypipe.search.records import read_rows, read_score, save_score, write_rows
 
 
 def row(trial, step, objective, stage="flow", status="finished", noise_std=0.1, loss="nll"):

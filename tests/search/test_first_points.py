@@ -5,10 +5,11 @@ from functools import partial
 
 import pytest
 
-from raypipe import records, tune
+from raypipe import tune
 from raypipe.config import Axis
-from raypipe.space import decode, published_point
-from raypipe.warm_start import best_points
+from raypipe.search import records
+from raypipe.search.first_points import best_points, published_point
+from raypipe.search.space import decode
 from raypipe.workspace.layout import Workspace
 from tests import raytools
 from tests.raytools import TINY, finished_pipeline, flags, outcome, tiny

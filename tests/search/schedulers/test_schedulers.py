@@ -10,9 +10,9 @@ from ray.tune.schedulers import TrialScheduler
 
 from raypipe import config
 from raypipe.config import Axis, ConfigError
-from raypipe.population import explore
-from raypipe.schedulers import make_scheduler, spaced
-from raypipe.trial import Stage
+from raypipe.search.schedulers import make_scheduler, spaced
+from raypipe.search.schedulers.pbt import explore
+from raypipe.search.stage import Stage
 from raypipe.workspace.layout import Workspace
 
 RUNGS = [100, 200, 300]

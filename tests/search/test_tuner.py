@@ -13,14 +13,16 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
-from raypipe import checkpoint, records, train, tune
+from raypipe import checkpoint, train, tune
 from raypipe.config import Axis
-from raypipe.finalists import read_finalists
 from raypipe.forecast.component import Scorer
-from raypipe.search import run_search, study_search
-from raypipe.space import decode, distribution, published_point
+from raypipe.search import finalists, records
+from raypipe.search.finalists import read_finalists
+from raypipe.search.first_points import published_point
+from raypipe.search.space import decode, distribution
+from raypipe.search.stage import Stage
+from raypipe.search.tuner import run_search, study_search
 from raypipe.training.component import Training
-from raypipe.trial import Stage
 from raypipe.workspace.dataset import Sources
 from raypipe.workspace.layout import Parents, Workspace
 from tests import raytools
@@ -228,7 +230,7 @@ def test_a_trial_that_fails_is_recorded_and_the_search_goes_on(failing):
     assert "the loss is" in bad["error"] or "not finite" in bad["error"]
     assert (good["status"], good["error"], good["noise_std"]) == ("finished", None, 0.3)
     assert good["objective"] > 0 and good["objective_se"] > 0
-    assert [trial.name for trial in records.last_rungs(list(rows.values()), "flow")] == ["flow-02"]
+    assert [trial.name for trial in finalists.last_rungs(list(rows.values()), "flow")] == ["flow-02"]
     trials = optuna.load_study(study_name="flow", storage=open_storage(failing.workspace.study)).get_trials()
     assert [trial.state for trial in trials] == [TrialState.COMPLETE, TrialState.FAIL, TrialState.COMPLETE]
     assert trials[2].value == pytest.approx(good["objective"])
@@ -282,9 +284,9 @@ def test_with_two_objectives_all_that_are_best_for_their_cost_go_on(two_cpus, st
     assert len(rows) == 4
     for row in rows:
         assert row["nfe_per_frame"] == json.loads(row["values"])["evaluation.steps"][0]  # a flow is one call a step
-    ranked = records.last_rungs(rows, "flow")
-    assert {trial.name for trial in ranked if not beaten(trial, ranked)} == {t.name for t in records.front(ranked)}
-    assert {trial.name for trial in records.front(ranked)} <= {f.trial for f in read_finalists(workspace, "flow")}
+    ranked = finalists.last_rungs(rows, "flow")
+    assert {trial.name for trial in ranked if not beaten(trial, ranked)} == {t.name for t in finalists.front(ranked)}
+    assert {trial.name for trial in finalists.front(ranked)} <= {f.trial for f in read_finalists(workspace, "flow")}
     refits = {r["trial"][: -len("-s0")]: r for r in records.read_rows(workspace.trials) if r["refit"]}
     searched = {row["trial"]: row for row in rows}
     assert all(row["nfe_per_frame"] == searched[name]["nfe_per_frame"] for name, row in refits.items())

@@ -17,8 +17,17 @@ from optuna.trial import FrozenTrial, TrialState
 from ray.tune.search import Searcher
 
 from raypipe.config import Axis, Search
-from raypipe.space import decode, suggest
-from raypipe.study import OTHER_AXES, REASON, STEP, count_ended, drop_running, known_trials, rung_scores, trial_name
+from raypipe.search.space import decode, suggest
+from raypipe.search.study import (
+    OTHER_AXES,
+    REASON,
+    STEP,
+    count_ended,
+    drop_running,
+    known_trials,
+    rung_scores,
+    trial_name,
+)
 
 
 @dataclass(frozen=True)

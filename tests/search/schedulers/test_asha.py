@@ -7,8 +7,8 @@ import pytest
 from ray.tune.schedulers import TrialScheduler
 
 from raypipe import config
-from raypipe.rungs import StandingRungs
-from raypipe.trial import Stage
+from raypipe.search.schedulers.asha import StandingRungs
+from raypipe.search.stage import Stage
 from raypipe.workspace.layout import Workspace
 
 

@@ -9,9 +9,9 @@ from typing import Any
 
 from optuna.distributions import CategoricalDistribution, IntDistribution
 
-from raypipe.cohort import Cohort
 from raypipe.config import Axis
-from raypipe.space import decode, distribution
+from raypipe.search.schedulers.halving import Cohort
+from raypipe.search.space import decode, distribution
 
 SHARE = 0.2
 """The worst fifth copies from the best fifth: truncation selection, as Jaderberg et al. do."""

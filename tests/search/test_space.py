@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raypipe.config import Axis, Experiment
-from raypipe.space import distribution, first_points, published_point
+from raypipe.search.first_points import first_points, published_point
+from raypipe.search.space import distribution
 
 AXES = Experiment().search.flow
 

@@ -11,17 +11,17 @@ import numpy as np
 import ray
 import torch
 
-from raypipe import checkpoint, config, records
+from raypipe import checkpoint, config
 from raypipe.config import LOSSES, Evaluation
 from raypipe.distributed.failures import plain_errors
 from raypipe.distributed.jobs import ComponentJob, run_settings
 from raypipe.distributed.trainer import Settings, train_jobs
-from raypipe.finalists import NO_DENOISER, Finalist, published, read_finalists
 from raypipe.forecast.component import Scored, Scorer
 from raypipe.metrics.ensemble import Score
-from raypipe.records import Trial
-from raypipe.study import ended_trials
-from raypipe.trial import Stage
+from raypipe.search import records
+from raypipe.search.finalists import NO_DENOISER, Finalist, Trial, published, read_finalists
+from raypipe.search.stage import Stage
+from raypipe.search.study import ended_trials
 from raypipe.workspace.dataset import Sources
 from raypipe.workspace.layout import Parents
 

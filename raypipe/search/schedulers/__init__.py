@@ -7,11 +7,11 @@ from types import MappingProxyType
 from ray.tune.schedulers import TrialScheduler
 
 from raypipe import config
-from raypipe.cohort import Halving
 from raypipe.config import Axis, Search
-from raypipe.median import StandingMedian
-from raypipe.population import Exploit, Population
-from raypipe.rungs import StandingRungs
+from raypipe.search.schedulers.asha import StandingRungs
+from raypipe.search.schedulers.halving import Halving
+from raypipe.search.schedulers.median import StandingMedian
+from raypipe.search.schedulers.pbt import Exploit, Population
 
 
 def make_scheduler(

@@ -8,12 +8,13 @@ import signal
 import pytest
 import torch
 
-from raypipe import checkpoint, records, refits, train
+from raypipe import checkpoint, train
 from raypipe.checkpoint import OPTIMIZER
 from raypipe.common.files import standing
-from raypipe.search import run_search
+from raypipe.search import records, refits
+from raypipe.search.stage import Stage
+from raypipe.search.tuner import run_search
 from raypipe.training.component import Training
-from raypipe.trial import Stage
 from raypipe.workspace.dataset import Sources
 from raypipe.workspace.layout import Workspace
 from tests import raytools

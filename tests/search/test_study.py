@@ -13,7 +13,7 @@ import optuna
 from optuna.distributions import FloatDistribution
 from optuna.trial import TrialState
 
-from raypipe.study import (
+from raypipe.search.study import (
     OTHER_AXES,
     REASON,
     count_ended,

@@ -5,12 +5,13 @@ import json
 import numpy as np
 import pytest
 
-from raypipe import checkpoint, config, records, train
+from raypipe import checkpoint, config, train
 from raypipe.forecast.component import Scorer
 from raypipe.metrics.ensemble import Score
-from raypipe.records import Trial
-from raypipe.refits import _values, refit, rivals_of
-from raypipe.trial import Stage
+from raypipe.search import records
+from raypipe.search.finalists import Trial
+from raypipe.search.refits import _values, refit, rivals_of
+from raypipe.search.stage import Stage
 from raypipe.workspace.dataset import Sources
 from raypipe.workspace.layout import Parents, Workspace
 from tests import raytools

@@ -9,12 +9,12 @@ from typing import Any
 
 from ray import tune
 
-from raypipe import records
 from raypipe.config import Experiment
-from raypipe.live import Live, Running
-from raypipe.study_search import Past
+from raypipe.search import finalists, records
+from raypipe.search.live import Live, Running
+from raypipe.search.searcher import Past
+from raypipe.search.stage import Stage
 from raypipe.training.monitor import read_metrics
-from raypipe.trial import Stage
 
 
 class TrialLog(tune.Callback):
@@ -160,7 +160,7 @@ class TrialLog(tune.Callback):
         """The best trial so far, and how many have failed."""
         mine = [row for row in self._rows if row["stage"] == self._stage.component and not row["refit"]]
         told = []
-        for top in records.last_rungs(mine, self._stage.component)[:1]:
+        for top in finalists.last_rungs(mine, self._stage.component)[:1]:
             loss = f" {top.loss}" if top.loss else ""
             told.append(f"best {top.objective:.3f} ({top.name}: s {top.noise_std:.3g}{loss})")
         failed = len({row["trial"] for row in mine if row["status"] == "failed"})

@@ -6,7 +6,7 @@ from typing import Any
 
 from ray.tune.schedulers import MedianStoppingRule, TrialScheduler
 
-from raypipe.rungs import identity, named
+from raypipe.search.schedulers.asha import identity, named
 
 
 class StandingMedian(MedianStoppingRule):

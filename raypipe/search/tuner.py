@@ -15,13 +15,13 @@ from ray import tune
 from raypipe.common.files import disk_is_full, write_json
 from raypipe.config import Axis, ConfigError, Experiment
 from raypipe.distributed.connection import scales_up
-from raypipe.schedulers import make_scheduler
-from raypipe.space import first_points, published_point
-from raypipe.study import count_ended, drop_running, importances, known_trials, open_storage
-from raypipe.study_search import StudySearch, make_sampler
-from raypipe.trial import Stage, StageTrial
-from raypipe.trial_log import TrialLog
-from raypipe.warm_start import best_points
+from raypipe.search.first_points import best_points, first_points, published_point
+from raypipe.search.schedulers import make_scheduler
+from raypipe.search.searcher import StudySearch, make_sampler
+from raypipe.search.stage import Stage
+from raypipe.search.study import count_ended, drop_running, importances, known_trials, open_storage
+from raypipe.search.trial import StageTrial
+from raypipe.search.trial_log import TrialLog
 
 DRIVER_MEMORY = 2**20
 """Bytes reserved by a trial that only launches a TorchTrainer: it must reserve something, and CPUs are its workers'."""

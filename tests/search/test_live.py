@@ -5,11 +5,11 @@ import sys
 
 import pytest
 
-from raypipe import records
 from raypipe.config import Experiment
-from raypipe.live import Live, Running
-from raypipe.trial import Stage
-from raypipe.trial_log import TrialLog
+from raypipe.search import records
+from raypipe.search.live import Live, Running
+from raypipe.search.stage import Stage
+from raypipe.search.trial_log import TrialLog
 from raypipe.workspace.layout import Workspace
 
 

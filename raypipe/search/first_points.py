@@ -1,0 +1,95 @@
+"""The best points of another search, for one that begins."""
+
+import itertools
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
+
+from raypipe.config import LOSSES, Axis, Component, Experiment
+from raypipe.search import finalists, records
+from raypipe.search.space import _plain, applying, distribution, encode, fits, restrict
+
+
+def best_points(
+    folder: Path, component: Component, axes: Mapping[str, Axis], default: Mapping[str, Any], count: int
+) -> list[dict[str, Any]]:
+    """Up to `count` points of this space that scored best in the search of `folder`, best first.
+
+    Points outside this space are left out, and the default, which is tried anyway. A flow that a diffusion was
+    trained on is a model of the other search: the default's takes its place.
+    """
+    rows = [row for row in records.read_rows(folder / "trials.parquet") if not row["refit"]]
+    points: list[dict[str, Any]] = []
+    for trial in finalists.last_rungs(rows, component):
+        values = {**json.loads(trial.row["values"]), **{k: v for k, v in default.items() if k == "train.flow"}}
+        point = restrict(
+            axes, {name: encode(name, axis, values[name]) for name, axis in axes.items() if name in values}
+        )
+        known = set(point) == set(applying(axes, point)) and all(fits(n, axes[n], value) for n, value in point.items())
+        if known and point != default and point not in points:
+            points.append(point)
+    return points[:count]
+
+
+def published_point(experiment: Experiment, component: Component) -> dict[str, Any]:
+    """The published default as a point of the search space, encoded: always the first trial."""
+    published = {
+        "train.noise_std": 0.1,
+        "train.loss": LOSSES[component][0] if LOSSES[component] else None,
+        "model.time_input": False,
+    }
+    point = {}
+    for name, axis in experiment.search.axes(component).items():
+        value = _plain(published.get(name, _field(experiment, name)))
+        if axis.choices is not None:
+            value = value if fits(name, axis, value) else _plain(axis.choices[0])
+        elif axis.low is not None and axis.high is not None:
+            value = encode(name, axis, 0) if axis.zero and value == 0 else min(max(value, axis.low), axis.high)
+        point[name] = value
+    return restrict(experiment.search.axes(component), point)
+
+
+def first_points(axes: Mapping[str, Axis], default: Mapping[str, Any], count: int, seed: int) -> list[dict[str, Any]]:
+    """The default and `count - 1` points that cover the space evenly, where a few random ones may miss a choice.
+
+    Choices are combined so that those used least so far come next, over all axes at once; ranges are cut
+    into as many strata as there are points, one point in each (McKay et al. 1979).
+    """
+    rng = np.random.default_rng(seed)
+    listed = {n: [_plain(c) for c in axis.choices] for n, axis in axes.items() if axis.choices is not None}
+    combined = [dict(zip(listed, values, strict=True)) for values in itertools.product(*listed.values())]
+    combined = [combined[i] for i in rng.permutation(len(combined))]
+    ranges = {name: axis for name, axis in axes.items() if name not in listed}
+    strata = {name: (rng.permutation(count - 1) + rng.random(count - 1)) / max(1, count - 1) for name in ranges}
+    points = [dict(default)]
+    for i in range(count - 1):
+        choice = min(combined, key=lambda c: (_times(points, c), sum(_times(points, {n: c[n]}) for n in listed)))
+        drawn = {name: _quantile(distribution(name, axis), float(strata[name][i])) for name, axis in ranges.items()}
+        points.append(restrict(axes, {**choice, **drawn}))
+    return points
+
+
+def _times(points: Sequence[Mapping[str, Any]], choice: Mapping[str, Any]) -> int:
+    """How many points make the choice."""
+    return sum(all(point.get(name) == value for name, value in choice.items()) for point in points)
+
+
+def _quantile(space: BaseDistribution, share: float) -> float | int:
+    """The value below which `share` of a range lies, on its own scale."""
+    assert isinstance(space, FloatDistribution | IntDistribution)
+    low, high = (math.log(space.low), math.log(space.high)) if space.log else (space.low, space.high)
+    value = low + share * (high - low)
+    value = math.exp(value) if space.log else value
+    return round(value) if isinstance(space, IntDistribution) else min(max(value, space.low), space.high)
+
+
+def _field(experiment: Experiment, name: str) -> Any:
+    value: Any = experiment
+    for part in name.split("."):
+        value = getattr(value, part)
+    return value

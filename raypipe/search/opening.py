@@ -1,0 +1,67 @@
+"""Which experiment a search command works on: a fresh one, or one to go on with."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from raypipe import cli, config
+from raypipe.config import ConfigError, Experiment
+from raypipe.workspace.claims import claim, latest
+from raypipe.workspace.dataset import check_dataset
+from raypipe.workspace.layout import Workspace
+
+Holds = Callable[[Workspace], bool]
+
+
+def open_workspace(
+    args: Any, overrides: Mapping[str, Any], unfinished: Holds, ready: Holds | None = None
+) -> tuple[Experiment, Workspace]:
+    """The experiment and folder of a command: a fresh one, or with --resume the last that is unfinished.
+
+    ready: without --resume, --name and --config, the last experiment for which it holds is gone on with.
+    The folder of a fresh one is made: no other command gets it.
+    """
+    values = dict(overrides)
+    if args.seed is not None:
+        values = {"train.random_seed": args.seed, "search.seed": args.seed, **values}
+    experiment = cli.experiment(args, values)
+    storage = cli.storage_root(args)
+    found = None
+    if args.resume:
+        found = latest(storage, unfinished, like=experiment.name)
+        if found is None and args.name:
+            raise ConfigError(f"--resume: nothing to resume in {storage / args.name}; leave --resume out to begin")
+        if found is None and latest(storage, lambda workspace: True, like=experiment.name) is not None:
+            raise ConfigError(
+                f"--resume: no unfinished search {experiment.name!r} in {storage}; leave --resume out to begin"
+            )
+    elif args.name and (storage / args.name / "config.yaml").exists() and not _extends(storage, args.name, unfinished):
+        raise ConfigError(
+            f"--name: {args.name!r} exists in {storage}; add --resume to go on with it, or take another name"
+        )
+    elif ready is not None and not args.name and not args.config:
+        found = latest(storage, ready, like=experiment.name)
+    if found is not None:
+        experiment = config.replace(found.experiment(), **values)
+    check_dataset(found or Workspace(storage, experiment.name), experiment)
+    workspace = found or (Workspace(storage, args.name) if args.name else claim(storage, experiment.name))
+    return config.replace(experiment, name=workspace.name), workspace
+
+
+def _extends(storage: Path, name: str, unfinished: Holds) -> bool:
+    """Whether an experiment has begun, but not this search."""
+    workspace = Workspace(storage, name)
+    return bool(unfinished(workspace)) and not workspace.study.exists()
+
+
+def warm_start(args: Any) -> Path | None:
+    """The experiment that --warm-start names, in the storage root or anywhere else."""
+    if args.warm_start is None:
+        return None
+    for folder in (cli.storage_root(args) / args.warm_start, Path(args.warm_start).expanduser().resolve()):
+        if (folder / "trials.parquet").is_file():
+            return folder
+    raise ConfigError(
+        f"--warm-start: no search at {args.warm_start!r} (no trials.parquet); give the folder of one, "
+        f"or its name in {cli.storage_root(args)}"
+    )

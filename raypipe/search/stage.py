@@ -1,0 +1,57 @@
+"""One stage's search: what its trials share."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from raypipe import checkpoint, config
+from raypipe.config import Component, Experiment
+from raypipe.search.schedulers import spaced
+from raypipe.search.schedulers.pbt import Exploit
+from raypipe.workspace.layout import Parents, Workspace
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage's search.
+
+    flow, denoiser: names of the models that it builds on; warm_start: the folder of a finished experiment whose
+    best points are tried early; wandb: trials are logged there too.
+    """
+
+    experiment: Experiment
+    workspace: Workspace
+    component: Component
+    flow: str | None = None
+    denoiser: str | None = None
+    warm_start: Path | None = None
+    wandb: bool = False
+
+    def configure(self, values: Mapping[str, Any]) -> Experiment:
+        """The experiment of a trial."""
+        base = {"train.component": self.component, "train.steps": self.experiment.search.steps(self.component)}
+        warm = {"train.warmup_steps": max(1, self.experiment.search.steps(self.component) // 20)}
+        return config.replace(self.experiment, **{**base, **warm, "train.loss": None, **values})
+
+    def parents(self, experiment: Experiment) -> Parents:
+        flow = experiment.train.flow or self.flow
+        return Parents(
+            None if flow is None else self.workspace.run("flow", flow),
+            None if self.denoiser is None else self.workspace.run("denoiser", self.denoiser),
+        )
+
+    @property
+    def rungs(self) -> list[int]:
+        """Training steps after which trials are scored, the last at the end."""
+        search = self.experiment.search
+        return spaced(search, search.steps(self.component))
+
+    def take_over(self, exploit: Exploit) -> None:
+        """Put the donor's weights, optimizer and step in the place of a trial's own, for good.
+
+        The folder also says with which values it goes on: those that the study and Tune know are of before.
+        """
+        donor, folder = (self.workspace.run(self.component, name) for name in (exploit.donor, exploit.trial))
+        taken = {"values": dict(exploit.values), "exploited": {"trial": exploit.donor, "step": exploit.step}}
+        checkpoint.copy_component(donor, folder, extra=checkpoint.read_meta(folder).extra | taken)
