@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 
-from raypipe import cli, evaluate, tune
+from raypipe import cli, tune
 from raypipe.config import COMPONENTS
 from raypipe.distributed.connection import start_ray
+from raypipe.report import summary
 from raypipe.search import opening, pipeline
 from raypipe.workspace.claims import hold
 
@@ -17,7 +18,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with hold(workspace):
         start_ray(dashboard=experiment.search.workers_per_trial > 1)
         pipeline.run_stages(experiment, workspace, COMPONENTS, warm_start=source, wandb=args.wandb)
-        evaluate.finish(experiment, workspace, experiment.search.top_k)
+        summary.finish(experiment, workspace, experiment.search.top_k)
     return 0
 
 

@@ -18,6 +18,7 @@ from PIL import Image
 from raypipe import cli
 from raypipe.common import terminal
 from raypipe.common.files import atomic_path, write_json
+from raypipe.evaluation import table
 from raypipe.forecast.film import strip
 from raypipe.search import records
 from raypipe.workspace.layout import Workspace
@@ -80,7 +81,7 @@ def summarize(runs: Sequence[Sequence[records.Row]]) -> dict[str, dict[str, Any]
 
 def spread_of_leads(runs: Sequence[Sequence[records.Row]]) -> dict[str, Any]:
     """The chosen combination's crps_ratio on test minus that of the best default of the same run; and which that is."""
-    leads = [lead for lead in (records.lead(rows, "test") for rows in runs) if lead is not None]
+    leads = [lead for lead in (table.lead(rows, "test") for rows in runs) if lead is not None]
     assert len(leads) == len(runs)
     return {**_spread([lead.difference for lead in leads]), "defaults": [lead.default for lead in leads]}
 

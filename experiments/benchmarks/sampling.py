@@ -26,11 +26,11 @@ import torch
 from torch import Tensor
 
 from raypipe import cli
-from raypipe.combination import decode_frames, true_frames
 from raypipe.common import terminal
 from raypipe.common.device import autocast, choose_device
 from raypipe.config import ConfigError
 from raypipe.data.frames import to_float
+from raypipe.evaluation.combinations import decode_frames, true_frames
 from raypipe.forecast.manifest import MANIFEST, find_best
 from raypipe.forecast.predictor import Predictor, load_predictor
 from raypipe.forecast.windows import Forecasts, forecast_windows

@@ -9,7 +9,7 @@ from pydantic import TypeAdapter
 
 from raypipe.common.files import write_atomic
 from raypipe.config import Component, ConfigError
-from raypipe.search.records import Row, _finite
+from raypipe.search.records import Row, is_finite
 from raypipe.workspace.layout import Workspace
 
 NO_DENOISER = "none"
@@ -85,7 +85,7 @@ def last_rungs(rows: Sequence[Row], stage: str) -> list[Trial]:
     good = [
         Trial(row["trial"], row["objective"], row["noise_std"], row["loss"], row)
         for row in last.values()
-        if row["status"] != "failed" and _finite(row["objective"])
+        if row["status"] != "failed" and is_finite(row["objective"])
     ]
     return sorted(good, key=lambda trial: trial.objective)
 

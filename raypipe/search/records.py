@@ -3,7 +3,6 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -84,34 +83,7 @@ def rung_row(
     }
 
 
-@dataclass(frozen=True)
-class Lead:
-    """The chosen combination's crps_ratio minus that of the best default, on the same windows.
-
-    default: which of the baselines that is; se: of the difference paired by window, nan if it is not known.
-    """
-
-    default: str
-    difference: float
-    se: float
-
-
-def lead(rows: Sequence[Row], split: str) -> Lead | None:
-    """How far the chosen combination is from the best of a split's baselines; None if one of them has no score.
-
-    rows: of combinations.parquet. Below 0 the chosen one is better.
-    """
-    scored = [row for row in rows if row["split"] == split and _finite(row["crps_ratio"])]
-    chosen = next((row for row in scored if row["chosen"]), None)
-    defaults = [row for row in scored if row["baseline"] is not None]
-    if chosen is None or not defaults:
-        return None
-    best = min(defaults, key=lambda row: row["crps_ratio"])
-    se = best.get("behind_chosen_se")
-    return Lead(best["baseline"], chosen["crps_ratio"] - best["crps_ratio"], math.nan if se is None else se)
-
-
-def _finite(value: Any) -> bool:
+def is_finite(value: Any) -> bool:
     return value is not None and math.isfinite(value)
 
 

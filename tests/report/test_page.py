@@ -10,7 +10,7 @@ import yaml
 
 from raypipe.config import ConfigError
 from raypipe.data.demo import make_clip
-from raypipe.report import write_report
+from raypipe.report.page import write_report
 from raypipe.search import records
 from raypipe.workspace.layout import Workspace
 

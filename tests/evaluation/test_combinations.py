@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from raypipe import checkpoint, config
-from raypipe.combination import (
+from raypipe.data.frames import to_float
+from raypipe.evaluation.combinations import (
     CONSTANT,
     Combination,
     CombinationScorer,
@@ -17,7 +18,6 @@ from raypipe.combination import (
     published_combination,
     true_frames,
 )
-from raypipe.data.frames import to_float
 from raypipe.forecast import scoring
 from raypipe.forecast.windows import forecast_windows
 from raypipe.metrics import ensemble

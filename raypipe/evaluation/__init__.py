@@ -1,0 +1,1 @@
+"""The combinations of what the stages handed on: scored, chosen on validation, tested once."""

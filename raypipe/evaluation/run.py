@@ -1,0 +1,133 @@
+"""The evaluation of a search: score the combinations, choose one on validation, test it once, keep it in best/."""
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import ray
+import torch
+
+from raypipe.common import terminal
+from raypipe.common.files import atomic_folder, write_json
+from raypipe.config import COMPONENTS, Experiment
+from raypipe.distributed.failures import plain_errors
+from raypipe.evaluation.combinations import Combination, CombinationScorer, Result, combinations, published_combination
+from raypipe.evaluation.samples import save_samples
+from raypipe.evaluation.table import SPLIT_NAMES, Split, Table
+from raypipe.search import records
+from raypipe.search.finalists import Finalist, read_finalists
+from raypipe.workspace.dataset import Sources
+from raypipe.workspace.layout import Workspace
+from raypipe.workspace.manifest import manifest
+
+
+@dataclass(frozen=True)
+class Handed:
+    """What the three stages handed on."""
+
+    flows: list[Finalist]
+    denoisers: list[Finalist]
+    diffusions: list[Finalist]
+
+    @classmethod
+    def read(cls, workspace: Workspace) -> "Handed":
+        return cls(*(read_finalists(workspace, component) for component in COMPONENTS))
+
+
+def run_evaluation(experiment: Experiment, workspace: Workspace, top_k: int) -> list[records.Row]:
+    """Score, choose, test, and write `evaluation/` and `best/`; scores that stand already are kept.
+
+    Returns the rows of combinations.parquet.
+    """
+    sources, handed = Sources(experiment, workspace), Handed.read(workspace)
+    candidates = combinations(handed.flows, handed.denoisers, handed.diffusions, experiment, top_k)
+    evaluation, table = experiment.evaluation, Table(workspace)
+    defaults = [published_combination(handed.flows, handed.denoisers, handed.diffusions, n) for n in evaluation.steps]
+    _score_split(sources, "val", [*candidates, *defaults], evaluation.windows, table, decode=False)
+    ranked = sorted(candidates, key=lambda c: table.row("val", c)["crps_ratio"])
+    published = min(defaults, key=lambda c: table.row("val", c)["crps_ratio"])
+    finalists = [*ranked[: evaluation.finalists], published]
+    _score_split(sources, "val", finalists, evaluation.windows, table, decode=True)
+
+    chosen = table.fitted("val", ranked[0])
+    alone = replace(
+        chosen, denoiser=None, denoiser_model=None, diffusion=None, diffusion_model=None, beta=None, baseline="flow"
+    )
+    nothing = Combination(flow=None, denoiser=None, diffusion=None, steps=0)
+    tested = [
+        chosen,
+        table.fitted("val", published),
+        alone,
+        replace(nothing, baseline="climatology"),
+        replace(nothing, baseline="persistence"),
+    ]
+    _score_split(sources, "test", tested, evaluation.test_windows, table, decode=True)
+    table.mark_chosen(chosen, published)
+    keep_best(sources, chosen)
+    save_samples(sources)
+    return table.rows
+
+
+def _score_split(
+    sources: Sources, split: Split, wanted: Sequence[Combination], count: int, table: Table, *, decode: bool
+) -> None:
+    """Score in parallel tasks whatever the table lacks."""
+    left = [c for c in wanted if not table.has(split, c, decoded=decode)]
+    if not left:
+        return
+    search = sources.experiment.search
+    task = ray.remote(num_cpus=search.cpus_per_trial, num_gpus=min(1.0, search.gpus_per_trial), max_retries=2)(_score)
+    pending = {task.remote(sources, split, c, count, decode, search.cpus_per_trial): c for c in left}
+    name = f"{'decode' if decode else 'score'} on {SPLIT_NAMES[split]}"
+    with terminal.progress_bar(name, len(left), "combination") as bar:
+        while pending:
+            done, _ = ray.wait(list(pending))
+            for reference in done:
+                with plain_errors():
+                    table.add(split, ray.get(reference))
+                pending.pop(reference)
+                bar.update()
+
+
+def _score(sources: Sources, split: Split, combination: Combination, count: int, decode: bool, threads: int) -> Result:
+    torch.set_num_threads(threads)
+    scorer = CombinationScorer(sources, split, count)
+    return scorer.score(scorer.fit(combination), decode=decode)
+
+
+def keep_best(sources: Sources, chosen: Combination) -> None:
+    """Copy the winner's models to `best/`, with a manifest that says how they work together."""
+    workspace, experiment = sources.workspace, sources.experiment
+    with atomic_folder(workspace.best) as folder:
+        shutil.copytree(workspace.autoencoder, folder / "autoencoder")
+        for component, model in (
+            ("flow", chosen.flow_model),
+            ("denoiser", chosen.denoiser_model),
+            ("diffusion", chosen.diffusion_model),
+        ):
+            if model is not None:
+                shutil.copytree(workspace.folder / component / model, folder / component)
+        constant = [s * (chosen.beta or 1.0) for s in chosen.residual_std] if chosen.diffusion_model is None else None
+        write_json(
+            folder / "manifest.json",
+            manifest(
+                experiment,
+                flow=chosen.flow,
+                denoiser=chosen.denoiser,
+                diffusion=chosen.diffusion,
+                alpha=chosen.alpha,
+                beta=1.0 if constant else chosen.beta,
+                steps=chosen.steps,
+                solver=chosen.solver,
+                constant_std=constant,
+                num_input_frames=experiment.model.num_input_frames,
+                image_size=experiment.dataset.image_size,
+                frame_stride=experiment.dataset.frame_stride,
+                dataset=experiment.dataset.name,
+            ),
+        )
+
+
+def is_searched(workspace: Workspace) -> bool:
+    """Whether all stages have handed on."""
+    return all(workspace.finalists(component).is_file() for component in COMPONENTS)

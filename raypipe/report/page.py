@@ -1,0 +1,173 @@
+"""evaluation/report.html: what a search found, on one page that needs no other file."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from raypipe.common.files import write_atomic
+from raypipe.config import COMPONENTS
+from raypipe.evaluation import table
+from raypipe.forecast import film
+from raypipe.report import figures as plots
+from raypipe.report.figures import Line
+from raypipe.report.stages import stage
+from raypipe.report.tables import IN_WORDS, describe, known, number, score_table, short, text
+from raypipe.search import records
+from raypipe.search.records import Row
+from raypipe.workspace.layout import Workspace
+
+TEMPLATE = "page.html.jinja"
+SAMPLES = 4
+SHOWN_ROWS = 12
+"""Rows of the validation table above the fold."""
+
+
+def write_report(workspace: Workspace) -> Path:
+    """Write `evaluation/report.html` of an experiment from what is there of it; gives its path.
+
+    Parts that have not run are left out with a sentence. Raises ConfigError if the folder is no experiment, or
+    if a table of it cannot be read.
+    """
+    experiment = workspace.experiment()
+    combinations = [
+        dict(row, name=describe(row)) for row in records.read_rows(workspace.evaluation / "combinations.parquet")
+    ]
+    trials = records.read_rows(workspace.trials)
+    manifest = workspace.folder / "manifest.json"
+    page = _environment().get_template(TEMPLATE).render(
+        title=workspace.name,
+        dataset=experiment.dataset.name,
+        headline=headline(combinations),
+        test=score_table([row for row in combinations if row["split"] == "test"]),
+        validation=score_table([row for row in combinations if row["split"] == "validation"], without="difference"),
+        shown=SHOWN_ROWS,
+        horizon=horizon_plot(combinations),
+        samples=[film.read_sample(path) for path in sorted((workspace.folder / "samples").glob("*.npz"))[:SAMPLES]],
+        stages=[stage(workspace, trials, component) for component in COMPONENTS],
+        ran=flat(json.loads(manifest.read_text())) if manifest.is_file() else [],
+        config=(workspace.folder / "config.yaml").read_text(),
+    )  # fmt: skip
+    path = workspace.evaluation / "report.html"
+    write_atomic(path, page)
+    return path
+
+
+def _environment() -> Environment:
+    loader = FileSystemLoader(Path(__file__).parent)
+    return Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+
+
+@dataclass(frozen=True)
+class Versus:
+    """The chosen combination against a baseline: share of the baseline's score that it saves."""
+
+    name: str
+    score: str
+    saved: float
+
+
+@dataclass(frozen=True)
+class Gap:
+    """By how much the chosen combination is better than a baseline, or worse, paired by window."""
+
+    name: str
+    size: str
+    se: str
+    better: bool
+
+
+@dataclass(frozen=True)
+class Headline:
+    """The result in a few words. lead: against the best default; published: against the published one, if another."""
+
+    name: str
+    split: str
+    score: str
+    se: str
+    lead: Gap | None
+    published: Gap | None
+    steps: str
+    nfe: str
+    alpha: str
+    beta: str
+    versus: list[Versus]
+
+
+def headline(rows: Sequence[Row]) -> Headline | None:
+    """The chosen combination on test, or on validation if test has not been touched; None before that."""
+    for split in ("test", "validation"):
+        chosen = _chosen(rows, split)
+        if chosen is None:
+            continue
+        others = {r["baseline"]: r["crps_ratio"] for r in rows if r["split"] == split and known(r["crps_ratio"])}
+        versus = [
+            Versus(name, number(3)(others[key]), 1 - chosen["crps_ratio"] / others[key])
+            for key, name in IN_WORDS.items()
+            if others.get(key) and key != "persistence"  # which the score itself is against
+        ]
+        best = table.lead(rows, split)
+        other = best is None or best.default != "published"
+        return Headline(
+            chosen["name"],
+            split,
+            number(3)(chosen["crps_ratio"]),
+            number(3)(chosen.get("crps_ratio_se")),
+            None if best is None else _gap(best.default, best.difference, best.se),
+            _gap("published", chosen.get("difference"), chosen.get("difference_se")) if other else None,
+            short(chosen.get("steps")),
+            short(chosen.get("nfe_per_frame")),
+            short(chosen.get("alpha")),
+            short(chosen.get("beta")),
+            versus,
+        )
+    return None
+
+
+def _gap(baseline: str, difference: Any, se: Any) -> Gap | None:
+    if not known(difference):
+        return None
+    return Gap(IN_WORDS[baseline], number(3)(abs(difference)), number(3)(se), difference < 0)
+
+
+def _chosen(rows: Sequence[Row], split: str) -> Row | None:
+    return next((r for r in rows if r["split"] == split and r["chosen"] and known(r["crps_ratio"])), None)
+
+
+def horizon_plot(rows: Sequence[Row]) -> Markup | None:
+    """The score at every step of the horizon: the chosen combination and the baselines."""
+    for split in ("test", "validation"):
+        scored = [r for r in rows if r["split"] == split and r.get("crps_ratio_by_step") is not None]
+        shown = [r for r in scored if r["chosen"]][:1] + [
+            r for r in scored if r["baseline"] not in (None, "persistence") and not r["chosen"]
+        ]
+        if shown:
+            lines = [
+                Line(
+                    "chosen" if row["chosen"] else row["name"],
+                    (),
+                    [math.nan if y is None else y for y in row["crps_ratio_by_step"]],
+                    plots.SERIES[i % len(plots.SERIES)],
+                    bold=bool(row["chosen"]),
+                    dashed=not row["chosen"],
+                )
+                for i, row in enumerate(shown)
+            ]
+            return Markup(plots.by_step(lines))
+    return None
+
+
+def flat(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Leaves of a nested mapping by dotted name."""
+    leaves: list[tuple[str, str]] = []
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            leaves += flat(value, f"{prefix}{key}.")
+        else:
+            leaves.append((f"{prefix}{key}", text(value)))
+    return leaves

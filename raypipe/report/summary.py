@@ -1,0 +1,68 @@
+"""The end of a search: its evaluation, the tables that a command prints, and the report."""
+
+from collections.abc import Sequence
+
+from raypipe.common import terminal
+from raypipe.config import Experiment
+from raypipe.evaluation import table
+from raypipe.evaluation.run import run_evaluation
+from raypipe.report.page import write_report
+from raypipe.report.tables import BASELINES
+from raypipe.search import records
+from raypipe.workspace.layout import Workspace
+
+SCORED = ("crps_ratio", "minus published")
+"""What `_scores` says, in the tables that a command prints."""
+
+
+def validation_table(rows: Sequence[records.Row]) -> str:
+    """The combinations on validation, best first."""
+    mine = sorted((r for r in rows if r["split"] == "validation"), key=lambda r: r["crps_ratio"])
+    columns = ["flow", "denoiser", "diffusion", "alpha", "beta", "steps", "solver"]
+    named = [{**r, "denoiser": r["denoiser"] or "none"} for r in mine]
+    body = [[*(r[c] for c in columns), *_scores(r), r["spread_skill"], r["nfe_per_frame"], _note(r)] for r in named]
+    return terminal.table(body, [*columns, *SCORED, "spread/skill", "calls", ""])
+
+
+def test_table(rows: Sequence[records.Row]) -> str:
+    """The chosen combination and the baselines on test."""
+    mine = sorted((r for r in rows if r["split"] == "test"), key=lambda r: r["crps_ratio"])
+    columns = ["crps_ratio_pixels", "psnr", "ssim", "spread_skill", "nfe_per_frame"]
+    body = [[_note(r), *_scores(r), *(r[c] for c in columns), 1000 * r["seconds_per_frame"]] for r in mine]
+    return terminal.table(body, ["test", *SCORED, "in pixels", "psnr", "ssim", "spread/skill", "calls", "ms/frame"])
+
+
+def _scores(row: records.Row) -> list[str]:
+    """The score, and its paired difference from the published default; each with its standard error."""
+    ratio, gap = row["crps_ratio"], row["difference"]
+    return [
+        f"{ratio:.3f} +- {row['crps_ratio_se']:.3f}",
+        "-" if gap is None else f"{gap:+.3f} +- {row['difference_se']:.3f}",
+    ]
+
+
+def _note(row: records.Row) -> str:
+    return "chosen" if row["chosen"] else BASELINES.get(row["baseline"], "")
+
+
+def verdict(rows: Sequence[records.Row]) -> str:
+    """By how much the chosen combination beats the best default on test."""
+    found = table.lead(rows, "test")
+    if found is None:
+        return "the chosen combination has no score on test"
+    gap = f"{found.difference:+.3f} +- {found.se:.3f}"
+    return f"chosen minus best default ({BASELINES[found.default]}), paired by window: {gap}"
+
+
+def finish(experiment: Experiment, workspace: Workspace, top_k: int) -> None:
+    """Evaluate, show the tables, write the report."""
+    rows = run_evaluation(experiment, workspace, top_k)
+    page = write_report(workspace)
+    terminal.say(f"\nvalidation, {experiment.evaluation.windows} windows, horizon {experiment.evaluation.horizon}:")
+    terminal.say(validation_table(rows))
+    terminal.say(f"\ntest, {experiment.evaluation.test_windows} windows, once:")
+    terminal.say(test_table(rows))
+    terminal.say(verdict(rows))
+    terminal.say(f"\nbest     {workspace.best}")
+    terminal.say(f"report   {page}")
+    terminal.say("next     python -m raypipe.generate")
