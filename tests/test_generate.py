@@ -108,7 +108,7 @@ def test_a_predictor_compiles_its_components_if_asked_to(best, predictor, monkey
         calls.append(len(fields))
         return evaluate(fields, x, u)
 
-    monkeypatch.setattr("raypipe.predictor.compiled_evaluate", lambda: spy)
+    monkeypatch.setattr("raypipe.forecast.predictor.compiled_evaluate", lambda: spy)
     compiled = load_predictor(best, compile=True)
     assert torch.equal(compiled.predict(context(), 2), predictor.predict(context(), 2))
     assert calls == [3] * 4  # flow, denoiser and diffusion together, at 2 steps of 2 frames

@@ -14,7 +14,7 @@ RUN_BY = {
     "make demo": "test_readme.py::test_make_demo_is_the_pipeline",
     "make test": "test_readme.py::test_make_test_is_what_ci_runs",
     "python experiments/pipeline.py": "test_pipeline.py",
-    "python experiments/tune_flow.py": "test_search.py",
+    "python experiments/tune_flow.py": "search/test_tuner.py",
     "python -m raypipe.train": "test_train.py",
     "python -m raypipe.evaluate": "test_pipeline.py",
     "python -m raypipe.generate": "test_pipeline.py",

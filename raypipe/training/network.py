@@ -43,7 +43,7 @@ class NetworkTraining:
         return self.module if self.average is None else self.average.module
 
     def advance(self, stop: int, report: Callable[[Progress], None], every: int) -> None:
-        """Train up to step `stop`, reporting every `every` steps; see `raypipe.fit.fit`."""
+        """Train up to step `stop`, reporting every `every` steps; see `raypipe.training.loop.fit`."""
 
         def note(progress: Progress) -> None:
             self.step = progress.step
