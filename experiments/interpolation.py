@@ -32,8 +32,8 @@ from raypipe.forecast.windows import choose_windows
 from raypipe.metrics.frames import psnr
 from raypipe.sde.dynamics import Dynamics
 from raypipe.sde.rollout import rollout
-from raypipe.workspace.dataset import Sources
-from raypipe.workspace.layout import Parents, Workspace
+from raypipe.workspace.dataset import ExperimentData
+from raypipe.workspace.layout import ParentModels, Workspace
 
 STRIDE = 5
 RECIPE = {
@@ -56,9 +56,9 @@ class Windows:
     after: Tensor
 
 
-def test_windows(experiment: Experiment, sources: Sources) -> Windows:
+def test_windows(experiment: Experiment, data: ExperimentData) -> Windows:
     """Fixed windows of the test split, every frame of the last interval among them."""
-    shards, known = sources.frames("test"), experiment.model.num_input_frames
+    shards, known = data.frames("test"), experiment.model.num_input_frames
     span = known * STRIDE + 1
     clips, starts = choose_windows(shards.lengths, span, experiment.evaluation.test_windows, experiment.evaluation.seed)
     pairs = zip(clips, starts, strict=True)
@@ -70,12 +70,12 @@ def test_windows(experiment: Experiment, sources: Sources) -> Windows:
 def train_seed(experiment: Experiment, workspace: Workspace, seed: int) -> Dynamics:
     """A flow, and a diffusion on it."""
     choices: list[tuple[Component, str]] = [("flow", "mse"), ("diffusion", "nll")]
-    parents = Parents()
+    parents = ParentModels()
     for component, loss in choices:
         values = {"train.component": component, "train.loss": loss, "train.random_seed": seed}
         job = ComponentJob(config.replace(experiment, **values), workspace, f"seed{seed}", parents)
         train_jobs([job], run_settings(experiment, workspace, f"{component}-seed{seed}"))
-        parents = parents if component == "diffusion" else Parents(flow=job.folder)
+        parents = parents if component == "diffusion" else ParentModels(flow=job.folder)
     device = choose_device()
     flow, diffusion = (
         checkpoint.load_component(workspace.run(component, f"seed{seed}")).to(device) for component, _ in choices
@@ -119,8 +119,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     experiment, storage = cli.experiment(args, {**RECIPE, **overrides}), cli.storage_root(args)
     workspace = Workspace(storage, experiment.name)
     start_ray()
-    sources = prepare(experiment, workspace)
-    windows = test_windows(experiment, sources)
+    data = prepare(experiment, workspace)
+    windows = test_windows(experiment, data)
     each: dict[str, list[Tensor]] = {}
     for seed in range(args.seeds):
         made = compare(train_seed(experiment, workspace, seed), windows, workspace, seed)

@@ -31,7 +31,7 @@ from raypipe.sde.dynamics import ConstantDiffusion, Dynamics, Interval
 from raypipe.sde.path import Draws, draw, sample_path, stack, velocity
 from raypipe.training.component import component_schedule
 from raypipe.training.loop import Progress, fit, make_optimizer
-from raypipe.workspace.dataset import Sources
+from raypipe.workspace.dataset import ExperimentData
 from raypipe.workspace.layout import Workspace
 
 STEPS = (1, 2, 4, 8)
@@ -138,16 +138,16 @@ class Task:
         return (sample.velocity - out).square().mean()
 
 
-def train_flow(experiment: Experiment, sources: Sources, variant: Variant) -> nn.Module:
+def train_flow(experiment: Experiment, data: ExperimentData, variant: Variant) -> nn.Module:
     train = experiment.train
     model = config.replace(experiment, **{"model.time_input": variant.time_input and variant.form != "norms"}).model
     torch.manual_seed(train.random_seed)
-    module = build_component("flow", model, sources.channels)
+    module = build_component("flow", model, data.channels)
     if variant.form == "embedded":
         module.network.time_input = Embedded(model.inner_dim)  # type: ignore[union-attr]
     elif variant.form == "norms":
         module = Conditioned(module, model.inner_dim)
-    shards = sources.training()
+    shards = data.training_shards()
     index = WindowIndex(shards.lengths, model.num_input_frames + 1)
     sampler = Sampler(len(index), train.batch_size, train.random_seed, borders=index.borders(shards.shard_of))
     batches = WindowBatches(shards, index.window, 1, sampler)
@@ -162,11 +162,11 @@ def train_flow(experiment: Experiment, sources: Sources, variant: Variant) -> nn
     return module.eval().requires_grad_(False)
 
 
-def scores(flow: nn.Module, experiment: Experiment, sources: Sources, variant: Variant) -> dict[str, float]:
+def scores(flow: nn.Module, experiment: Experiment, data: ExperimentData, variant: Variant) -> dict[str, float]:
     """R2 at u = 0, and the CRPS ratio at each number of steps, its constant diffusion fitted at each."""
     evaluation, sigma = experiment.evaluation, experiment.sde.sigma
-    held_out = forecast_windows(sources.split("val"), experiment, evaluation.windows, evaluation.seed)
-    fitting = forecast_windows(sources.split("train"), experiment, evaluation.fit_windows, evaluation.seed + 1)
+    held_out = forecast_windows(data.latents("val"), experiment, evaluation.windows, evaluation.seed)
+    fitting = forecast_windows(data.latents("train"), experiment, evaluation.fit_windows, evaluation.seed + 1)
     window = torch.cat([held_out.context, held_out.truth[:, :1]], 1)
     target = velocity(window, sigma)
     residual = target - flow(stack(held_out.context), torch.zeros(len(target)))
@@ -192,7 +192,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     experiment = cli.experiment(args, {**RECIPE, **overrides})
     workspace = Workspace(cli.storage_root(args), experiment.name)
     start_ray()
-    sources = prepare(experiment, workspace)
+    data = prepare(experiment, workspace)
     torch.set_num_threads(1)
     path = workspace.folder / "time_input.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
@@ -201,7 +201,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if any(row["variant"] == variant.name and row["seed"] == seed for row in rows):
                 continue
             seeded = config.replace(experiment, **{"train.random_seed": seed})
-            found = scores(train_flow(seeded, sources, variant), seeded, sources, variant)
+            found = scores(train_flow(seeded, data, variant), seeded, data, variant)
             rows.append({"variant": variant.name, "seed": seed, **found})
             with path.open("a") as file:
                 file.write(json.dumps(rows[-1]) + "\n")

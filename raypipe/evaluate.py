@@ -11,7 +11,7 @@ from raypipe import cli
 from raypipe.common import terminal
 from raypipe.config import ConfigError
 from raypipe.distributed.connection import start_ray
-from raypipe.evaluation.run import Handed, is_searched
+from raypipe.evaluation.run import StageFinalists, is_searched
 from raypipe.report.summary import finish
 from raypipe.workspace.claims import latest
 from raypipe.workspace.layout import Workspace
@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             )
         workspace = found
     experiment = cli.with_overrides(workspace.experiment(), overrides)
-    Handed.read(workspace)
+    StageFinalists.read(workspace)
     if args.again:
         shutil.rmtree(workspace.evaluation, ignore_errors=True)
     terminal.say(f"evaluating {workspace.folder}")

@@ -20,7 +20,7 @@ from raypipe.distributed.jobs import ComponentJob, run_settings
 from raypipe.distributed.prepare import prepare
 from raypipe.distributed.trainer import Settings, check_resources, finished, train_jobs
 from raypipe.workspace.dataset import check_dataset
-from raypipe.workspace.layout import Parents, Workspace
+from raypipe.workspace.layout import ParentModels, Workspace
 from raypipe.workspace.run_names import RunName, parse_run_name, run_name
 
 PROG = "raypipe.train"
@@ -137,11 +137,11 @@ def _checkpoint_at(storage: Path, ray_name: str, folder: Path, step: int) -> Pat
     return found[step]
 
 
-def _parents(experiment: Experiment, workspace: Workspace, flow: str | None, use_gpu: bool) -> Parents:
+def _parents(experiment: Experiment, workspace: Workspace, flow: str | None, use_gpu: bool) -> ParentModels:
     """The flow of a diffusion: the named one, the search's best, or one trained now."""
     train = experiment.train
     if train.component != "diffusion":
-        return Parents()
+        return ParentModels()
     flow = flow or train.flow
     handed_on = workspace.finalists("flow")
     if flow is None and handed_on.is_file():
@@ -160,7 +160,7 @@ def _parents(experiment: Experiment, workspace: Workspace, flow: str | None, use
         job = ComponentJob(needed, workspace, name)
         assert not finished(job)
         train_jobs([job], run_settings(needed, workspace, f"flow-{name}", use_gpu=use_gpu))
-    return Parents(flow=folder)
+    return ParentModels(flow=folder)
 
 
 if __name__ == "__main__":

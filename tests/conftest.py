@@ -10,7 +10,7 @@ from hypothesis import settings
 from raypipe import checkpoint, config
 from raypipe.data.latents import cache_latents, finish
 from raypipe.models.autoencoder import build_autoencoder, measure_scale
-from raypipe.workspace.dataset import Sources, frame_encoder, prepare_dataset
+from raypipe.workspace.dataset import ExperimentData, frame_encoder, prepare_dataset
 from raypipe.workspace.layout import SPLITS, Workspace
 from raypipe.workspace.manifest import begin
 
@@ -49,28 +49,28 @@ def one_thread():
 
 
 @pytest.fixture(scope="session")
-def tiny_sources(tmp_path_factory):
+def tiny_data(tmp_path_factory):
     """A prepared experiment: demo frames, an untrained autoencoder with its scale, and the latent cache. Read only."""
     experiment = config.replace(config.Experiment(), **TINY)
     workspace = Workspace(tmp_path_factory.mktemp("storage"), experiment.name)
-    sources = Sources(experiment, workspace)
+    data = ExperimentData(experiment, workspace)
     prepare_dataset(workspace, experiment, lambda done, total: None)
     begin(workspace, experiment)
     torch.manual_seed(0)
     autoencoder = build_autoencoder(experiment.autoencoder)
-    frames = sources.frames("train")
+    frames = data.frames("train")
     some = torch.stack([torch.from_numpy(frames.clip(i)) for i in range(len(frames))]).flatten(0, 1)
     autoencoder.scale.copy_(measure_scale(autoencoder, [some.movedim(-1, 1) / 127.5 - 1]))
     checkpoint.save_autoencoder(workspace.autoencoder, autoencoder, experiment.autoencoder)
     for split in SPLITS:
         encode = frame_encoder(checkpoint.load_autoencoder(workspace.autoencoder))
-        cache_latents(sources.frames(split), sources.cache(split), encode, 16, sources.key(split))
-        finish(sources.frames(split), sources.cache(split), sources.key(split))
-    return sources
+        cache_latents(data.frames(split), data.cache(split), encode, 16, data.cache_key(split))
+        finish(data.frames(split), data.cache(split), data.cache_key(split))
+    return data
 
 
 @pytest.fixture
-def own_sources(tiny_sources, tmp_path):
+def own_data(tiny_data, tmp_path):
     """A copy of the tiny experiment that a test may write to."""
-    shutil.copytree(tiny_sources.workspace.storage, tmp_path / "storage")
-    return Sources(tiny_sources.experiment, replace(tiny_sources.workspace, storage=tmp_path / "storage"))
+    shutil.copytree(tiny_data.workspace.storage, tmp_path / "storage")
+    return ExperimentData(tiny_data.experiment, replace(tiny_data.workspace, storage=tmp_path / "storage"))

@@ -22,7 +22,7 @@ from raypipe.config import Axis, Experiment
 from raypipe.search import records
 from raypipe.search.schedulers import make_scheduler
 from raypipe.search.stage import Stage
-from raypipe.search.tuner import study_search
+from raypipe.search.tuner import make_searcher
 from raypipe.workspace.layout import Workspace
 
 RECORDED = Path(__file__).parents[2] / "tests" / "recorded" / "flow.parquet"
@@ -177,7 +177,7 @@ class _Replay:
         self._curves, self._setting = curves, setting
         made = experiment(setting, curves.rungs[-setting.rungs :])
         stage = Stage(made, Workspace(Path(), "replay"), "flow")
-        self._search = study_search(stage, InMemoryStorage())
+        self._search = make_searcher(stage, InMemoryStorage())
         # Any: schedulers are written for Ray Tune's own trials and controller, and look at no more than is here.
         self._scheduler: Any = make_scheduler(made.search, stage.rungs, {}, setting.trials, setting.workers)
         if self._scheduler is not None:

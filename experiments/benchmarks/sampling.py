@@ -42,7 +42,7 @@ from raypipe.sde.dynamics import Dynamics, Evaluate, Interval, evaluate
 from raypipe.sde.rollout import rollout
 from raypipe.sde.solvers import SOLVERS
 from raypipe.workspace.claims import latest
-from raypipe.workspace.dataset import Sources
+from raypipe.workspace.dataset import ExperimentData
 from raypipe.workspace.layout import Workspace
 
 PROG = "sampling.py"
@@ -59,7 +59,7 @@ class Trial:
     """What is sampled: the model, held-out windows, members, rollouts at once, and how networks are evaluated."""
 
     predictor: Predictor
-    sources: Sources
+    data: ExperimentData
     windows: Forecasts
     members: int
     batch_size: int | None
@@ -173,7 +173,7 @@ def scored(trial: Trial, made: Tensor) -> Score:
 
 def psnr(trial: Trial, made: Tensor) -> float:
     """dB, the mean over windows, members and frames."""
-    truth, _ = true_frames(trial.sources, "val", trial.windows)
+    truth, _ = true_frames(trial.data, "val", trial.windows)
     total = [
         frames.psnr(decoded := decode_frames(trial.predictor.autoencoder, forecasts), to_float(true).expand_as(decoded))
         for forecasts, true in zip(made, truth, strict=True)
@@ -313,10 +313,10 @@ def open_trial(args: argparse.Namespace) -> Trial:
         )
     workspace = Workspace(folder.parent, folder.name)
     experiment = workspace.experiment()
-    sources, seed = Sources(experiment, workspace), experiment.evaluation.seed
-    windows = forecast_windows(sources.split("val"), experiment, 4 if args.quick else args.windows, seed)
+    data, seed = ExperimentData(experiment, workspace), experiment.evaluation.seed
+    windows = forecast_windows(data.latents("val"), experiment, 4 if args.quick else args.windows, seed)
     members = 2 if args.quick else args.members
-    return Trial(load_predictor(best), sources, windows, members, args.batch_size, seed)
+    return Trial(load_predictor(best), data, windows, members, args.batch_size, seed)
 
 
 def make_parser() -> cli.Parser:

@@ -35,10 +35,10 @@ from raypipe.distributed.jobs import ComponentJob
 from raypipe.distributed.trainer import Settings, train_jobs
 from raypipe.models.attention import linear
 from raypipe.models.autoencoder import Autoencoder, build_network
-from raypipe.training.component import Training
+from raypipe.training.component import ComponentTraining
 from raypipe.training.loop import Progress
-from raypipe.workspace.dataset import Sources
-from raypipe.workspace.layout import Parents, Workspace
+from raypipe.workspace.dataset import ExperimentData
+from raypipe.workspace.layout import ParentModels, Workspace
 
 CLIPS, FRAMES = 4, 12
 CPU = torch.device("cpu")
@@ -109,15 +109,15 @@ def cache(folder: Path, quick: bool, tick: Tick) -> None:
 
 def trainer(folder: Path, quick: bool, tick: Tick) -> None:
     shape, steps = (TINY, 12) if quick else (DEMO, 1500)
-    sources = prepare(folder, shape, **{"train.steps": steps, "train.checkpoint_every": max(1, steps // 6)})
+    data = prepare(folder, shape, **{"train.steps": steps, "train.checkpoint_every": max(1, steps // 6)})
     start_ray()
     rates: dict[str, list[float]] = {"bare": [], "trainer": []}
     for repeat in range(1 if quick else 3):
-        bare = training(sources)
+        bare = training(data)
         every = max(1, steps // 6 // 5)  # as often as a job reports
         rates["bare"].append(rate(partial(bare.advance, steps, every=every), lambda progress: None))
         tick()
-        timed = TimedJob(ComponentJob(sources.experiment, sources.workspace, f"timed-{repeat}"), folder / "rate")
+        timed = TimedJob(ComponentJob(data.experiment, data.workspace, f"timed-{repeat}"), folder / "rate")
         train_jobs([cast(Any, timed)], Settings(folder / "ray", f"timed-{repeat}", show_progress=False))
         rates["trainer"].append(float(timed.result.read_text()))
         tick()
@@ -187,20 +187,20 @@ PARTS: Mapping[str, Callable[[Path, bool, Tick], None]] = {
 }
 
 
-def prepare(folder: Path, shape: Shape, **fields: Any) -> Sources:
+def prepare(folder: Path, shape: Shape, **fields: Any) -> ExperimentData:
     """Frames, an untrained autoencoder and, where the mode is `cache`, the latents of them."""
     settings = {"dataset.root": str(folder / "shards"), **shape.fields, **fields}
     experiment = config.replace(config.Experiment(), **settings)
-    sources = Sources(experiment, Workspace(folder / "storage", shape.name))
+    data = ExperimentData(experiment, Workspace(folder / "storage", shape.name))
     generator, size = np.random.default_rng(0), experiment.dataset.image_size
     with ShardWriter(folder / "shards" / "train") as writer:
         for i in range(CLIPS):
             writer.add(str(i), generator.integers(0, 256, (FRAMES, size, size, 3), np.uint8))
     torch.manual_seed(0)
     autoencoder = Autoencoder(build_network(shape.network, shape.arguments)).eval()
-    checkpoint.save_autoencoder(sources.workspace.autoencoder, autoencoder)
+    checkpoint.save_autoencoder(data.workspace.autoencoder, autoencoder)
     if experiment.latents.mode == "cache":
-        frames, place, key = sources.frames("train"), sources.cache("train"), sources.key("train")
+        frames, place, key = data.frames("train"), data.cache("train"), data.cache_key("train")
 
         @torch.no_grad()
         def encode(some: np.ndarray) -> np.ndarray:
@@ -209,14 +209,14 @@ def prepare(folder: Path, shape: Shape, **fields: Any) -> Sources:
 
         cache_latents(frames, place, encode, 16, key)
         finish(frames, place, key)
-    return sources
+    return data
 
 
-def training(sources: Sources) -> Training:
-    return Training(sources.experiment, sources, Parents(), device=CPU)
+def training(data: ExperimentData) -> ComponentTraining:
+    return ComponentTraining(data.experiment, data, ParentModels(), device=CPU)
 
 
-def one_step(trained: Training) -> None:
+def one_step(trained: ComponentTraining) -> None:
     trained.advance(trained.step + 1, lambda progress: None)
 
 

@@ -21,7 +21,7 @@ from raypipe.data.shards import Shards
 from raypipe.data.shards.writer import INDEX
 from raypipe.distributed.connection import scales_up
 from raypipe.distributed.failures import plain_errors
-from raypipe.workspace.dataset import Sources, frame_encoder
+from raypipe.workspace.dataset import ExperimentData, frame_encoder
 from raypipe.workspace.layout import SPLITS, Split
 
 BATCH_PIXELS = 64 * 64 * 64
@@ -41,58 +41,56 @@ class Piece:
     key: str
 
 
-def prepare_latents(sources: Sources, *, use_gpu: bool = False) -> None:
+def prepare_latents(data: ExperimentData, *, use_gpu: bool = False) -> None:
     """Encode every shard that is not cached yet; then compare some frames of every split with their cache.
 
     A worker that dies is replaced, and its shard begun again up to train.max_failures times.
     Raises ConfigError for a shard that kills more workers, and for a cache that does not hold what the
     autoencoder makes of the frames; ValueError for one that was made by another autoencoder or of other data.
     """
-    latents = sources.workspace.folder / "latents"
+    latents = data.workspace.folder / "latents"
     latents.mkdir(parents=True, exist_ok=True)
     with FileLock(latents / ".lock"):  # a second run of the experiment waits, and finds the cache made
-        unfinished = [split for split in SPLITS if not (sources.cache(split) / INDEX).is_file()]
-        pieces = [piece for split in unfinished for piece in _pieces(sources, split)]
+        unfinished = [split for split in SPLITS if not (data.cache(split) / INDEX).is_file()]
+        pieces = [piece for split in unfinished for piece in _pieces(data, split)]
         if pieces:
-            _encode_all(sources, pieces, use_gpu)
+            _encode_all(data, pieces, use_gpu)
         for split in unfinished:
-            finish(sources.frames(split), sources.cache(split), sources.key(split))
+            finish(data.frames(split), data.cache(split), data.cache_key(split))
     # On the CPU: the driver reserves no GPU, and these are few frames.
-    encode = frame_encoder(checkpoint.load_autoencoder(sources.workspace.autoencoder), torch.device("cpu"))
-    rng = np.random.default_rng(sources.experiment.train.random_seed)
+    encode = frame_encoder(checkpoint.load_autoencoder(data.workspace.autoencoder), torch.device("cpu"))
+    rng = np.random.default_rng(data.experiment.train.random_seed)
     for split in SPLITS:
-        check_latents(sources.frames(split), sources.split(split), encode, CHECKED_FRAMES, rng)
+        check_latents(data.frames(split), data.latents(split), encode, CHECKED_FRAMES, rng)
 
 
-def _pieces(sources: Sources, split: Split) -> list[Piece]:
-    frames, key = sources.frames(split), sources.key(split)
+def _pieces(data: ExperimentData, split: Split) -> list[Piece]:
+    frames, key = data.frames(split), data.cache_key(split)
     counts = np.bincount(frames.shard_of, weights=frames.lengths)
-    return [Piece(split, i, int(counts[i]), key) for i in missing_shards(frames, sources.cache(split), key)]
+    return [Piece(split, i, int(counts[i]), key) for i in missing_shards(frames, data.cache(split), key)]
 
 
 class _Encoder:
     """A worker. It loads the autoencoder once, with its first shard: if that kills it, the shard has failed."""
 
-    def __init__(self, sources: Sources, use_gpu: bool) -> None:
-        self._sources, self._use_gpu = sources, use_gpu
+    def __init__(self, data: ExperimentData, use_gpu: bool) -> None:
+        self._data, self._use_gpu = data, use_gpu
         self._splits: dict[Split, Shards] = {}
         self._done = 0
 
     @cached_property
     def _encode(self) -> Encode:
         device = choose_device() if self._use_gpu else torch.device("cpu")
-        return frame_encoder(checkpoint.load_autoencoder(self._sources.workspace.autoencoder), device)
+        return frame_encoder(checkpoint.load_autoencoder(self._data.workspace.autoencoder), device)
 
     def encode(self, piece: Piece) -> None:
         self._done = 0
         if piece.split not in self._splits:
-            self._splits[piece.split] = self._sources.frames(piece.split)
+            self._splits[piece.split] = self._data.frames(piece.split)
         frames = self._splits[piece.split]
         height, width = frames.frame_shape[:2]
         batch = max(1, BATCH_PIXELS // (height * width))
-        encode_shard(
-            frames, piece.shard, self._sources.cache(piece.split), self._encode, batch, piece.key, self._advance
-        )
+        encode_shard(frames, piece.shard, self._data.cache(piece.split), self._encode, batch, piece.key, self._advance)
 
     def _advance(self, frames: int) -> None:
         self._done += frames
@@ -102,24 +100,24 @@ class _Encoder:
         return self._done
 
 
-def _encode_all(sources: Sources, pieces: list[Piece], use_gpu: bool) -> None:
+def _encode_all(data: ExperimentData, pieces: list[Piece], use_gpu: bool) -> None:
     resources = ray.cluster_resources()
     slots = int(resources.get("GPU" if use_gpu else "CPU", 1))
     if scales_up():
-        slots = max(slots, sources.experiment.train.num_workers)
+        slots = max(slots, data.experiment.train.num_workers)
     encoder = ray.remote(_Encoder).options(
         num_cpus=1,
         num_gpus=1 if use_gpu else 0,
         max_restarts=-1,
-        max_task_retries=sources.experiment.train.max_failures,
+        max_task_retries=data.experiment.train.max_failures,
         max_concurrency=2,
     )
     waiting = deque(sorted(pieces, key=lambda piece: -piece.frames))  # the longest first, so that all end together
-    crew = _Crew(sources)
+    crew = _Crew(data)
     with terminal.progress_bar("encode frames", sum(piece.frames for piece in pieces), "frame", leave=False) as bar:
         try:
             for _ in range(max(1, min(slots, len(pieces)))):
-                crew.hand_out(encoder.remote(sources, use_gpu), waiting.popleft())
+                crew.hand_out(encoder.remote(data, use_gpu), waiting.popleft())
             while crew.running:
                 for worker in crew.free():
                     # A worker without work is let go: one that was preempted may wait for its CPU.
@@ -136,9 +134,9 @@ def _encode_all(sources: Sources, pieces: list[Piece], use_gpu: bool) -> None:
 class _Crew:
     """The workers that have a piece, by the call that does it, and how far they are."""
 
-    def __init__(self, sources: Sources) -> None:
+    def __init__(self, data: ExperimentData) -> None:
         self.running: dict[Any, tuple[Any, Piece]] = {}
-        self._sources = sources
+        self._data = data
         self._asked: dict[Any, Any] = {}
         self._partly: dict[Any, int] = {}
         self._whole = 0
@@ -159,8 +157,8 @@ class _Crew:
         except RayTaskError:
             raise
         except RayError as error:
-            frames = self._sources.frames(piece.split)
-            times = self._sources.experiment.train.max_failures + 1
+            frames = self._data.frames(piece.split)
+            times = self._data.experiment.train.max_failures + 1
             raise ConfigError(
                 f"{frames.folder / frames.shard_names[piece.shard]}: {times} workers died encoding it, of too little"
                 " memory perhaps; free some, and the same command goes on with what is missing"

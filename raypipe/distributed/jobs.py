@@ -10,10 +10,10 @@ from raypipe import config
 from raypipe.config import Experiment
 from raypipe.distributed.trainer import Settings, Trainee
 from raypipe.training.autoencoder import AutoencoderTraining
-from raypipe.training.component import Training
+from raypipe.training.component import ComponentTraining
 from raypipe.training.monitor import Label
-from raypipe.workspace.dataset import Sources
-from raypipe.workspace.layout import Parents, Workspace
+from raypipe.workspace.dataset import ExperimentData
+from raypipe.workspace.layout import ParentModels, Workspace
 
 
 def run_settings(
@@ -63,7 +63,7 @@ class AutoencoderJob:
         return Label(f"{self.workspace.name}/autoencoder", config.to_dict(self.experiment.autoencoder))
 
     def build(self, rank: int, world_size: int, device: torch.device, wrap: Any) -> Trainee:
-        frames = Sources(self.experiment, self.workspace).frames("train")
+        frames = ExperimentData(self.experiment, self.workspace).frames("train")
         return AutoencoderTraining(self.experiment, frames, rank=rank, world_size=world_size, wrap=wrap, device=device)
 
 
@@ -74,7 +74,7 @@ class ComponentJob:
     experiment: Experiment
     workspace: Workspace
     name: str
-    parents: Parents = Parents()
+    parents: ParentModels = ParentModels()
 
     @property
     def folder(self) -> Path:
@@ -93,9 +93,9 @@ class ComponentJob:
         return component_label(self.experiment, self.workspace)
 
     def build(self, rank: int, world_size: int, device: torch.device, wrap: Any) -> Trainee:
-        return Training(
+        return ComponentTraining(
             self.experiment,
-            Sources(self.experiment, self.workspace),
+            ExperimentData(self.experiment, self.workspace),
             self.parents,
             rank=rank,
             world_size=world_size,

@@ -14,27 +14,29 @@ from raypipe.data.batches import warn_of_short_clips
 from raypipe.distributed.encoding import prepare_latents
 from raypipe.distributed.jobs import AutoencoderJob, run_settings
 from raypipe.distributed.trainer import train_jobs
-from raypipe.workspace.dataset import Sources, prepare_dataset
+from raypipe.workspace.dataset import ExperimentData, prepare_dataset
 from raypipe.workspace.layout import SPLITS, Workspace
 from raypipe.workspace.manifest import begin, dataset_hashes
 
 
-def prepare(experiment: Experiment, workspace: Workspace, *, use_gpu: bool = False, wandb: bool = False) -> Sources:
+def prepare(
+    experiment: Experiment, workspace: Workspace, *, use_gpu: bool = False, wandb: bool = False
+) -> ExperimentData:
     """Dataset, autoencoder and latent cache of an experiment, made where they are missing."""
     with terminal.progress_bar(f"make dataset {experiment.dataset.name}", None, "clip", leave=False, delay=1) as bar:
         prepare_dataset(workspace, experiment, partial(_advance, bar))
-    sources = Sources(experiment, workspace)
-    _check_frames(sources)
+    data = ExperimentData(experiment, workspace)
+    _check_frames(data)
     begin(workspace, experiment)
-    _check_dataset(sources)
-    _prepare_autoencoder(sources, use_gpu, wandb)
-    prepare_latents(sources, use_gpu=use_gpu)
-    return sources
+    _check_dataset(data)
+    _prepare_autoencoder(data, use_gpu, wandb)
+    prepare_latents(data, use_gpu=use_gpu)
+    return data
 
 
-def _check_dataset(sources: Sources) -> None:
+def _check_dataset(data: ExperimentData) -> None:
     """Refuse another dataset than the experiment began with."""
-    experiment, workspace = sources.experiment, sources.workspace
+    experiment, workspace = data.experiment, data.workspace
     began = json.loads((workspace.folder / "manifest.json").read_text()).get("dataset")
     if began != dataset_hashes(workspace.dataset(experiment)):
         raise ConfigError(
@@ -42,10 +44,10 @@ def _check_dataset(sources: Sources) -> None:
         )
 
 
-def _check_frames(sources: Sources) -> None:
+def _check_frames(data: ExperimentData) -> None:
     """Refuse frames of another size than the experiment's, and clips that are all too short."""
-    experiment, workspace = sources.experiment, sources.workspace
-    height, width = sources.frames("train").frame_shape[:2]
+    experiment, workspace = data.experiment, data.workspace
+    height, width = data.frames("train").frame_shape[:2]
     if (height, width) != (experiment.dataset.image_size,) * 2:
         raise ConfigError(
             f"dataset.image_size: must be {height}, the size of the frames in {workspace.dataset(experiment)}, "
@@ -54,7 +56,7 @@ def _check_frames(sources: Sources) -> None:
     given, stride = experiment.model.num_input_frames, experiment.dataset.frame_stride
     for split in SPLITS:
         frames = given + (1 if split == "train" else experiment.evaluation.horizon)
-        shards = sources.frames(split)
+        shards = data.frames(split)
         span, longest = (frames - 1) * stride + 1, int(shards.lengths.max())
         if longest < span:
             field = "model.num_input_frames" if split == "train" else "evaluation.horizon"
@@ -70,8 +72,8 @@ def _advance(bar: Any, done: int, total: int) -> None:
     bar.update(done - bar.n)
 
 
-def _prepare_autoencoder(sources: Sources, use_gpu: bool, wandb: bool) -> None:
-    experiment, workspace = sources.experiment, sources.workspace
+def _prepare_autoencoder(data: ExperimentData, use_gpu: bool, wandb: bool) -> None:
+    experiment, workspace = data.experiment, data.workspace
     folder = workspace.autoencoder
     if (folder / "config.json").is_file():
         return
@@ -83,7 +85,7 @@ def _prepare_autoencoder(sources: Sources, use_gpu: bool, wandb: bool) -> None:
         return
     recipe = {
         "autoencoder": config.to_dict(experiment.autoencoder),
-        "data": sources.frames("train").content_hash(),
+        "data": data.frames("train").content_hash(),
         "seed": experiment.train.random_seed,
     }
     for other in sorted(workspace.storage.glob("*/autoencoder.log/recipe.json")):

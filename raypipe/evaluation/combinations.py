@@ -21,7 +21,7 @@ from raypipe.models.autoencoder import Autoencoder
 from raypipe.sde.dynamics import ConstantDiffusion, Dynamics
 from raypipe.sde.solvers import SOLVERS
 from raypipe.search.finalists import NO_DENOISER, Finalist
-from raypipe.workspace.dataset import Sources
+from raypipe.workspace.dataset import ExperimentData
 
 Baseline = Literal["persistence", "climatology", "flow", "published"]
 CONSTANT = "constant"
@@ -128,21 +128,19 @@ class Pixels:
 class CombinationScorer:
     """Scores combinations on fixed windows of one split, latents first, decoded where asked."""
 
-    def __init__(self, sources: Sources, split: Literal["val", "test"], count: int) -> None:
-        experiment = sources.experiment
-        self._sources = sources
+    def __init__(self, data: ExperimentData, split: Literal["val", "test"], count: int) -> None:
+        experiment = data.experiment
+        self._data = data
         self._split: Literal["val", "test"] = split
-        self._held_out = forecast_windows(sources.split(split), experiment, count, experiment.evaluation.seed)
+        self._held_out = forecast_windows(data.latents(split), experiment, count, experiment.evaluation.seed)
 
     def fit(self, combination: Combination) -> Combination:
         """The combination with its best beta (or multiplier) on training windows, where it has one to choose."""
         if combination.beta is not None or combination.diffusion is None:
             return combination
-        experiment = self._sources.experiment
+        experiment = self._data.experiment
         evaluation = experiment.evaluation
-        fitting = forecast_windows(
-            self._sources.split("train"), experiment, evaluation.fit_windows, evaluation.seed + 1
-        )
+        fitting = forecast_windows(self._data.latents("train"), experiment, evaluation.fit_windows, evaluation.seed + 1)
         made = self.dynamics(replace(combination, beta=1.0))
         candidates = evaluation.multipliers if combination.diffusion == CONSTANT else evaluation.betas
         fitted = scoring.fit_magnitude(
@@ -167,12 +165,12 @@ class CombinationScorer:
 
     def _forecast(self, combination: Combination) -> tuple[Tensor, int]:
         """The ensemble of latents [n, M, H, C, h, w], and network calls a step."""
-        evaluation, held_out = self._sources.experiment.evaluation, self._held_out
+        evaluation, held_out = self._data.experiment.evaluation, self._held_out
         if combination.baseline == "persistence":
             horizon = held_out.truth.shape[1]
             return held_out.last[:, None, None].expand(-1, 1, horizon, -1, -1, -1), 0
         if combination.baseline == "climatology":
-            train = self._sources.split("train")
+            train = self._data.latents("train")
             return climatology(train, held_out, evaluation.climatology_members, evaluation.seed), 0
         dynamics = self.dynamics(combination)
         members = 1 if not dynamics.stochastic else evaluation.test_members if self._split == "test" else None
@@ -192,15 +190,15 @@ class CombinationScorer:
     def _load(self, component: Literal["flow", "denoiser", "diffusion"], model: str | None) -> nn.Module | None:
         if model is None:
             return None
-        return checkpoint.load_component(self._sources.workspace.run(component, model)).to(choose_device())
+        return checkpoint.load_component(self._data.workspace.run(component, model)).to(choose_device())
 
     def _pixels(self, members: Tensor, *, repeat_last: bool) -> Pixels:
         """Decode and compare with the true frames, window by window, so that memory stays small.
 
         Persistence repeats the frame itself: nothing is decoded.
         """
-        autoencoder = checkpoint.load_autoencoder(self._sources.workspace.autoencoder).to(choose_device())
-        truth, last = true_frames(self._sources, self._split, self._held_out)
+        autoencoder = checkpoint.load_autoencoder(self._data.workspace.autoencoder).to(choose_device())
+        truth, last = true_frames(self._data, self._split, self._held_out)
         crps, reference, psnr, ssim = [], [], [], []
         for forecasts, true, before in zip(members, truth, last, strict=True):
             target = to_float(true)
@@ -212,9 +210,9 @@ class CombinationScorer:
         return Pixels(float(np.mean(crps) / np.mean(reference)), float(np.mean(psnr)), float(np.mean(ssim)))
 
 
-def true_frames(sources: Sources, split: Literal["val", "test"], windows: Forecasts) -> tuple[Tensor, Tensor]:
+def true_frames(data: ExperimentData, split: Literal["val", "test"], windows: Forecasts) -> tuple[Tensor, Tensor]:
     """The frames to be predicted, uint8 [n, H, height, width, 3], and the last given one, [n, height, width, 3]."""
-    experiment, shards = sources.experiment, sources.frames(split)
+    experiment, shards = data.experiment, data.frames(split)
     given, stride = experiment.model.num_input_frames, experiment.dataset.frame_stride
     horizon = windows.truth.shape[1]
     read = [

@@ -16,13 +16,13 @@ from raypipe.evaluation.samples import save_samples
 from raypipe.evaluation.table import SPLIT_NAMES, Split, Table
 from raypipe.search import records
 from raypipe.search.finalists import Finalist, read_finalists
-from raypipe.workspace.dataset import Sources
+from raypipe.workspace.dataset import ExperimentData
 from raypipe.workspace.layout import Workspace
 from raypipe.workspace.manifest import manifest
 
 
 @dataclass(frozen=True)
-class Handed:
+class StageFinalists:
     """What the three stages handed on."""
 
     flows: list[Finalist]
@@ -30,7 +30,7 @@ class Handed:
     diffusions: list[Finalist]
 
     @classmethod
-    def read(cls, workspace: Workspace) -> "Handed":
+    def read(cls, workspace: Workspace) -> "StageFinalists":
         return cls(*(read_finalists(workspace, component) for component in COMPONENTS))
 
 
@@ -39,15 +39,15 @@ def run_evaluation(experiment: Experiment, workspace: Workspace, top_k: int) -> 
 
     Returns the rows of combinations.parquet.
     """
-    sources, handed = Sources(experiment, workspace), Handed.read(workspace)
+    data, handed = ExperimentData(experiment, workspace), StageFinalists.read(workspace)
     candidates = combinations(handed.flows, handed.denoisers, handed.diffusions, experiment, top_k)
     evaluation, table = experiment.evaluation, Table(workspace)
     defaults = [published_combination(handed.flows, handed.denoisers, handed.diffusions, n) for n in evaluation.steps]
-    _score_split(sources, "val", [*candidates, *defaults], evaluation.windows, table, decode=False)
+    _score_split(data, "val", [*candidates, *defaults], evaluation.windows, table, decode=False)
     ranked = sorted(candidates, key=lambda c: table.row("val", c)["crps_ratio"])
     published = min(defaults, key=lambda c: table.row("val", c)["crps_ratio"])
     finalists = [*ranked[: evaluation.finalists], published]
-    _score_split(sources, "val", finalists, evaluation.windows, table, decode=True)
+    _score_split(data, "val", finalists, evaluation.windows, table, decode=True)
 
     chosen = table.fitted("val", ranked[0])
     alone = replace(
@@ -61,23 +61,23 @@ def run_evaluation(experiment: Experiment, workspace: Workspace, top_k: int) -> 
         replace(nothing, baseline="climatology"),
         replace(nothing, baseline="persistence"),
     ]
-    _score_split(sources, "test", tested, evaluation.test_windows, table, decode=True)
+    _score_split(data, "test", tested, evaluation.test_windows, table, decode=True)
     table.mark_chosen(chosen, published)
-    keep_best(sources, chosen)
-    save_samples(sources)
+    keep_best(data, chosen)
+    save_samples(data)
     return table.rows
 
 
 def _score_split(
-    sources: Sources, split: Split, wanted: Sequence[Combination], count: int, table: Table, *, decode: bool
+    data: ExperimentData, split: Split, wanted: Sequence[Combination], count: int, table: Table, *, decode: bool
 ) -> None:
     """Score in parallel tasks whatever the table lacks."""
     left = [c for c in wanted if not table.has(split, c, decoded=decode)]
     if not left:
         return
-    search = sources.experiment.search
+    search = data.experiment.search
     task = ray.remote(num_cpus=search.cpus_per_trial, num_gpus=min(1.0, search.gpus_per_trial), max_retries=2)(_score)
-    pending = {task.remote(sources, split, c, count, decode, search.cpus_per_trial): c for c in left}
+    pending = {task.remote(data, split, c, count, decode, search.cpus_per_trial): c for c in left}
     name = f"{'decode' if decode else 'score'} on {SPLIT_NAMES[split]}"
     with terminal.progress_bar(name, len(left), "combination") as bar:
         while pending:
@@ -89,15 +89,17 @@ def _score_split(
                 bar.update()
 
 
-def _score(sources: Sources, split: Split, combination: Combination, count: int, decode: bool, threads: int) -> Result:
+def _score(
+    data: ExperimentData, split: Split, combination: Combination, count: int, decode: bool, threads: int
+) -> Result:
     torch.set_num_threads(threads)
-    scorer = CombinationScorer(sources, split, count)
+    scorer = CombinationScorer(data, split, count)
     return scorer.score(scorer.fit(combination), decode=decode)
 
 
-def keep_best(sources: Sources, chosen: Combination) -> None:
+def keep_best(data: ExperimentData, chosen: Combination) -> None:
     """Copy the winner's models to `best/`, with a manifest that says how they work together."""
-    workspace, experiment = sources.workspace, sources.experiment
+    workspace, experiment = data.workspace, data.experiment
     with atomic_folder(workspace.best) as folder:
         shutil.copytree(workspace.autoencoder, folder / "autoencoder")
         for component, model in (

@@ -7,7 +7,7 @@ from raypipe.common.files import atomic_path
 from raypipe.data.frames import to_float, to_uint8
 from raypipe.forecast.predictor import load_predictor
 from raypipe.forecast.windows import choose_windows, read_window
-from raypipe.workspace.dataset import Sources
+from raypipe.workspace.dataset import ExperimentData
 
 SAMPLES = 3
 
@@ -18,10 +18,10 @@ SAMPLE_MEMBERS = 3
 SAMPLE_INTERPOLATE = 4
 
 
-def save_samples(sources: Sources) -> None:
+def save_samples(data: ExperimentData) -> None:
     """A few test clips, predicted by what stands in `best/`, for the report."""
-    experiment, workspace = sources.experiment, sources.workspace
-    predictor, shards = load_predictor(workspace.best), sources.frames("test")
+    experiment, workspace = data.experiment, data.workspace
+    predictor, shards = load_predictor(workspace.best), data.frames("test")
     given, stride, horizon = (
         experiment.model.num_input_frames,
         experiment.dataset.frame_stride,

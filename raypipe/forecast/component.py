@@ -14,12 +14,12 @@ from raypipe.forecast.windows import forecast_windows
 from raypipe.metrics.ensemble import Score
 from raypipe.sde.dynamics import ConstantDiffusion, Dynamics
 from raypipe.sde.solvers import SOLVERS
-from raypipe.workspace.dataset import Sources
-from raypipe.workspace.layout import Parents
+from raypipe.workspace.dataset import ExperimentData
+from raypipe.workspace.layout import ParentModels
 
 
 @dataclass(frozen=True)
-class Scored:
+class ComponentScore:
     """A component's score on the held-out windows.
 
     magnitude: the constant diffusion's multiplier, or beta, fitted on training windows; residual_std: the
@@ -32,21 +32,21 @@ class Scored:
     nfe_per_frame: int
 
 
-class Scorer:
+class ComponentScorer:
     """Scores components of one stage on the same windows, with the same noise, whatever they were trained on."""
 
-    def __init__(self, experiment: Experiment, sources: Sources, parents: Parents) -> None:
+    def __init__(self, experiment: Experiment, data: ExperimentData, parents: ParentModels) -> None:
         evaluation = experiment.evaluation
         self._experiment = experiment
-        self._held_out = forecast_windows(sources.split("val"), experiment, evaluation.windows, evaluation.seed)
-        self._fitting = forecast_windows(
-            sources.split("train"), experiment, evaluation.fit_windows, evaluation.seed + 1
-        )
+        self._held_out = forecast_windows(data.latents("val"), experiment, evaluation.windows, evaluation.seed)
+        self._fitting = forecast_windows(data.latents("train"), experiment, evaluation.fit_windows, evaluation.seed + 1)
         device = choose_device()
         self._flow = None if parents.flow is None else checkpoint.load_component(parents.flow).to(device)
         self._denoiser = None if parents.denoiser is None else checkpoint.load_component(parents.denoiser).to(device)
 
-    def __call__(self, component: Component, module: nn.Module | None, evaluation: Evaluation | None = None) -> Scored:
+    def __call__(
+        self, component: Component, module: nn.Module | None, evaluation: Evaluation | None = None
+    ) -> ComponentScore:
         """The score of `module` (None: no denoiser at all) in the forecast that its stage prescribes.
 
         flow: with a constant diffusion; denoiser: the best flow with it, and a constant; diffusion: the
@@ -65,7 +65,7 @@ class Scorer:
         result = scoring.score(dynamics, self._held_out, evaluation, steps)
         if module is not None:
             module.train(was_training)
-        return Scored(result, fitted.value, tuple(std.tolist()), steps * dynamics.evaluations(solver))
+        return ComponentScore(result, fitted.value, tuple(std.tolist()), steps * dynamics.evaluations(solver))
 
     def constant(self, flow: nn.Module) -> Tensor:
         return scoring.residual_std(flow, self._fitting, self._experiment.sde.sigma)
@@ -88,10 +88,12 @@ class Scorer:
         return lambda beta: Dynamics(flow, denoiser, module, beta=beta), self.constant(flow)
 
 
-_DYNAMICS: Mapping[Component, Callable[[Scorer, nn.Module | None], tuple[Callable[[float], Dynamics], Tensor]]] = {
-    "flow": Scorer._with_flow,
-    "denoiser": Scorer._with_denoiser,
-    "diffusion": Scorer._with_diffusion,
+_DYNAMICS: Mapping[
+    Component, Callable[[ComponentScorer, nn.Module | None], tuple[Callable[[float], Dynamics], Tensor]]
+] = {
+    "flow": ComponentScorer._with_flow,
+    "denoiser": ComponentScorer._with_denoiser,
+    "diffusion": ComponentScorer._with_diffusion,
 }
 
 

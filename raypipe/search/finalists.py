@@ -90,7 +90,7 @@ def last_rungs(rows: Sequence[Row], stage: str) -> list[Trial]:
     return sorted(good, key=lambda trial: trial.objective)
 
 
-def hand_on(trials: Sequence[Trial], top_k: int) -> list[Trial]:
+def select_finalists(trials: Sequence[Trial], top_k: int) -> list[Trial]:
     """Who goes on to the next stage: the top k, the best of each loss, and at least two noise levels.
 
     A proxy may rank, but it never eliminates a whole choice. Two noise levels differ if one is at least

@@ -44,7 +44,7 @@ def run_stage(stage: Stage, extra: Mapping[str, Axis]) -> None:
     ranked = finalists.last_rungs(rows, component)
     if not ranked:
         raise ConfigError(f"{workspace.trials}: every trial of the {component} stage failed; see its error column")
-    chosen = finalists.hand_on(ranked, experiment.search.top_k)
+    chosen = finalists.select_finalists(ranked, experiment.search.top_k)
     if len(experiment.search.objectives) > 1:
         chosen += [trial for trial in finalists.front(ranked) if trial not in chosen]
     write_finalists(workspace, component, refit(stage, chosen))

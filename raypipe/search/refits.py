@@ -16,14 +16,14 @@ from raypipe.config import LOSSES, Evaluation
 from raypipe.distributed.failures import plain_errors
 from raypipe.distributed.jobs import ComponentJob, run_settings
 from raypipe.distributed.trainer import Settings, train_jobs
-from raypipe.forecast.component import Scored, Scorer
+from raypipe.forecast.component import ComponentScore, ComponentScorer
 from raypipe.metrics.ensemble import Score
 from raypipe.search import records
 from raypipe.search.finalists import NO_DENOISER, Finalist, Trial, published, read_finalists
 from raypipe.search.stage import Stage
 from raypipe.search.study import ended_trials
-from raypipe.workspace.dataset import Sources
-from raypipe.workspace.layout import Parents
+from raypipe.workspace.dataset import ExperimentData
+from raypipe.workspace.layout import ParentModels
 
 
 def refit(stage: Stage, chosen: Sequence[Trial]) -> list[Finalist]:
@@ -105,7 +105,7 @@ def _rank(stage: Stage, chosen: Sequence[Trial], refit: Mapping[str, Sequence[Co
     models = {name: [job.name for job in group] or [name] for name, group in groups.items()}
     ours = {trial.name for trial in chosen} | {NO_DENOISER}
     rivals = rivals_of({name: [scored[m].score for m in models[name]] for name in groups if name in ours})
-    closer: dict[str, Scored] = {}
+    closer: dict[str, ComponentScore] = {}
     if len(rivals) > 1:
         again = [job for name in rivals for job in groups[name]]
         closer = _score_all(_closer(stage), again, with_none=NO_DENOISER in rivals)
@@ -120,7 +120,11 @@ def _rank(stage: Stage, chosen: Sequence[Trial], refit: Mapping[str, Sequence[Co
 
 
 def _finalist(
-    stage: Stage, name: str, jobs: Sequence[ComponentJob], scores: Sequence[Scored], closer: Sequence[Scored]
+    stage: Stage,
+    name: str,
+    jobs: Sequence[ComponentJob],
+    scores: Sequence[ComponentScore],
+    closer: Sequence[ComponentScore],
 ) -> Finalist:
     """A configuration with the model of its best seed, by the closer look where there was one."""
     component = stage.component
@@ -164,16 +168,16 @@ def _closer(stage: Stage) -> Stage:
     return dataclasses.replace(stage, experiment=config.replace(stage.experiment, **more))
 
 
-def _score_all(stage: Stage, jobs: Sequence[ComponentJob], *, with_none: bool) -> dict[str, Scored]:
+def _score_all(stage: Stage, jobs: Sequence[ComponentJob], *, with_none: bool) -> dict[str, ComponentScore]:
     """Scores on the held-out windows, by name; denoisers are scored against `none` as well."""
     search = stage.experiment.search
     gpus = min(1.0, search.gpus_per_trial)
     task = ray.remote(num_cpus=search.cpus_per_trial, num_gpus=gpus, max_retries=2)(_score)
-    sources = Sources(stage.experiment, stage.workspace)
-    pending = {job.name: task.remote(sources, stage, job.parents, job.folder, _evaluation(stage, job)) for job in jobs}
+    data = ExperimentData(stage.experiment, stage.workspace)
+    pending = {job.name: task.remote(data, stage, job.parents, job.folder, _evaluation(stage, job)) for job in jobs}
     if with_none:
         parents = stage.parents(stage.experiment)
-        pending[NO_DENOISER] = task.remote(sources, stage, parents, None, stage.experiment.evaluation)
+        pending[NO_DENOISER] = task.remote(data, stage, parents, None, stage.experiment.evaluation)
     with plain_errors():
         return dict(zip(pending, ray.get(list(pending.values())), strict=True))
 
@@ -184,13 +188,15 @@ def _evaluation(stage: Stage, job: ComponentJob) -> Evaluation:
     return dataclasses.replace(stage.experiment.evaluation, steps=own.steps, solvers=own.solvers)
 
 
-def _score(sources: Sources, stage: Stage, parents: Parents, folder: Path | None, evaluation: Evaluation) -> Scored:
+def _score(
+    data: ExperimentData, stage: Stage, parents: ParentModels, folder: Path | None, evaluation: Evaluation
+) -> ComponentScore:
     torch.set_num_threads(stage.experiment.search.cpus_per_trial)
     module = None if folder is None else checkpoint.load_component(folder)
-    return Scorer(stage.experiment, sources, parents)(stage.component, module, evaluation)
+    return ComponentScorer(stage.experiment, data, parents)(stage.component, module, evaluation)
 
 
-def _record(stage: Stage, refit: Mapping[str, Sequence[ComponentJob]], scored: Mapping[str, Scored]) -> None:
+def _record(stage: Stage, refit: Mapping[str, Sequence[ComponentJob]], scored: Mapping[str, ComponentScore]) -> None:
     """Rows of trials.parquet for the refits, and their scores by window beside their models."""
     default = next((scored[jobs[0].name].score for name, jobs in refit.items() if name.endswith("-00")), None)
     rows = [r for r in records.read_rows(stage.workspace.trials) if not (r["refit"] and r["stage"] == stage.component)]

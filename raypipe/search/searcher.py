@@ -31,7 +31,7 @@ from raypipe.search.study import (
 
 
 @dataclass(frozen=True)
-class Past:
+class EndedTrial:
     """A trial that the study knows to be over. config: as it was suggested; scores: objectives by rung."""
 
     config: Mapping[str, Any]
@@ -39,7 +39,7 @@ class Past:
     error: str | None
 
 
-class StudySearch(Searcher):
+class OptunaSearcher(Searcher):
     """Proposes trials of the axes; those that were running when the study was left are taken up again first.
 
     first: points, encoded, that a study which has no trials begins with. objectives: metrics of a result that are
@@ -86,10 +86,10 @@ class StudySearch(Searcher):
         self._live[trial_id] = trial
         return self._named(trial.number, suggest(trial, self._axes), reported)  # what it has already stays
 
-    def past(self) -> list[Past]:
+    def past(self) -> list[EndedTrial]:
         """The trials that are over by now."""
         return [
-            Past(
+            EndedTrial(
                 self._named(trial.number, trial.params, []),
                 _scores(trial),
                 trial.user_attrs.get(REASON, "its process failed") if trial.state == TrialState.FAIL else None,

@@ -9,7 +9,7 @@ from raypipe import checkpoint, config
 from raypipe.config import Component, Experiment
 from raypipe.search.schedulers import spaced
 from raypipe.search.schedulers.pbt import Exploit
-from raypipe.workspace.layout import Parents, Workspace
+from raypipe.workspace.layout import ParentModels, Workspace
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,9 @@ class Stage:
         warm = {"train.warmup_steps": max(1, self.experiment.search.steps(self.component) // 20)}
         return config.replace(self.experiment, **{**base, **warm, "train.loss": None, **values})
 
-    def parents(self, experiment: Experiment) -> Parents:
+    def parents(self, experiment: Experiment) -> ParentModels:
         flow = experiment.train.flow or self.flow
-        return Parents(
+        return ParentModels(
             None if flow is None else self.workspace.run("flow", flow),
             None if self.denoiser is None else self.workspace.run("denoiser", self.denoiser),
         )

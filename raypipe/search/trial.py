@@ -14,15 +14,15 @@ from raypipe import checkpoint
 from raypipe.common.files import disk_is_full, standing
 from raypipe.distributed.jobs import ComponentJob, component_label
 from raypipe.distributed.trainer import Settings, train_jobs
-from raypipe.forecast.component import Scorer
+from raypipe.forecast.component import ComponentScorer
 from raypipe.metrics.ensemble import Score
 from raypipe.search import records
 from raypipe.search.stage import Stage
-from raypipe.training.component import Training
+from raypipe.training.component import ComponentTraining
 from raypipe.training.loop import DivergedError, Progress
 from raypipe.training.monitor import Monitor
-from raypipe.workspace.dataset import Sources
-from raypipe.workspace.layout import Parents
+from raypipe.workspace.dataset import ExperimentData
+from raypipe.workspace.layout import ParentModels
 
 
 class StageTrial(tune.Trainable):
@@ -37,8 +37,8 @@ class StageTrial(tune.Trainable):
         assert stage is not None
         torch.set_num_threads(stage.experiment.search.cpus_per_trial)
         self._stage = stage
-        self._sources = Sources(stage.experiment, stage.workspace)
-        self._scorers: dict[Parents, Scorer] = {}
+        self._data = ExperimentData(stage.experiment, stage.workspace)
+        self._scorers: dict[ParentModels, ComponentScorer] = {}
         self._record: Monitor | None = None
         self._begin(config)
 
@@ -59,26 +59,26 @@ class StageTrial(tune.Trainable):
         self._name: str = config["trial"]
         self._folder = stage.workspace.run(stage.component, self._name)
         extra = checkpoint.read_meta(self._folder).extra if _stands(self._folder) else {}
-        self._taken = {key: extra[key] for key in ("values", "exploited") if key in extra}
+        self._inherited = {key: extra[key] for key in ("values", "exploited") if key in extra}
         self._values: dict[str, Any] = extra.get("values", config["values"])
         self._experiment = stage.configure(self._values)
         self._parents = stage.parents(self._experiment)
         self._seconds = float(extra.get("seconds", 0.0))
-        self._training = Training(self._experiment, self._sources, self._parents)
-        self._untold: int | None = None
+        self._training = ComponentTraining(self._experiment, self._data, self._parents)
+        self._unreported_rung: int | None = None
         if _stands(self._folder):
             self._training.restore(self._folder)
             step = self._training.step
             told = {*config["reported"], extra.get("exploited", {}).get("step")}
             # A search that was killed may have missed the rung; the end it must hear in any case.
             if step >= stage.rungs[-1] or (step in stage.rungs and step not in told):
-                self._untold = step
+                self._unreported_rung = step
 
     def step(self) -> dict[str, Any]:
         """To the next rung. A loss that is not a number ends the trial as failed, a full disk the search."""
         began = time.perf_counter()
         try:
-            result = self._told_again(began) or self._to_next_rung(began)
+            result = self._report_again(began) or self._to_next_rung(began)
             if result["done"]:
                 self.cleanup()
             return result
@@ -89,39 +89,39 @@ class StageTrial(tune.Trainable):
                 raise
             return self._result(began, halt=f"{self._folder}: no space left on the disk")
 
-    def _told_again(self, began: float) -> dict[str, Any] | None:
+    def _report_again(self, began: float) -> dict[str, Any] | None:
         """The result of the rung at which the trial was cut off, if it was scored there already."""
-        step, self._untold = self._untold, None
+        step, self._unreported_rung = self._unreported_rung, None
         if step is None:
             return None
         score = records.read_score(self._folder, step)
         extra = checkpoint.read_meta(self._folder).extra
         if score is None or "magnitude" not in extra:
-            self._untold = step
+            self._unreported_rung = step
             return None
         magnitude, nfe = float(extra["magnitude"]), int(extra["nfe_per_frame"])
         return self._result(began, score=score, magnitude=magnitude, nfe=nfe)
 
     def _to_next_rung(self, began: float) -> dict[str, Any]:
         rungs = self._stage.rungs
-        target = self._untold or next(rung for rung in rungs if rung > self._training.step)
-        self._untold = None
+        target = self._unreported_rung or next(rung for rung in rungs if rung > self._training.step)
+        self._unreported_rung = None
         if self._training.step < target:
             self._advance(target, began)
         if self._parents not in self._scorers:
-            self._scorers = {self._parents: Scorer(self._experiment, self._sources, self._parents)}
+            self._scorers = {self._parents: ComponentScorer(self._experiment, self._data, self._parents)}
         scorer, evaluation = self._scorers[self._parents], self._experiment.evaluation
         scored = scorer(self._stage.component, self._training.model, evaluation)
         if not math.isfinite(scored.score.ratio.value):
             return self._result(began, failure="the forecast is not finite")
         records.save_score(self._folder, target, scored.score)
-        self._watch().score(target, scored.score.ratio.value)
+        self._open_monitor().score(target, scored.score.ratio.value)
         result = self._result(began, score=scored.score, magnitude=scored.magnitude, nfe=scored.nfe_per_frame)
         self._seconds = result["seconds"]
         self._training.save(
             self._folder,
             residual_std=list(scored.residual_std),
-            extra=self._taken
+            extra=self._inherited
             | {"magnitude": scored.magnitude, "nfe_per_frame": scored.nfe_per_frame, "seconds": self._seconds},
         )
         return result
@@ -132,7 +132,7 @@ class StageTrial(tune.Trainable):
             self._advance_together(target)
             return
         training, every = self._training, self._experiment.train.checkpoint_every
-        monitor = self._watch()
+        monitor = self._open_monitor()
 
         def report(progress: Progress) -> None:
             monitor.log(vars(progress))
@@ -142,9 +142,9 @@ class StageTrial(tune.Trainable):
             training.advance(stop, report, every=max(1, target // 10))
             if stop < target:
                 seconds = self._seconds + time.perf_counter() - began
-                training.save(self._folder, extra=self._taken | {"seconds": seconds})
+                training.save(self._folder, extra=self._inherited | {"seconds": seconds})
 
-    def _watch(self) -> Monitor:
+    def _open_monitor(self) -> Monitor:
         """One for all rungs."""
         if self._record is None:
             label = component_label(self._experiment, self._stage.workspace) if self._stage.wandb else None
@@ -199,7 +199,7 @@ class StageTrial(tune.Trainable):
 
     def _donor(self, step: int) -> str | None:
         """The trial whose weights this one took over since the rung before `step`."""
-        taken = self._taken.get("exploited", {"step": None})
+        taken = self._inherited.get("exploited", {"step": None})
         before = max((rung for rung in self._stage.rungs if rung < step), default=None)
         return str(taken["trial"]) if before is not None and taken["step"] == before else None
 

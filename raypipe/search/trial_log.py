@@ -12,7 +12,7 @@ from ray import tune
 from raypipe.config import Experiment
 from raypipe.search import finalists, records
 from raypipe.search.live import Live, Running
-from raypipe.search.searcher import Past
+from raypipe.search.searcher import EndedTrial
 from raypipe.search.stage import Stage
 from raypipe.training.monitor import read_metrics
 
@@ -34,7 +34,7 @@ class TrialLog(tune.Callback):
         self.busy = 0.0
         self.ended = 0
 
-    def catch_up(self, past: Sequence[Past]) -> None:
+    def catch_up(self, past: Sequence[EndedTrial]) -> None:
         """Complete the rows of trials that ended while nobody wrote: the search was killed at that moment."""
         changed = False
         for trial in past:

@@ -17,7 +17,7 @@ from raypipe.config import Axis, ConfigError, Experiment
 from raypipe.distributed.connection import scales_up
 from raypipe.search.first_points import best_points, first_points, published_point
 from raypipe.search.schedulers import make_scheduler
-from raypipe.search.searcher import StudySearch, make_sampler
+from raypipe.search.searcher import OptunaSearcher, make_sampler
 from raypipe.search.stage import Stage
 from raypipe.search.study import count_ended, drop_running, importances, known_trials, open_storage
 from raypipe.search.trial import StageTrial
@@ -27,7 +27,7 @@ DRIVER_MEMORY = 2**20
 """Bytes reserved by a trial that only launches a TorchTrainer: it must reserve something, and CPUs are its workers'."""
 
 
-def study_search(stage: Stage, storage: BaseStorage, extra: Mapping[str, Axis] | None = None) -> StudySearch:
+def make_searcher(stage: Stage, storage: BaseStorage, extra: Mapping[str, Axis] | None = None) -> OptunaSearcher:
     """The search of a stage over its axes and the `extra` ones, from its default on."""
     search, component = stage.experiment.search, stage.component
     extra = extra or {}
@@ -40,7 +40,7 @@ def study_search(stage: Stage, storage: BaseStorage, extra: Mapping[str, Axis] |
     if stage.warm_start is not None:
         first[1:1] = best_points(stage.warm_start, component, axes, default, max(1, trials // 4))
     conditional = any(axis.when for axis in axes.values())
-    return StudySearch(
+    return OptunaSearcher(
         component,
         axes,
         storage,
@@ -50,7 +50,7 @@ def study_search(stage: Stage, storage: BaseStorage, extra: Mapping[str, Axis] |
     )
 
 
-class Halt(tune.Stopper):
+class StopOnFullDisk(tune.Stopper):
     """Ends a search whose trials cannot be kept any more. reason: why, once it is so."""
 
     def __init__(self) -> None:
@@ -65,7 +65,7 @@ class Halt(tune.Stopper):
 
 
 @dataclass(frozen=True)
-class Economy:
+class SearchCost:
     """What a search took: trials that ended, seconds on the clock, and the share of them outside the trials.
 
     outside: of the time of all places for trials, what went by without one training or scoring.
@@ -82,7 +82,7 @@ class Economy:
 
 def run_search(
     stage: Stage, extra: Mapping[str, Axis] | None = None, trainable: type[tune.Trainable] = StageTrial
-) -> Economy | None:
+) -> SearchCost | None:
     """Run the stage's trials, those left of it if some have ended; results are in trials.parquet.
 
     trainable: what a trial is; it reports as StageTrial does. Returns None if no trial was left.
@@ -103,17 +103,17 @@ def _full(reason: str) -> ConfigError:
     return ConfigError(f"{reason}; free some, then the same command with --resume goes on")
 
 
-def _run_trials(stage: Stage, extra: Mapping[str, Axis], trainable: type[tune.Trainable]) -> Economy | None:
+def _run_trials(stage: Stage, extra: Mapping[str, Axis], trainable: type[tune.Trainable]) -> SearchCost | None:
     experiment, workspace = stage.experiment, stage.workspace
     workspace.folder.mkdir(parents=True, exist_ok=True)
     storage = open_storage(workspace.study)
-    search = study_search(stage, storage, extra)
+    search = make_searcher(stage, storage, extra)
     total = experiment.search.trials(stage.component)
     log = TrialLog(stage, total, search.ended)
     log.catch_up(search.past())
     economy = None
     if search.ended < total:
-        halt, began = Halt(), time.perf_counter()
+        halt, began = StopOnFullDisk(), time.perf_counter()
         try:
             _tuner(stage, search, trainable, total - search.ended, log, halt).fit()
         finally:
@@ -123,7 +123,7 @@ def _run_trials(stage: Stage, extra: Mapping[str, Axis], trainable: type[tune.Tr
         if count_ended(known_trials(storage, stage.component)) < total:
             raise KeyboardInterrupt  # Tune returns quietly when it is interrupted; the study tells
         seconds, places = time.perf_counter() - began, min(total - search.ended, concurrent_trials(experiment) or total)
-        economy = Economy(log.ended, seconds, 1 - log.busy / (seconds * places))
+        economy = SearchCost(log.ended, seconds, 1 - log.busy / (seconds * places))
     study = optuna.load_study(study_name=stage.component, storage=storage)
     drop_running(study, study.get_trials(), "left running by a search that asked for more trials")
     log.catch_up(search.past())
@@ -132,7 +132,12 @@ def _run_trials(stage: Stage, extra: Mapping[str, Axis], trainable: type[tune.Tr
 
 
 def _tuner(
-    stage: Stage, search: StudySearch, trainable: type[tune.Trainable], trials: int, log: TrialLog, halt: Halt
+    stage: Stage,
+    search: OptunaSearcher,
+    trainable: type[tune.Trainable],
+    trials: int,
+    log: TrialLog,
+    halt: StopOnFullDisk,
 ) -> tune.Tuner:
     experiment = stage.experiment
     return tune.Tuner(

@@ -19,8 +19,8 @@ from raypipe.sde import losses
 from raypipe.sde.path import Draws, PathSample, draw, sample_path
 from raypipe.training.loop import Progress, Schedule
 from raypipe.training.network import NetworkTraining
-from raypipe.workspace.dataset import Sources
-from raypipe.workspace.layout import Parents
+from raypipe.workspace.dataset import ExperimentData
+from raypipe.workspace.layout import ParentModels
 
 
 class ComponentTask:
@@ -104,7 +104,7 @@ def component_schedule(train: config.Train) -> Schedule:
     )
 
 
-class Training(NetworkTraining):
+class ComponentTraining(NetworkTraining):
     """A component in training.
 
     wrap: what a launcher puts around the module (DistributedDataParallel). Weights are drawn from
@@ -114,8 +114,8 @@ class Training(NetworkTraining):
     def __init__(
         self,
         experiment: Experiment,
-        sources: Sources,
-        parents: Parents,
+        data: ExperimentData,
+        parents: ParentModels,
         *,
         rank: int = 0,
         world_size: int = 1,
@@ -124,12 +124,12 @@ class Training(NetworkTraining):
     ) -> None:
         train, device = experiment.train, device or choose_device()
         self.experiment = experiment
-        self._sources = sources
+        self._data = data
         self._parents = parents
         torch.manual_seed(train.random_seed)
-        module = build_component(train.component, experiment.model, sources.channels).to(device)
+        module = build_component(train.component, experiment.model, data.channels).to(device)
         window, stride = experiment.model.num_input_frames + 1, experiment.dataset.frame_stride
-        shards = sources.training()
+        shards = data.training_shards()
         index = WindowIndex(shards.lengths, window, stride)
         borders = index.borders(shards.shard_of)
         sampler = Sampler(len(index), train.batch_size, train.random_seed, rank, world_size, borders)
@@ -141,7 +141,7 @@ class Training(NetworkTraining):
         wrapped = inner if wrap is None else wrap(inner)
         super().__init__(
             module,
-            ComponentTask(wrapped, experiment, flow=flow, encode=sources.encoder(train.random_seed, device)),
+            ComponentTask(wrapped, experiment, flow=flow, encode=data.encoder(train.random_seed, device)),
             WindowBatches(shards, window, stride, sampler, pin_memory=device.type == "cuda"),
             component_schedule(train),
             ema=train.ema,
@@ -163,12 +163,12 @@ class Training(NetworkTraining):
         return Meta(
             component=train.component,
             model=self.experiment.model,
-            latent_channels=self._sources.channels,
+            latent_channels=self._data.channels,
             noise_std=train.noise_std,
             loss=published_loss(train.component, train.loss),
             step=self.step,
             seed=train.random_seed,
             flow=None if flow is None else flow.name,
             flow_hash=None if flow is None else checkpoint.weights_hash(flow),
-            autoencoder_hash=self._sources.autoencoder_hash,
+            autoencoder_hash=self._data.autoencoder_hash,
         )

@@ -28,7 +28,7 @@ from raypipe.workspace.layout import SPLITS, Split, Workspace
 
 
 @dataclass(frozen=True)
-class Sources:
+class ExperimentData:
     """The data of an experiment. It holds paths, so that a process far away can open the same."""
 
     experiment: Experiment
@@ -47,20 +47,20 @@ class Sources:
         """Frames, uint8 [H, W, 3]."""
         return open_shards(self.workspace.dataset(self.experiment) / split)
 
-    def key(self, split: Split) -> str:
+    def cache_key(self, split: Split) -> str:
         """Ties a latent cache to its autoencoder and dataset."""
         return f"{self.autoencoder_hash}-{self.frames(split).content_hash()}"
 
     def cache(self, split: Split) -> Path:
         return self.workspace.latents(self.autoencoder_hash) / split
 
-    def split(self, split: Split) -> Shards:
+    def latents(self, split: Split) -> Shards:
         """Latents [C, h, w] of a split, from the cache that `raypipe.train` makes."""
-        return open_latents(self.cache(split), self.key(split))
+        return open_latents(self.cache(split), self.cache_key(split))
 
-    def training(self) -> Shards:
+    def training_shards(self) -> Shards:
         """What trainings read: latents, or frames where latents.mode is off."""
-        return self.frames("train") if self.experiment.latents.mode == "off" else self.split("train")
+        return self.frames("train") if self.experiment.latents.mode == "off" else self.latents("train")
 
     def encoder(self, seed: int, device: torch.device) -> Callable[[TrainBatch], Tensor] | None:
         """Makes latents [b, T, C, h, w] of a batch of frames, augmented as the config says; None with a cache."""

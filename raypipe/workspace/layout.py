@@ -89,7 +89,7 @@ def demo_key(experiment: Experiment) -> str:
 
 
 @dataclass(frozen=True)
-class Parents:
+class ParentModels:
     """The trained models that a stage builds on: the flow, for a denoiser or a diffusion, and the denoiser."""
 
     flow: Path | None = None

@@ -25,7 +25,7 @@ from raypipe.models.components import build_component
 from raypipe.sde.dynamics import ConstantDiffusion, Dynamics
 from raypipe.sde.rollout import rollout
 from raypipe.search.finalists import NO_DENOISER, Finalist
-from raypipe.workspace.dataset import Sources
+from raypipe.workspace.dataset import ExperimentData
 
 STD = (0.3, 0.4, 0.5, 0.6)
 PERSISTENCE = Combination(None, None, None, baseline="persistence")
@@ -134,14 +134,14 @@ def test_the_published_default():
 
 
 @pytest.fixture(scope="module")
-def sources(tiny_sources, tmp_path_factory):
+def data(tiny_data, tmp_path_factory):
     """The tiny experiment with two flows, a denoiser and a diffusion of random weights."""
     storage = tmp_path_factory.mktemp("combination") / "storage"
-    shutil.copytree(tiny_sources.workspace.storage, storage)
+    shutil.copytree(tiny_data.workspace.storage, storage)
     experiment = config.replace(
-        tiny_sources.experiment, **{"evaluation.multipliers": [0.2, 0.7], "evaluation.betas": [0.1, 0.3]}
+        tiny_data.experiment, **{"evaluation.multipliers": [0.2, 0.7], "evaluation.betas": [0.1, 0.3]}
     )
-    found = Sources(experiment, replace(tiny_sources.workspace, storage=storage))
+    found = ExperimentData(experiment, replace(tiny_data.workspace, storage=storage))
     for seed, (component, name) in enumerate(
         [("flow", "f1-s1"), ("flow", "f2-s1"), ("denoiser", "d1-s1"), ("diffusion", "g1-s1")]
     ):
@@ -153,8 +153,8 @@ def sources(tiny_sources, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def scorer(sources):
-    return CombinationScorer(sources, "val", 6)
+def scorer(data):
+    return CombinationScorer(data, "val", 6)
 
 
 def made(flow="f1", denoiser=None, diffusion=CONSTANT, **more):
@@ -170,35 +170,35 @@ def made(flow="f1", denoiser=None, diffusion=CONSTANT, **more):
     return replace(given, **more)
 
 
-def test_persistence_has_ratio_1(sources, scorer):
+def test_persistence_has_ratio_1(data, scorer):
     result = scorer.score(PERSISTENCE, decode=True)
     assert result.score.ratio.value == 1.0
     assert result.score.members == 1
     assert result.pixels.crps_ratio == pytest.approx(1.0, abs=1e-6)
     assert (result.nfe_per_frame, result.seconds_per_frame) == (0, 0.0)
     # PSNR by hand, from the frames in the shards: the last given one, K = 2, against the three that follow
-    windows = forecast_windows(sources.split("val"), sources.experiment, 6, sources.experiment.evaluation.seed)
+    windows = forecast_windows(data.latents("val"), data.experiment, 6, data.experiment.evaluation.seed)
     by_hand = []
     for clip, start in zip(windows.clips, windows.starts, strict=True):
-        frames = sources.frames("val").clip(clip).astype(np.float64)
+        frames = data.frames("val").clip(clip).astype(np.float64)
         for t in range(start + 2, start + 5):
             by_hand.append(10 * np.log10(255**2 / np.mean((frames[t] - frames[start + 1]) ** 2)))
     assert result.pixels.psnr == pytest.approx(np.mean(by_hand), rel=1e-4)
     assert 0 < result.pixels.ssim < 1
 
 
-def test_true_frames_are_those_of_the_windows(sources):
-    windows = forecast_windows(sources.split("val"), sources.experiment, 6, 0)
-    truth, last = true_frames(sources, "val", windows)
+def test_true_frames_are_those_of_the_windows(data):
+    windows = forecast_windows(data.latents("val"), data.experiment, 6, 0)
+    truth, last = true_frames(data, "val", windows)
     assert truth.shape == (6, 3, 32, 32, 3) and last.shape == (6, 32, 32, 3)
-    autoencoder = checkpoint.load_autoencoder(sources.workspace.autoencoder)
+    autoencoder = checkpoint.load_autoencoder(data.workspace.autoencoder)
     with torch.no_grad():
         encoded = autoencoder.encode(to_float(truth).flatten(0, 1)).view_as(windows.truth)
         torch.testing.assert_close(encoded, windows.truth, atol=0.06, rtol=0.02)  # the cache is in float16
         torch.testing.assert_close(autoencoder.encode(to_float(last)), windows.last, atol=0.06, rtol=0.02)
 
 
-def test_climatology(sources, scorer):
+def test_climatology(data, scorer):
     result = scorer.score(CLIMATOLOGY, decode=True)
     assert result.score.members == 5
     assert np.isfinite([result.score.ratio.value, result.score.spread_skill]).all()
@@ -207,8 +207,8 @@ def test_climatology(sources, scorer):
     assert (result.score.variance[:, :1] == result.score.variance).all()  # the same frames at every step
 
 
-def test_decoding_a_frame_that_is_shown_at_every_step(sources):
-    autoencoder = checkpoint.load_autoencoder(sources.workspace.autoencoder)
+def test_decoding_a_frame_that_is_shown_at_every_step(data):
+    autoencoder = checkpoint.load_autoencoder(data.workspace.autoencoder)
     one = torch.randn(3, 1, 4, 4, 4, generator=torch.Generator().manual_seed(0))
     shown = decode_frames(autoencoder, one.expand(-1, 5, -1, -1, -1))
     assert shown.shape == (3, 1, 3, 32, 32)
@@ -223,12 +223,12 @@ def test_magnitudes_come_from_their_lists(scorer):
         assert scorer.fit(fixed) == fixed
 
 
-def test_the_magnitude_is_fitted_on_training_windows(sources, monkeypatch):
+def test_the_magnitude_is_fitted_on_training_windows(data, monkeypatch):
     """The best of the list, by its score on the windows that the fit is said to use."""
-    experiment = sources.experiment
+    experiment = data.experiment
     evaluation = experiment.evaluation
-    windows = forecast_windows(sources.split("train"), experiment, evaluation.fit_windows, evaluation.seed + 1)
-    flow = checkpoint.load_component(sources.workspace.run("flow", "f1-s1"))
+    windows = forecast_windows(data.latents("train"), experiment, evaluation.fit_windows, evaluation.seed + 1)
+    flow = checkpoint.load_component(data.workspace.run("flow", "f1-s1"))
     ratios = {}
     for beta in (0.2, 0.7):
         dynamics = Dynamics(flow, diffusion=ConstantDiffusion(beta * torch.tensor(STD)))
@@ -236,7 +236,7 @@ def test_the_magnitude_is_fitted_on_training_windows(sources, monkeypatch):
         ratios[beta] = ensemble.score(members, windows.truth, windows.last).ratio.value
     used, fit_magnitude = [], scoring.fit_magnitude
     monkeypatch.setattr(scoring, "fit_magnitude", lambda *given: used.append(given[2]) or fit_magnitude(*given))
-    assert CombinationScorer(sources, "test", 2).fit(made(steps=2)).beta == min(ratios, key=ratios.get)
+    assert CombinationScorer(data, "test", 2).fit(made(steps=2)).beta == min(ratios, key=ratios.get)
     assert torch.equal(used[0].truth, windows.truth)
 
 
@@ -276,10 +276,10 @@ def test_every_part_of_a_combination_counts(scorer):
     assert scorer.score(base, decode=False).score.ratio.value in ratios  # and nothing else does
 
 
-def test_members(sources, scorer):
+def test_members(data, scorer):
     assert scorer.score(made(beta=0.5), decode=False).score.members == 3
     assert scorer.score(made(diffusion=None), decode=False).score.members == 1
-    test = CombinationScorer(sources, "test", 5)
+    test = CombinationScorer(data, "test", 5)
     found = test.score(made(beta=0.5), decode=True)
     assert found.score.members == 4
     assert found.score.crps.shape == (5, 3)

@@ -18,14 +18,14 @@ def sampling():
 
 
 @pytest.fixture
-def storage(own_sources):
+def storage(own_data):
     """A storage root with a finished search's best/, of random weights; its noise is small."""
-    experiment, workspace = own_sources.experiment, own_sources.workspace
+    experiment, workspace = own_data.experiment, own_data.workspace
     shutil.copytree(workspace.autoencoder, workspace.best / "autoencoder")
     for seed, component in enumerate(("flow", "diffusion")):
         torch.manual_seed(seed)
-        module = build_component(component, experiment.model, own_sources.channels)
-        meta = checkpoint.Meta(own_sources.channels, component=component, model=experiment.model)
+        module = build_component(component, experiment.model, own_data.channels)
+        meta = checkpoint.Meta(own_data.channels, component=component, model=experiment.model)
         checkpoint.save_component(workspace.best / component, module, meta)
     manifest = {"flow": "f", "diffusion": "g", "alpha": 1.0, "beta": 1e-4, "steps": 2, "num_input_frames": 2}
     manifest |= {"image_size": 32, "frame_stride": 1, "dataset": "demo"}

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from raypipe.config import ConfigError
 from raypipe.metrics.ensemble import Score
-from raypipe.search.finalists import Trial, hand_on, last_rungs
+from raypipe.search.finalists import Trial, last_rungs, select_finalists
 from raypipe.search.records import read_rows, read_score, save_score, write_rows
 
 
@@ -106,18 +106,22 @@ def names(trials):
 
 def test_the_top_k_go_on_with_the_best_of_each_loss_and_two_noise_levels():
     trials = [trial("a", 0.1, 0.1), trial("b", 0.2, 0.11), trial("c", 0.3, 0.12, "mse"), trial("d", 0.4, 0.3)]
-    assert names(hand_on(trials, 1)) == ["a", "c", "d"]
-    assert names(hand_on(trials, 2)) == ["a", "b", "c", "d"]
-    assert names(hand_on([trial("a", 0.1, 0.1), trial("b", 0.2, 0.2)], 1)) == ["a", "b"]
-    assert names(hand_on([trial("a", 0.1, 0.1), trial("b", 0.2, 0.14)], 1)) == ["a"]  # hardly another level
-    assert names(hand_on([trial("a", 0.1, 0.0), trial("b", 0.2, 0.0), trial("c", 0.3, 0.01)], 1)) == ["a", "c"]
-    assert names(hand_on([trial("a", 0.1, 0.1, None), trial("b", 0.2, 0.3, None)], 1)) == ["a", "b"]
+    assert names(select_finalists(trials, 1)) == ["a", "c", "d"]
+    assert names(select_finalists(trials, 2)) == ["a", "b", "c", "d"]
+    assert names(select_finalists([trial("a", 0.1, 0.1), trial("b", 0.2, 0.2)], 1)) == ["a", "b"]
+    assert names(select_finalists([trial("a", 0.1, 0.1), trial("b", 0.2, 0.14)], 1)) == ["a"]  # hardly another level
+    assert names(select_finalists([trial("a", 0.1, 0.0), trial("b", 0.2, 0.0), trial("c", 0.3, 0.01)], 1)) == ["a", "c"]
+    assert names(select_finalists([trial("a", 0.1, 0.1, None), trial("b", 0.2, 0.3, None)], 1)) == ["a", "b"]
     mixed = [trial("a", 0.1, 0.1), trial("b", 0.2, 0.3), trial("c", 0.3, 0.1, "mse")]
-    assert names(hand_on(mixed, 1)) == ["a", "b", "c"]  # best first, whatever each goes on for
+    assert names(select_finalists(mixed, 1)) == ["a", "b", "c"]  # best first, whatever each goes on for
     near = [trial("a", 0.1, 0.12), trial("b", 0.2, 0.1), trial("c", 0.3, 0.16)]
-    assert names(hand_on(near, 2)) == ["a", "b", "c"]  # c differs from b, if not from a
-    assert names(hand_on([*near, trial("d", 0.4, 0.3)], 2)) == ["a", "b", "d"]  # b may fall out yet; d differs from a
-    assert hand_on([], 2) == []
+    assert names(select_finalists(near, 2)) == ["a", "b", "c"]  # c differs from b, if not from a
+    assert names(select_finalists([*near, trial("d", 0.4, 0.3)], 2)) == [
+        "a",
+        "b",
+        "d",
+    ]  # b may fall out yet; d differs from a
+    assert select_finalists([], 2) == []
 
 
 def differ(a, b):
@@ -137,7 +141,7 @@ def differ(a, b):
 )
 def test_hand_on(drawn, top_k):
     trials = [trial(f"t{i}", *values) for i, values in enumerate(sorted(drawn, key=lambda values: values[0]))]
-    chosen = hand_on(trials, top_k)
+    chosen = select_finalists(trials, top_k)
     assert set(names(chosen)) <= set(names(trials)) and len(set(names(chosen))) == len(chosen)
     assert set(names(trials[:top_k])) <= set(names(chosen))
     for loss in ("nll", "mse"):

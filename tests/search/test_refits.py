@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 
 from raypipe import checkpoint, config, train
-from raypipe.forecast.component import Scorer
+from raypipe.forecast.component import ComponentScorer
 from raypipe.metrics.ensemble import Score
 from raypipe.search import records
 from raypipe.search.finalists import Trial
 from raypipe.search.refits import _values, refit, rivals_of
 from raypipe.search.stage import Stage
-from raypipe.workspace.dataset import Sources
-from raypipe.workspace.layout import Parents, Workspace
+from raypipe.workspace.dataset import ExperimentData
+from raypipe.workspace.layout import ParentModels, Workspace
 from tests import raytools
 from tests.raytools import TINY, tiny
 
@@ -103,7 +103,9 @@ def scored(stage, model, **evaluation):
     """What a refit scores without Ray."""
     experiment = config.replace(stage.experiment, **evaluation)
     module = checkpoint.load_component(stage.workspace.run("flow", model))
-    return Scorer(experiment, Sources(experiment, stage.workspace), Parents())("flow", module).score
+    return ComponentScorer(experiment, ExperimentData(experiment, stage.workspace), ParentModels())(
+        "flow", module
+    ).score
 
 
 @pytest.mark.slow

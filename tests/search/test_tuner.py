@@ -15,16 +15,16 @@ from optuna.trial import TrialState
 
 from raypipe import checkpoint, train, tune
 from raypipe.config import Axis
-from raypipe.forecast.component import Scorer
+from raypipe.forecast.component import ComponentScorer
 from raypipe.search import finalists, records
 from raypipe.search.finalists import read_finalists
 from raypipe.search.first_points import published_point
 from raypipe.search.space import decode, distribution
 from raypipe.search.stage import Stage
-from raypipe.search.tuner import run_search, study_search
-from raypipe.training.component import Training
-from raypipe.workspace.dataset import Sources
-from raypipe.workspace.layout import Parents, Workspace
+from raypipe.search.tuner import make_searcher, run_search
+from raypipe.training.component import ComponentTraining
+from raypipe.workspace.dataset import ExperimentData
+from raypipe.workspace.layout import ParentModels, Workspace
 from tests import raytools
 from tests.raytools import TINY, flags, outcome, started, tiny, wait_for
 
@@ -75,7 +75,7 @@ def open_storage(path):
 
 
 def make_search(path, **values):
-    return study_search(Stage(tiny(**values), Workspace(path.parent, "x"), "flow"), open_storage(path))
+    return make_searcher(Stage(tiny(**values), Workspace(path.parent, "x"), "flow"), open_storage(path))
 
 
 def test_the_first_trial_is_the_published_default_and_the_next_are_not(tmp_path):
@@ -145,7 +145,7 @@ def test_every_sampler_proposes_points_of_the_space_and_no_other(tmp_path, sampl
     """Axes with conditions stand where these hold, and only there; a trial that was cut off is taken up as it was."""
     experiment = tiny(**CONDITIONAL, **{"search.sampler": sampler, "search.diffusion_trials": 12})
     stage = Stage(experiment, Workspace(tmp_path, "x"), "diffusion")
-    search, seen = study_search(stage, open_storage(tmp_path / "study.log")), []
+    search, seen = make_searcher(stage, open_storage(tmp_path / "study.log")), []
     for i in range(12):
         found = search.suggest(str(i))
         seen.append(found["values"])
@@ -159,7 +159,7 @@ def test_every_sampler_proposes_points_of_the_space_and_no_other(tmp_path, sampl
         stage.configure(values)  # every one is a config
     assert {values["train.loss"] for values in seen} == {"regression", "nll"}
     assert len({values["train.noise_std"] for values in seen}) > 6
-    again = study_search(stage, open_storage(tmp_path / "study.log"))
+    again = make_searcher(stage, open_storage(tmp_path / "study.log"))
     assert again.ended == 11 and again.suggest("x") == found
 
 
@@ -167,14 +167,14 @@ def test_two_objectives_are_both_told(tmp_path):
     two = {"search.objectives": ["crps_ratio", "nfe_per_frame"], "search.rungs": 1}
     steps = {"search.flow": {"evaluation.steps": {"choices": [[1], [4]]}}}
     stage = Stage(tiny(**two, **steps), Workspace(tmp_path, "x"), "flow")
-    search = study_search(stage, open_storage(tmp_path / "study.log"))
+    search = make_searcher(stage, open_storage(tmp_path / "study.log"))
     assert search.suggest("a")["values"] == {"evaluation.steps": [1]}
     result = {"objective": 0.7, "nfe_per_frame": 2, "train_step": 18, "failure": None}
     search.on_trial_result("a", result)
     search.on_trial_complete("a", result)
     trial = optuna.load_study(study_name="flow", storage=open_storage(tmp_path / "study.log")).get_trials()[0]
     assert trial.values == [0.7, 2]
-    again = study_search(stage, open_storage(tmp_path / "study.log"))
+    again = make_searcher(stage, open_storage(tmp_path / "study.log"))
     assert [(past.config["trial"], past.scores) for past in again.past()] == [("flow-00", {18: 0.7})]
 
 
@@ -257,10 +257,10 @@ def test_trials_of_two_workers_finish_on_two_cpus(two_cpus, storage, values):
     assert (row["status"], row["step"], row["error"]) == ("finished", TINY["search.flow_steps"], None)
 
     experiment = stage.configure(published_point(stage.experiment, "flow"))
-    sources = Sources(experiment, stage.workspace)
-    training = Training(experiment, sources, Parents())  # the same without Ray
+    data = ExperimentData(experiment, stage.workspace)
+    training = ComponentTraining(experiment, data, ParentModels())  # the same without Ray
     training.advance(TINY["search.flow_steps"], lambda progress: None)
-    alone = Scorer(experiment, sources, Parents())("flow", training.model)
+    alone = ComponentScorer(experiment, data, ParentModels())("flow", training.model)
     assert row["objective"] == pytest.approx(alone.score.ratio.value, rel=1e-3)
 
 

@@ -25,8 +25,8 @@ def losses(training, stop):
 
 
 @pytest.fixture(scope="module")
-def trained(tiny_sources):
-    training = begun(tiny_sources)
+def trained(tiny_data):
+    training = begun(tiny_data)
     return training, losses(training, STEPS)
 
 
@@ -42,16 +42,16 @@ def test_training_lowers_the_loss(trained):
     assert np.mean(found[-10:]) < 0.5 * np.mean(found[:3])
 
 
-def test_latents_have_unit_scale_on_training_frames(trained, tiny_sources):
+def test_latents_have_unit_scale_on_training_frames(trained, tiny_data):
     training, _ = trained
     training.module.eval()
     with torch.no_grad():
-        latents = training.module.encode(frames_of(tiny_sources))
+        latents = training.module.encode(frames_of(tiny_data))
     assert latents.std((0, 2, 3)).tolist() == pytest.approx([1.0] * 4, rel=0.05)
 
 
-def test_the_scale_is_measured_at_the_last_step_alone(tiny_sources, trained):
-    training = begun(tiny_sources)
+def test_the_scale_is_measured_at_the_last_step_alone(tiny_data, trained):
+    training = begun(tiny_data)
     losses(training, STEPS - 1)
     assert training.module.scale.tolist() == [1.0] * 4
     losses(training, STEPS)
@@ -59,13 +59,13 @@ def test_the_scale_is_measured_at_the_last_step_alone(tiny_sources, trained):
     assert training.module.scale.tolist() != [1.0] * 4
 
 
-def test_a_restored_training_goes_on_bit_for_bit(tiny_sources, trained, tmp_path):
+def test_a_restored_training_goes_on_bit_for_bit(tiny_data, trained, tmp_path):
     whole, expected = trained
-    first = begun(tiny_sources)
+    first = begun(tiny_data)
     assert losses(first, 25) == expected[:25]
     first.save(tmp_path / "autoencoder")
     torch.manual_seed(99)
-    second = begun(tiny_sources)
+    second = begun(tiny_data)
     second.restore(tmp_path / "autoencoder")
     assert second.step == 25
     assert losses(second, STEPS) == expected[25:]
@@ -73,11 +73,11 @@ def test_a_restored_training_goes_on_bit_for_bit(tiny_sources, trained, tmp_path
         assert torch.equal(second.module.state_dict()[name], tensor), name
 
 
-def test_what_is_saved_is_what_was_trained(tiny_sources, trained, tmp_path):
+def test_what_is_saved_is_what_was_trained(tiny_data, trained, tmp_path):
     training, _ = trained
     training.save(tmp_path / "autoencoder")
     loaded = checkpoint.load_autoencoder(tmp_path / "autoencoder")
-    frames = frames_of(tiny_sources)[:4]
+    frames = frames_of(tiny_data)[:4]
     training.module.eval()
     with torch.no_grad():
         torch.testing.assert_close(loaded.encode(frames), training.module.encode(frames))
@@ -86,14 +86,14 @@ def test_what_is_saved_is_what_was_trained(tiny_sources, trained, tmp_path):
     assert (meta.step, meta.kind, meta.settings.steps, meta.latent_channels) == (STEPS, "autoencoder", STEPS, 4)
 
 
-def test_the_seed_decides(tiny_sources):
-    assert losses(begun(tiny_sources), 3) == losses(begun(tiny_sources), 3)
-    assert losses(begun(tiny_sources), 3) != losses(begun(tiny_sources, **{"train.random_seed": 1}), 3)
+def test_the_seed_decides(tiny_data):
+    assert losses(begun(tiny_data), 3) == losses(begun(tiny_data), 3)
+    assert losses(begun(tiny_data), 3) != losses(begun(tiny_data, **{"train.random_seed": 1}), 3)
 
 
-def test_a_quantized_autoencoder_trains_too(tiny_sources):
+def test_a_quantized_autoencoder_trains_too(tiny_data):
     values = {"autoencoder.type": "vqvae", "autoencoder.num_embeddings": 16, "autoencoder.steps": 2}
-    training = begun(tiny_sources, **values)
+    training = begun(tiny_data, **values)
     assert np.isfinite(losses(training, 2)).all()
     assert (training.module.scale > 0).all() and training.module.scale.tolist() != [1.0] * 4
 

@@ -8,10 +8,10 @@ from ray.tune.schedulers import TrialScheduler
 
 from raypipe import config
 from raypipe.config import Axis, Search
-from raypipe.search.schedulers.asha import StandingRungs
+from raypipe.search.schedulers.asha import ResumableASHA
 from raypipe.search.schedulers.halving import Halving
-from raypipe.search.schedulers.median import StandingMedian
-from raypipe.search.schedulers.pbt import Exploit, Population
+from raypipe.search.schedulers.median import ResumableMedianStopping
+from raypipe.search.schedulers.pbt import Exploit, PopulationBasedTraining
 
 
 def make_scheduler(
@@ -57,7 +57,7 @@ class _Terms:
 def _asha(terms: _Terms) -> TrialScheduler | None:
     if len(terms.rungs) == 1:
         return None
-    return StandingRungs(
+    return ResumableASHA(
         terms.known,
         grace_period=terms.rungs[0],
         max_t=terms.rungs[-1] + 1,  # a trial ends by itself
@@ -70,12 +70,14 @@ def _halving(terms: _Terms) -> TrialScheduler:
 
 
 def _median(terms: _Terms) -> TrialScheduler:
-    return StandingMedian(terms.known, grace_period=terms.rungs[0])
+    return ResumableMedianStopping(terms.known, grace_period=terms.rungs[0])
 
 
 def _pbt(terms: _Terms) -> TrialScheduler:
     assert terms.copy is not None
-    return Population(terms.known, terms.trials, terms.places, axes=terms.axes, seed=terms.search.seed, copy=terms.copy)
+    return PopulationBasedTraining(
+        terms.known, terms.trials, terms.places, axes=terms.axes, seed=terms.search.seed, copy=terms.copy
+    )
 
 
 def _none(terms: _Terms) -> None:

@@ -22,7 +22,7 @@ def named(trial: Any) -> Any:
     return identity(trial.config["trial"])
 
 
-class StandingRungs(ASHAScheduler):
+class ResumableASHA(ASHAScheduler):
     """ASHA (Li et al. 2018, arXiv 1810.05934) on training steps, that begins with the scores recorded so far.
 
     known: objectives by trial name and step. Trials are told apart by their own name, which a resumed search

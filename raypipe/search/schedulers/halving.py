@@ -9,7 +9,7 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 
-class Cohort(FIFOScheduler, ABC):
+class SynchronousScheduler(FIFOScheduler, ABC):
     """All trials of a search go from rung to rung together: who has come to one pauses until nobody is on the way.
 
     Then the lowest rung at which trials wait is judged. That happens a step of Tune's loop after the last result, when
@@ -111,7 +111,7 @@ class Cohort(FIFOScheduler, ABC):
         return sorted(scores, key=lambda name: (scores[name], len(name), name))
 
 
-class Halving(Cohort):
+class Halving(SynchronousScheduler):
     """Synchronous successive halving (Jamieson & Talwalkar 2016): the best 1/k of all at a rung, at least one, go on.
 
     Those count that were scored; trials that failed on their way leave fewer places.

@@ -9,7 +9,7 @@ from ray.tune.schedulers import MedianStoppingRule, TrialScheduler
 from raypipe.search.schedulers.asha import identity, named
 
 
-class StandingMedian(MedianStoppingRule):
+class ResumableMedianStopping(MedianStoppingRule):
     """The median stopping rule (Golovin et al. 2017, Vizier) on training steps, begun with the scores on record.
 
     A trial is stopped at a rung if its best objective so far is worse than the median of the others' running means up

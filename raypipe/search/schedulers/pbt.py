@@ -10,7 +10,7 @@ from typing import Any
 from optuna.distributions import CategoricalDistribution, IntDistribution
 
 from raypipe.config import Axis
-from raypipe.search.schedulers.halving import Cohort
+from raypipe.search.schedulers.halving import SynchronousScheduler
 from raypipe.search.space import decode, distribution
 
 SHARE = 0.2
@@ -32,7 +32,7 @@ class Exploit:
     values: Mapping[str, Any]
 
 
-class Population(Cohort):
+class PopulationBasedTraining(SynchronousScheduler):
     """Population based training (Jaderberg et al. 2017, arXiv 1711.09846), synchronous: nobody is stopped.
 
     Ray's own refuses to run under a search algorithm, which is who proposes where trials begin here.

@@ -7,13 +7,13 @@ import pytest
 from ray.tune.schedulers import TrialScheduler
 
 from raypipe import config
-from raypipe.search.schedulers.asha import StandingRungs
+from raypipe.search.schedulers.asha import ResumableASHA
 from raypipe.search.stage import Stage
 from raypipe.workspace.layout import Workspace
 
 
 def scheduler(known):
-    made = StandingRungs(known, grace_period=100, max_t=301, reduction_factor=3)
+    made = ResumableASHA(known, grace_period=100, max_t=301, reduction_factor=3)
     made.set_search_properties("objective", "min")
     return made
 
@@ -41,7 +41,7 @@ def test_the_weak_are_stopped_at_every_rung_but_the_last(tmp_path, steps):
     assert len(rungs) == 3 and rungs[-1] == steps
     known = {f"flow-{i:02d}": dict.fromkeys(rungs[:2], 0.5) for i in range(6)}
     for rung in rungs[:2]:
-        made = StandingRungs(known, grace_period=rungs[0], max_t=rungs[-1] + 1, reduction_factor=3)
+        made = ResumableASHA(known, grace_period=rungs[0], max_t=rungs[-1] + 1, reduction_factor=3)
         made.set_search_properties("objective", "min")
         for earlier in rungs[: rungs.index(rung)]:
             assert report(made, "flow-06", earlier, 0.4) == TrialScheduler.CONTINUE

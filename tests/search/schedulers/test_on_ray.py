@@ -14,8 +14,8 @@ from raypipe.common.files import standing
 from raypipe.search import records, refits
 from raypipe.search.stage import Stage
 from raypipe.search.tuner import run_search
-from raypipe.training.component import Training
-from raypipe.workspace.dataset import Sources
+from raypipe.training.component import ComponentTraining
+from raypipe.workspace.dataset import ExperimentData
 from raypipe.workspace.layout import Workspace
 from tests import raytools
 from tests.raytools import TINY, started, wait_for
@@ -145,7 +145,9 @@ def test_pbt_copies_weights_and_optimizer_and_goes_on_from_them(two_cpus, storag
     assert refits._values(stage, last.trial) == last.values
     experiment = stage.configure(last.values)
     torch.set_num_threads(1)
-    alone = Training(experiment, Sources(experiment, workspace), stage.parents(experiment))  # the same without Ray
+    alone = ComponentTraining(
+        experiment, ExperimentData(experiment, workspace), stage.parents(experiment)
+    )  # the same without Ray
     alone.restore(tmp_path / "copies" / "12")
     alone.advance(18, lambda progress: None)
     alone.save(tmp_path / "alone")
