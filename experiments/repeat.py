@@ -44,14 +44,14 @@ def main(argv: Sequence[str] | None = None) -> int:
                 + (["--resume"] if begun else [])
             )
         tested.append(records.read_rows(workspace.evaluation / "combinations.parquet"))
-    summary, lead = summarize(tested), spread_of_leads(tested)
+    summary, margin = summarize(tested), spread_of_margins(tested)
     path = storage / f"{experiment.name}-seeds.json"
-    write_json(path, manifest(experiment, summary=summary, chosen_minus_best_default=lead, runs=args.seeds))
+    write_json(path, manifest(experiment, summary=summary, chosen_minus_best_default=margin, runs=args.seeds))
     body = [[name, *(_text(scores[metric]) for metric in METRICS)] for name, scores in summary.items()]
     terminal.say(f"\ntest, mean +- sd over {args.seeds} seeds:")
     terminal.say(terminal.table(body, ["", *METRICS]))
-    best = ", ".join(lead["defaults"])
-    terminal.say(f"chosen minus best default of the same seed ({best}), crps_ratio: {_text(lead)}")
+    best = ", ".join(margin["defaults"])
+    terminal.say(f"chosen minus best default of the same seed ({best}), crps_ratio: {_text(margin)}")
     picture = path.with_suffix(".png")
     save_picture(Workspace(storage, f"{experiment.name}-seed0").folder / "samples" / "sample-2.npz", picture)
     terminal.say(f"\nwritten  {path} and {picture}")
@@ -79,11 +79,13 @@ def summarize(runs: Sequence[Sequence[records.Row]]) -> dict[str, dict[str, Any]
     return {name: {metric: _spread([run[name][metric] for run in tested]) for metric in METRICS} for name in names}
 
 
-def spread_of_leads(runs: Sequence[Sequence[records.Row]]) -> dict[str, Any]:
+def spread_of_margins(runs: Sequence[Sequence[records.Row]]) -> dict[str, Any]:
     """The chosen combination's crps_ratio on test minus that of the best default of the same run; and which that is."""
-    leads = [lead for lead in (table.lead(rows, "test") for rows in runs) if lead is not None]
-    assert len(leads) == len(runs)
-    return {**_spread([lead.difference for lead in leads]), "defaults": [lead.default for lead in leads]}
+    margins = [
+        margin for margin in (table.margin_over_best_default(rows, "test") for rows in runs) if margin is not None
+    ]
+    assert len(margins) == len(runs)
+    return {**_spread([margin.difference for margin in margins]), "defaults": [margin.default for margin in margins]}
 
 
 def _spread(values: Sequence[float]) -> dict[str, Any]:

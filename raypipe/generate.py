@@ -18,6 +18,7 @@ import torch
 from raypipe import cli
 from raypipe.common import terminal
 from raypipe.config import SOLVERS, ConfigError
+from raypipe.config.sections import solver_name
 from raypipe.data.frames import to_float, to_uint8
 from raypipe.data.shards import open_shards
 from raypipe.data.shards.storage import Folder, RemoteFolder
@@ -60,7 +61,9 @@ def make_parser() -> cli.Parser:
                         "interval: K - 1 in-between ones and the whole one (default: 1)")  # fmt: skip
     parser.add_argument("--steps", type=cli.positive, metavar="N", help="integration steps a frame interval (default: "
                         "the model's)")  # fmt: skip
-    parser.add_argument("--solver", choices=SOLVERS, help="how the SDE is integrated (default: the model's)")
+    parser.add_argument(
+        "--solver", type=solver_name, choices=SOLVERS, help="how the SDE is integrated (default: the model's)"
+    )
     parser.add_argument("--members", type=cli.positive, default=1, metavar="M", help="forecasts to draw (default: 1)")
     parser.add_argument("--seed", type=_seed, default=0, metavar="S", help="seed of the noise (default: 0)")
     parser.add_argument("--output", type=Path, metavar="OUT", help="what to write; the format's suffix is added "

@@ -138,9 +138,13 @@ def test_an_experiments_folder_will_do(best, predictor):
 
 
 def test_the_solver_is_the_manifests_unless_another_is_asked_for(tmp_path):
-    heun, plain = (load_predictor(save_model(tmp_path / name, solver=name)) for name in ("heun", "euler_maruyama"))
+    heun, plain = (
+        load_predictor(save_model(tmp_path / name, solver=name)) for name in ("heun_drift", "euler_maruyama")
+    )
     predicted = heun.predict(context(), 3, steps=1, seed=4)
-    assert torch.equal(plain.predict(context(), 3, steps=1, seed=4, solver="heun"), predicted)
+    for name in ("heun_drift", "heun"):  # its name in earlier versions
+        assert torch.equal(plain.predict(context(), 3, steps=1, seed=4, solver=name), predicted)
+    assert load_predictor(save_model(tmp_path / "old", solver="heun")).manifest.solver == "heun_drift"
     assert not torch.equal(plain.predict(context(), 3, steps=1, seed=4), predicted)
 
 
@@ -163,7 +167,7 @@ def test_going_on_from_a_prediction_draws_new_noise(predictor):
         (context(), {"interpolate": 0}, "interpolate: must be at least 1"),
         (context(), {"steps": 0}, "steps: must be at least 1"),
         (context(), {"first_frame": -1}, "first_frame: must be at least 0, not -1"),
-        (context(), {"solver": "euler"}, "solver: must be one of euler_maruyama, milstein, heun, not 'euler'"),
+        (context(), {"solver": "euler"}, "solver: must be one of euler_maruyama, milstein, heun_drift, not 'euler'"),
     ],
 )
 def test_bad_frames(predictor, frames, arguments, message):
@@ -264,11 +268,14 @@ def test_predictions_as_shards_are_those_of_the_predictor(best, predictor, tmp_p
         writer.add("a/b", moving(9))
         writer.add("c", 255 - moving(9))
     flags = ("--model", best, "--input", tmp_path / "test", "--clip", 1, "--format", "shards", "--members", 2)
-    assert run(*flags, "--frames", 2, "--seed", 5, "--steps", 1, "--solver", "heun", "--output", tmp_path / "out") == 0
+    assert (
+        run(*flags, "--frames", 2, "--seed", 5, "--steps", 1, "--solver", "heun_drift", "--output", tmp_path / "out")
+        == 0
+    )
     shards = open_shards(tmp_path / "out")
     assert shards.names == ["c-000", "c-001"]
     frames = to_float(torch.from_numpy(255 - moving(GIVEN)))[None]
-    expected = predictor.predict(frames, 2, steps=1, members=2, seed=5, solver="heun")
+    expected = predictor.predict(frames, 2, steps=1, members=2, seed=5, solver="heun_drift")
     for i in range(2):
         torch.testing.assert_close(to_float(torch.from_numpy(shards.clip(i))), expected[0, i], atol=0.005, rtol=0)
 

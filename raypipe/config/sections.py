@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator
 
 from raypipe.config.fields import Section, option, require, require_least
 
@@ -113,10 +115,13 @@ class Train(Section):
         require(self.loss is None or self.loss in choices, "train.loss", rule, self.loss)
 
 
-Solver = Literal["euler_maruyama", "milstein", "heun"]
+def solver_name(name: Any) -> Any:
+    """A solver's name as it is now: `heun_drift` was called `heun` in earlier configs and manifests."""
+    return "heun_drift" if name == "heun" else name
 
 
-SOLVERS: tuple[Solver, ...] = ("euler_maruyama", "milstein", "heun")
+Solver = Annotated[Literal["euler_maruyama", "milstein", "heun_drift"], BeforeValidator(solver_name)]
+SOLVERS: tuple[Solver, ...] = ("euler_maruyama", "milstein", "heun_drift")
 """`raypipe.sde.solvers` says what each is."""
 
 
@@ -203,7 +208,7 @@ class Evaluation(Section):
     test_members: int = option(4, "ensemble members of a forecast on test")
     steps: list[int] = option([1, 2], "integration steps a frame to choose from; the first scores the trials")
     solvers: list[Solver] = option(
-        ["euler_maruyama"], "solvers to choose from: euler_maruyama, milstein, heun; the first scores the trials"
+        ["euler_maruyama"], "solvers to choose from: euler_maruyama, milstein, heun_drift; the first scores the trials"
     )
     alphas: list[float] = option([1.0], "denoising magnitudes to choose from")
     multipliers: list[float] = option(

@@ -17,7 +17,7 @@ SPLIT_NAMES: dict[Split, str] = {"val": "validation", "test": "test"}
 
 
 @dataclass(frozen=True)
-class Lead:
+class Margin:
     """The chosen combination's crps_ratio minus that of the best default, on the same windows.
 
     default: which of the baselines that is; se: of the difference paired by window, nan if it is not known.
@@ -28,7 +28,7 @@ class Lead:
     se: float
 
 
-def lead(rows: Sequence[Row], split: str) -> Lead | None:
+def margin_over_best_default(rows: Sequence[Row], split: str) -> Margin | None:
     """How far the chosen combination is from the best of a split's baselines; None if one of them has no score.
 
     rows: of combinations.parquet. Below 0 the chosen one is better.
@@ -40,7 +40,7 @@ def lead(rows: Sequence[Row], split: str) -> Lead | None:
         return None
     best = min(defaults, key=lambda row: row["crps_ratio"])
     se = best.get("behind_chosen_se")
-    return Lead(best["baseline"], chosen["crps_ratio"] - best["crps_ratio"], math.nan if se is None else se)
+    return Margin(best["baseline"], chosen["crps_ratio"] - best["crps_ratio"], math.nan if se is None else se)
 
 
 class Table:

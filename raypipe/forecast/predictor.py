@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from raypipe import checkpoint
 from raypipe.common.device import autocast, choose_device
 from raypipe.config import SOLVERS, Component, Solver
+from raypipe.config.sections import solver_name
 from raypipe.forecast.manifest import MANIFEST, Manifest, find_best, read_manifest
 from raypipe.models.autoencoder import Autoencoder
 from raypipe.sde.compiled import compiled_evaluate
@@ -67,7 +68,7 @@ class Predictor:
         frames: [b, T, 3, H, W] in [-1, 1], T at least K = manifest.num_input_frames, one frame interval
         apart. steps: of integration, a frame interval (None: the manifest's). interpolate = k: also the frames
         at 1/k, ..., (k-1)/k of every interval, before its whole one; they cost no step and change none.
-        solver: euler_maruyama, milstein or heun (None: the manifest's). first_frame: the number of the first
+        solver: euler_maruyama, milstein or heun_drift (None: the manifest's). first_frame: the number of the first
         predicted frame. To go on from what was predicted before, give how many frames that were: at 0 the same
         noise would come again.
 
@@ -80,7 +81,8 @@ class Predictor:
                 raise ValueError(f"{name}: must be at least 1, not {count}")
         if first_frame < 0:
             raise ValueError(f"first_frame: must be at least 0, not {first_frame}")
-        if (solver or self.manifest.solver) not in SOLVERS:
+        solver = solver_name(solver or self.manifest.solver)
+        if solver not in SOLVERS:
             raise ValueError(f"solver: must be one of {', '.join(SOLVERS)}, not {solver!r}")
         self._check(frames)
         with autocast(self.device):
@@ -91,7 +93,7 @@ class Predictor:
                 steps=steps,
                 members=members,
                 seed=seed,
-                solver=solver or self.manifest.solver,
+                solver=solver,
                 interpolate=interpolate,
                 first_frame=first_frame,
                 device=self.device,

@@ -14,7 +14,7 @@ from raypipe.common.files import write_atomic
 from raypipe.config import COMPONENTS
 from raypipe.evaluation import table
 from raypipe.forecast import film
-from raypipe.report import figures as plots
+from raypipe.report import figures
 from raypipe.report.figures import Line
 from raypipe.report.stages import stage
 from raypipe.report.tables import IN_WORDS, describe, known, number, score_table, short, text
@@ -111,7 +111,7 @@ def headline(rows: Sequence[Row]) -> Headline | None:
             for key, name in IN_WORDS.items()
             if others.get(key) and key != "persistence"  # which the score itself is against
         ]
-        best = table.lead(rows, split)
+        best = table.margin_over_best_default(rows, split)
         other = best is None or best.default != "published"
         return Headline(
             chosen["name"],
@@ -152,13 +152,13 @@ def horizon_plot(rows: Sequence[Row]) -> Markup | None:
                     "chosen" if row["chosen"] else row["name"],
                     (),
                     [math.nan if y is None else y for y in row["crps_ratio_by_step"]],
-                    plots.SERIES[i % len(plots.SERIES)],
+                    figures.SERIES[i % len(figures.SERIES)],
                     bold=bool(row["chosen"]),
                     dashed=not row["chosen"],
                 )
                 for i, row in enumerate(shown)
             ]
-            return Markup(plots.by_step(lines))
+            return Markup(figures.by_step(lines))
     return None
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from raypipe.config import Component
-from raypipe.report import figures as plots
+from raypipe.report import figures
 from raypipe.report.figures import Bar, Cost, Line, Point
 from raypipe.report.tables import TRIALS, Table, known, make_table
 from raypipe.search import finalists, records
@@ -101,7 +101,7 @@ def _scatter(last: Sequence[Row], refits: Sequence[Row]) -> Figure | None:
     shown = _shown(len(points), last) + (f" and {_count(len(again), 'refit')}" if again else "")
     failed = _failures(last, "a cross at the top edge, for want of a score")
     caption = f"Objective against noise level, by loss. {shown}; {failed}."
-    return Figure(Markup(plots.search([*points, *again])), caption)
+    return Figure(Markup(figures.search([*points, *again])), caption)
 
 
 def _point(row: Row) -> Point | None:
@@ -121,11 +121,11 @@ def _front(ranked: Sequence[finalists.Trial], last: Sequence[Row]) -> Figure | N
     ranked = [trial for trial in ranked if known(trial.row.get("nfe_per_frame"))]
     if len({trial.row["nfe_per_frame"] for trial in ranked}) < 2:
         return None
-    best = finalists.front(ranked)
+    best = finalists.pareto_front(ranked)
     points = [Cost(t.row["nfe_per_frame"], t.objective, _loss(t.row), t.name, t in best) for t in ranked]
     failed = _failures(last, "not shown, for want of a score")
     text = f"The line joins the trials that none beats at as few evaluations. {_shown(len(points), last)}; {failed}."
-    return Figure(Markup(plots.front(points)), text)
+    return Figure(Markup(figures.front(points)), text)
 
 
 def _loss(row: Row) -> str:
@@ -137,7 +137,7 @@ def _curves(workspace: Workspace, component: Component, rows: Sequence[Row], las
 
     A trial that failed is drawn as far as it came.
     """
-    colors = plots.colors_of([_loss(row) for row in last])
+    colors = figures.colors_of([_loss(row) for row in last])
     levels = sorted({row["noise_std"] or 0.0 for row in last})
     left: list[Line] = []
     right: list[Line] = []
@@ -157,12 +157,12 @@ def _curves(workspace: Workspace, component: Component, rows: Sequence[Row], las
         return None
     shown = f"Losses of {_shown(len(left), last)}, scores of {_shown(len(right), last)}"
     failures = _failures(last, "a cross ends what there is of its curve")
-    return Figure(Markup(plots.curves(left, right)), f"{shown}; {failures}.")
+    return Figure(Markup(figures.curves(left, right)), f"{shown}; {failures}.")
 
 
 def _cost(workspace: Workspace, component: Component, last: Sequence[Row]) -> Figure | None:
     """What mattered, as the search found when it ended, and the seconds of each trial, failed ones too."""
-    colors = plots.colors_of([_loss(row) for row in last])
+    colors = figures.colors_of([_loss(row) for row in last])
     spent = [
         Bar(row["trial"], row["seconds"] if known(row.get("seconds")) else 0.0, colors[_loss(row)], quiet=failed)
         for row in sorted(last, key=lambda row: str(row["trial"]))
@@ -176,4 +176,4 @@ def _cost(workspace: Workspace, component: Component, last: Sequence[Row]) -> Fi
         f"Importance: how much an axis tells good trials from the rest (PED-ANOVA), over {scored} with a score. "
         f"Cost of {_shown(len(spent), last)}; {_failures(last, 'a pale bar with a cross')}."
     )
-    return Figure(Markup(plots.bars(mattered, spent)), text)
+    return Figure(Markup(figures.bars(mattered, spent)), text)

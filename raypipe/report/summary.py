@@ -47,7 +47,7 @@ def _note(row: records.Row) -> str:
 
 def verdict(rows: Sequence[records.Row]) -> str:
     """By how much the chosen combination beats the best default on test."""
-    found = table.lead(rows, "test")
+    found = table.margin_over_best_default(rows, "test")
     if found is None:
         return "the chosen combination has no score on test"
     gap = f"{found.difference:+.3f} +- {found.se:.3f}"

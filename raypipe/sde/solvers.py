@@ -68,7 +68,7 @@ def milstein(sde: Sde, x: Tensor, t: float, h: float, dw: Tensor | float) -> Ins
     return inside
 
 
-def heun(sde: Sde, x: Tensor, t: float, h: float, dw: Tensor | float) -> Inside:
+def heun_drift(sde: Sde, x: Tensor, t: float, h: float, dw: Tensor | float) -> Inside:
     """X_k + (a + a(Y, t_k + h)) h / 2 + b dW, Y = X_k + a h + b dW: Heun's drift, Euler's noise.
 
     The predictor-corrector of Kloeden and Platen 1992, section 15.5, with alpha = 1/2 and eta = 0; the noise is
@@ -92,7 +92,7 @@ class Solver:
 SOLVERS: Mapping[str, Solver] = {
     "euler_maruyama": Solver(euler_maruyama, 1, 1),
     "milstein": Solver(milstein, 1, 2),
-    "heun": Solver(heun, 2, 1),
+    "heun_drift": Solver(heun_drift, 2, 1),
 }
 
 

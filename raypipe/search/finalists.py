@@ -108,7 +108,7 @@ def select_finalists(trials: Sequence[Trial], top_k: int) -> list[Trial]:
     return sorted(chosen, key=lambda trial: trial.objective)
 
 
-def front(trials: Sequence[Trial]) -> list[Trial]:
+def pareto_front(trials: Sequence[Trial]) -> list[Trial]:
     """Those that no other beats at as few network evaluations a frame, of trials that are ordered best first."""
     cheapest, found = math.inf, []
     for trial in trials:

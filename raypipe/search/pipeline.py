@@ -46,7 +46,7 @@ def run_stage(stage: Stage, extra: Mapping[str, Axis]) -> None:
         raise ConfigError(f"{workspace.trials}: every trial of the {component} stage failed; see its error column")
     chosen = finalists.select_finalists(ranked, experiment.search.top_k)
     if len(experiment.search.objectives) > 1:
-        chosen += [trial for trial in finalists.front(ranked) if trial not in chosen]
+        chosen += [trial for trial in finalists.pareto_front(ranked) if trial not in chosen]
     write_finalists(workspace, component, refit(stage, chosen))
 
 

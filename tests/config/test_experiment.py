@@ -67,7 +67,7 @@ def with_loss(**delta: object) -> dict:
         ({"evaluation": {"solvers": []}}, "config: evaluation.solvers: must be one or more, not []"),
         (
             {"evaluation": {"solvers": ["euler"]}},
-            "config: evaluation.solvers.0: input should be 'euler_maruyama', 'milstein' or 'heun', not 'euler'",
+            "config: evaluation.solvers.0: input should be 'euler_maruyama', 'milstein' or 'heun_drift', not 'euler'",
         ),
         ({"evaluation": {"batch_size": 0}}, "config: evaluation.batch_size: must be at least 1, not 0"),
         ({"evaluation": {"steps": []}}, "config: evaluation.steps: must be one or more counts of 1 on, not []"),

@@ -84,11 +84,11 @@ def test_combinations_of_the_top_two():
 
 
 def test_every_solver_that_is_asked_for():
-    solvers = ["heun", "euler_maruyama"]
+    solvers = ["heun_drift", "euler_maruyama"]
     found = combinations(FLOWS, DENOISERS, DIFFUSIONS, settings(**{"evaluation.solvers": solvers}), 2)
     plain = combinations(FLOWS, DENOISERS, DIFFUSIONS, settings(), 2)
     assert {c for c in found if c.solver == "euler_maruyama"} == set(plain)
-    assert {replace(c, solver="euler_maruyama") for c in found if c.solver == "heun"} == set(plain)
+    assert {replace(c, solver="euler_maruyama") for c in found if c.solver == "heun_drift"} == set(plain)
     assert len(found) == 2 * len(plain) == len({c.key for c in found})
 
 
@@ -261,15 +261,15 @@ def test_evaluations_a_frame(scorer, combination, calls):
 
 def test_solvers_cost_what_they_evaluate(scorer):
     full = made(denoiser="d1", diffusion="g1", beta=0.5, steps=2)
-    for solver, calls in (("euler_maruyama", 3), ("milstein", 4), ("heun", 5)):
+    for solver, calls in (("euler_maruyama", 3), ("milstein", 4), ("heun_drift", 5)):
         assert scorer.score(replace(full, solver=solver), decode=False).nfe_per_frame == 2 * calls
-    assert scorer.score(made(diffusion=None, solver="heun"), decode=False).nfe_per_frame == 2
+    assert scorer.score(made(diffusion=None, solver="heun_drift"), decode=False).nfe_per_frame == 2
 
 
 def test_every_part_of_a_combination_counts(scorer):
     base = made(denoiser="d1", diffusion="g1", beta=0.5)
     changes = [{}, {"flow_model": "f2-s1"}, {"denoiser_model": None}, {"alpha": 2.0}, {"beta": 0.6}, {"steps": 2}]
-    changes += [{"solver": "milstein"}, {"solver": "heun"}]
+    changes += [{"solver": "milstein"}, {"solver": "heun_drift"}]
     changes += [{"diffusion": CONSTANT, "diffusion_model": None}]
     ratios = {scorer.score(replace(base, **change), decode=False).score.ratio.value for change in changes}
     assert len(ratios) == len(changes)

@@ -49,8 +49,8 @@ def test_lines(sampling, storage, capsys, monkeypatch):
     assert 2e-3 < float(compiled["largest_difference"]) < 5e-3  # 1e-3 a frame over 3 frames, and what follows from it
     solvers = [line for line in lines if line["benchmark"] == "solvers"]
     assert [(x["sampler"], x["steps"], x["evaluations_per_frame"]) for x in solvers] == [
-        ("euler_maruyama", 1, 2), ("milstein", 1, 3), ("heun", 1, 3),
-        ("euler_maruyama", 2, 4), ("milstein", 2, 6), ("heun", 2, 6),
+        ("euler_maruyama", 1, 2), ("milstein", 1, 3), ("heun_drift", 1, 3),
+        ("euler_maruyama", 2, 4), ("milstein", 2, 6), ("heun_drift", 2, 6),
     ]  # fmt: skip
     assert solvers[3]["ratio"] == 1.0
     assert [line["batch_size"] for line in lines if line["benchmark"] == "batches"] == [16, 32]
@@ -59,7 +59,7 @@ def test_lines(sampling, storage, capsys, monkeypatch):
 def test_the_published_sampler_solves_the_same_equation(sampling, storage):
     """With hardly any noise, both come to the ODE's solution, theirs to its tolerance of 1e-2 a step."""
     trial = sampling.open_trial(sampling.make_parser().parse_args(["--storage", str(storage), "--quick"]))
-    theirs, ours = sampling.sample_published(trial, sampling.Drifts()), sampling.sample(trial, "heun", 16)
+    theirs, ours = sampling.sample_published(trial, sampling.Drifts()), sampling.sample(trial, "heun_drift", 16)
     assert theirs.shape == ours.shape == (4, 2, 3, 4, 4, 4)
     moved = (ours - trial.windows.last[:, None, None]).abs().mean()
     assert (theirs - ours).abs().mean() < 0.1 * moved

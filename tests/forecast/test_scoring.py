@@ -172,8 +172,8 @@ def test_forecasts_depend_on_the_seed_and_the_windows_place_alone():
 def test_the_first_solver_is_taken_unless_another_is_given():
     windows = toy(noise(5, 5, 2, 2, 2))
     dynamics = Dynamics(Flow(lambda last, before: last.sin(), 2))
-    heun = scoring.forecast(dynamics, windows, replace(EVALUATION, solvers=["heun", "milstein"]), 1)
-    assert torch.equal(scoring.forecast(dynamics, windows, EVALUATION, 1, solver="heun"), heun)
+    heun = scoring.forecast(dynamics, windows, replace(EVALUATION, solvers=["heun_drift", "milstein"]), 1)
+    assert torch.equal(scoring.forecast(dynamics, windows, EVALUATION, 1, solver="heun_drift"), heun)
     assert not torch.equal(scoring.forecast(dynamics, windows, EVALUATION, 1), heun)
 
 

@@ -98,7 +98,7 @@ def test_evaluations_are_the_calls_made(dynamics, count, stochastic, name):
     [
         ("euler_maruyama", [[flow, denoiser, diffusion]]),
         ("milstein", [[flow, denoiser, diffusion], [diffusion]]),
-        ("heun", [[flow, denoiser, diffusion], [flow, denoiser]]),
+        ("heun_drift", [[flow, denoiser, diffusion], [flow, denoiser]]),
     ],
 )
 def test_networks_that_see_the_same_input_are_evaluated_together(name, together):

@@ -285,8 +285,12 @@ def test_with_two_objectives_all_that_are_best_for_their_cost_go_on(two_cpus, st
     for row in rows:
         assert row["nfe_per_frame"] == json.loads(row["values"])["evaluation.steps"][0]  # a flow is one call a step
     ranked = finalists.last_rungs(rows, "flow")
-    assert {trial.name for trial in ranked if not beaten(trial, ranked)} == {t.name for t in finalists.front(ranked)}
-    assert {trial.name for trial in finalists.front(ranked)} <= {f.trial for f in read_finalists(workspace, "flow")}
+    assert {trial.name for trial in ranked if not beaten(trial, ranked)} == {
+        t.name for t in finalists.pareto_front(ranked)
+    }
+    assert {trial.name for trial in finalists.pareto_front(ranked)} <= {
+        f.trial for f in read_finalists(workspace, "flow")
+    }
     refits = {r["trial"][: -len("-s0")]: r for r in records.read_rows(workspace.trials) if r["refit"]}
     searched = {row["trial"]: row for row in rows}
     assert all(row["nfe_per_frame"] == searched[name]["nfe_per_frame"] for name, row in refits.items())
