@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 from urllib.parse import unquote, urlparse
 
 from raypipe import config
+from raypipe.common.errors import UserError
 from raypipe.config import ConfigError, Experiment
 
 BAD_INPUT = 2
@@ -117,22 +118,12 @@ def run(main: Callable[[Sequence[str] | None], int], prog: str, argv: Sequence[s
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         return main(argv)
-    except ValueError as error:
-        if not isinstance(error, ConfigError) and not _raised_here(error):
-            raise
+    except UserError as error:
         sys.stderr.write(f"{prog}: error: {' '.join(str(error).split())}\n")
         return BAD_INPUT
     except KeyboardInterrupt:
         sys.stderr.write(f"{prog}: interrupted; the same command with --resume goes on\n")
         return INTERRUPTED
-
-
-def _raised_here(error: BaseException) -> bool:
-    """Whether raypipe itself raised it, which it does for bad input; a library's ValueError is a bug of ours."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    return trace is not None and str(trace.tb_frame.f_globals.get("__name__", "")).startswith("raypipe")
 
 
 def _fields_help() -> str:

@@ -14,6 +14,7 @@ from filelock import FileLock, Timeout
 
 from raypipe import cli
 from raypipe.common import terminal
+from raypipe.common.errors import UserError
 from raypipe.data.conversion import resuming
 from raypipe.data.conversion.resuming import State
 from raypipe.data.conversion.shard import LAYOUTS, Options, Outcome, Task, plan
@@ -37,7 +38,7 @@ or a killed process; 130 interrupted."""
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise ValueError(f"{message}; see --help")
+        raise UserError(f"{message}; see --help")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -110,7 +111,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command. Returns 0; 1 if sources were unreadable; 2 for bad input; 130 when interrupted."""
     try:
         return _run(_parser().parse_args(argv))
-    except (ValueError, OSError) as error:
+    except (UserError, OSError) as error:
         sys.stderr.write(f"{PROG}: error: {' '.join(str(error).split())}\n")
         return cli.BAD_INPUT
     except KeyboardInterrupt:
@@ -134,30 +135,30 @@ def _run(args: argparse.Namespace) -> int:
                     sys.stderr.write(f"{args.out_dir / name}: finished already, kept; delete it to make it anew\n")
             done = _convert_all(out, tasks, states, args.num_workers)
     except Timeout:
-        raise ValueError(f"--out_dir: another conversion writes to {args.out_dir}; wait for it to end") from None
+        raise UserError(f"--out_dir: another conversion writes to {args.out_dir}; wait for it to end") from None
     return _summarise(args, splits, done)
 
 
 def _options(args: argparse.Namespace) -> Options:
     if args.image_size < 16 or args.image_size % 8:
-        raise ValueError(f"--image_size: must be a multiple of 8 from 16 on, not {args.image_size}")
+        raise UserError(f"--image_size: must be a multiple of 8 from 16 on, not {args.image_size}")
     for flag in ("frame_stride", "min_length", "num_workers"):
         value = getattr(args, flag)
         if value is not None and value < 1:
-            raise ValueError(f"--{flag.replace('_', '-')}: must be at least 1, not {value}")
+            raise UserError(f"--{flag.replace('_', '-')}: must be at least 1, not {value}")
     return Options(args.image_size, args.fit, args.frame_stride, args.grey, args.min_length, args.layout)
 
 
 def _division(args: argparse.Namespace) -> Division:
     if args.dataset and args.split:
-        raise ValueError(f"--split: --dataset {args.dataset} has splits of its own; give one of the two")
+        raise UserError(f"--split: --dataset {args.dataset} has splits of its own; give one of the two")
     if args.group_by is not None:
         if not args.split:
-            raise ValueError("--group-by: only divides together with --split; add --split 0.8,0.1,0.1")
+            raise UserError("--group-by: only divides together with --split; add --split 0.8,0.1,0.1")
         try:
             re.compile(args.group_by)
         except re.error as error:
-            raise ValueError(f"--group-by: not a regular expression ({error}): {args.group_by!r}") from None
+            raise UserError(f"--group-by: not a regular expression ({error}): {args.group_by!r}") from None
     return Division(args.dataset, _fractions(args.split), args.group_by)
 
 
@@ -167,9 +168,9 @@ def _fractions(text: str | None) -> tuple[float, float, float] | None:
     try:
         train, val, test = (float(part) for part in text.split(","))
     except ValueError:
-        raise ValueError(f"--split: must be three shares with commas, as 0.8,0.1,0.1, not {text!r}") from None
+        raise UserError(f"--split: must be three shares with commas, as 0.8,0.1,0.1, not {text!r}") from None
     if not (min(train, val, test) >= 0 and abs(train + val + test - 1) < 1e-6):
-        raise ValueError(f"--split: shares must be at least 0 and add up to 1, not {text!r}")
+        raise UserError(f"--split: shares must be at least 0 and add up to 1, not {text!r}")
     return train, val, test
 
 
@@ -179,9 +180,9 @@ def _check_apart(data: Path, out: Path, splits: Sequence[Split]) -> None:
         target = (out / split.name).resolve()
         for source in (item.path.resolve() for item in split.sources):
             if target == source or target in source.parents:
-                raise ValueError(f"--out_dir: {target} holds sources; choose a folder outside of {data}")
+                raise UserError(f"--out_dir: {target} holds sources; choose a folder outside of {data}")
     if not any((data / name).is_dir() for name in SPLITS) and data.resolve() in (out / "x").resolve().parents:
-        raise ValueError(f"--out_dir: must not lie within --data_dir, whose every folder is searched, as {out} does")
+        raise UserError(f"--out_dir: must not lie within --data_dir, whose every folder is searched, as {out} does")
 
 
 def _convert_all(
@@ -272,7 +273,7 @@ def _summarise(args: argparse.Namespace, splits: Sequence[Split], done: dict[str
         if lines:
             sys.stderr.write(f"{len(lines)} {title}\n" + "".join(f"  {' '.join(line.split())}\n" for line in lines))
     if not made:
-        raise ValueError(f"{args.data_dir}: no clip is left, nothing was written; the reasons are above")
+        raise UserError(f"{args.data_dir}: no clip is left, nothing was written; the reasons are above")
     absent = [name for name in SPLITS if name not in made]
     if absent:
         sys.stderr.write(f"without {', '.join(absent)}: training needs train and val, evaluation needs test\n")

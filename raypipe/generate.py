@@ -17,6 +17,7 @@ import torch
 
 from raypipe import cli
 from raypipe.common import terminal
+from raypipe.common.errors import UserError
 from raypipe.config import SOLVERS, ConfigError
 from raypipe.config.sections import solver_name
 from raypipe.data.frames import to_float, to_uint8
@@ -85,8 +86,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = make_parser().parse_args(argv)
     try:
         return _generate(args)
-    except ValueError as error:  # what the readers below say of a bad file, one line each
-        raise ConfigError(str(error)) from None
     except (OSError, av.FFmpegError) as error:
         raise ConfigError(f"{error.filename or args.output}: {error.strerror or error}; see --output") from None
 
@@ -163,7 +162,7 @@ def read_clip(path: Folder, manifest: Manifest, horizon: int | None, number: int
     taken = [resize(frame, size) for frame in islice(frames, 0, stop, stride)]
     if len(taken) < given:
         apart = f", {stride} apart" if stride > 1 else ""
-        raise ValueError(f"{path}: too short, it has {len(taken)} frames{apart}, and the model starts from {given}")
+        raise UserError(f"{path}: too short, it has {len(taken)} frames{apart}, and the model starts from {given}")
     return Clip(name, np.stack(taken), manifest.fps or FPS if fps is None else fps / stride)
 
 
@@ -173,29 +172,29 @@ def _open(path: Folder, number: int | None) -> tuple[str, float | None, Iterator
         path.is_dir() and ((path / INDEX).is_file() or any(path.glob(PATTERN)))
     )
     if number is not None and not is_shards:
-        raise ValueError(f"--clip: only for a folder of shards, and {path} is none")
+        raise UserError(f"--clip: only for a folder of shards, and {path} is none")
     if is_shards or isinstance(path, RemoteFolder):
         return _open_shard(path, number or 0)
     if path.is_dir():
         held = {entry.suffix.lower().lstrip(".") for entry in path.iterdir() if not entry.name.startswith(".")}
         extension = next((suffix for suffix in IMAGES if suffix in held), None)
         if extension is None:
-            raise ValueError(
+            raise UserError(
                 f"{path}: neither shards nor .{', .'.join(IMAGES)} frames in this folder; give a video file, a folder "
                 "of frames, or a split of a dataset, such as DATASET/test"
             )
         return path.resolve().name, None, iter_frames(path, extension)
     if not path.exists():
-        raise ValueError(f"{path}: no such video file or folder")
+        raise UserError(f"{path}: no such video file or folder")
     return path.stem, _rate(path), iter_video(path)
 
 
 def _open_shard(path: Folder, number: int) -> tuple[str, float | None, Iterator[Frames]]:
     shards = open_shards(path)
     if not 0 <= number < len(shards):
-        raise ValueError(f"--clip: {path} has clips 0 to {len(shards) - 1}, not {number}")
+        raise UserError(f"--clip: {path} has clips 0 to {len(shards) - 1}, not {number}")
     if len(shards.frame_shape) != 3 or shards.frame_shape[2] != 3 or shards.dtype != np.uint8:
-        raise ValueError(f"{path}: holds {shards.dtype} {list(shards.frame_shape)}, not frames; give a dataset's split")
+        raise UserError(f"{path}: holds {shards.dtype} {list(shards.frame_shape)}, not frames; give a dataset's split")
     name = re.sub(r"[^\w.-]", "_", shards.names[number])
     return name, None, (shards.frames(number, [t])[0] for t in range(int(shards.lengths[number])))
 

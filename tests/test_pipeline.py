@@ -14,7 +14,7 @@ from raypipe.config import COMPONENTS, LOSSES, ConfigError
 from raypipe.data.video.io import read_video
 from raypipe.search import opening, records
 from raypipe.search.finalists import read_finalists
-from raypipe.search.first_points import published_point
+from raypipe.search.first_points import default_point
 from raypipe.training.monitor import log_folder, read_metrics
 from raypipe.workspace.layout import Workspace
 from tests import raytools
@@ -98,7 +98,7 @@ def test_every_stage_begins_with_the_published_default(trials, workspace, compon
     mine = [row for row in trials if row["stage"] == component and not row["refit"]]
     first = next(row for row in mine if row["trial"] == f"{component}-00")
     values = json.loads(first["values"])
-    point = published_point(tiny(), component)
+    point = default_point(tiny(), component)
     assert {name: values[name] for name in point} == point
     assert values["train.noise_std"] == first["noise_std"] == 0.1
     assert first["loss"] == (LOSSES[component] or (None,))[0]

@@ -9,6 +9,7 @@ from raypipe import cli, config
 from raypipe.checkpoint.folder import Meta
 from raypipe.checkpoint.reference import export_file, import_file
 from raypipe.common import terminal
+from raypipe.common.errors import UserError
 
 
 def parser() -> argparse.ArgumentParser:
@@ -43,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
             )
             lines = [f"{folder}: {_describe(meta)}" for folder, meta in done.parts.items()]
             lines.append(f"next: python -m raypipe.checkpoint export {done.folder} --out FILE.pth goes back")
-    except (ValueError, OSError) as error:
+    except (UserError, OSError) as error:
         sys.stderr.write(f"raypipe.checkpoint: error: {' '.join(str(error).split())}\n")
         return cli.BAD_INPUT
     terminal.say("\n".join(lines))

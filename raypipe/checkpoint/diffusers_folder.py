@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from raypipe.common.errors import UserError
 from raypipe.common.files import atomic_folder
 from raypipe.models.kl import AutoencoderKL
 
@@ -39,21 +40,21 @@ def read(folder: Path) -> DiffusersFolder:
     """Raises ValueError if a file is missing or torn, or if the network is not diffusers' AutoencoderKL."""
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
-            raise ValueError(f"{folder}: no folder of diffusers' (no {name}); give one with {CONFIG} and {WEIGHTS}")
+            raise UserError(f"{folder}: no folder of diffusers' (no {name}); give one with {CONFIG} and {WEIGHTS}")
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         state = load_file(folder / WEIGHTS)
     except (ValueError, OSError, SafetensorError) as error:
-        raise ValueError(f"{folder}: cannot be read ({str(error).splitlines()[0]}); fetch it again") from None
+        raise UserError(f"{folder}: cannot be read ({str(error).splitlines()[0]}); fetch it again") from None
     if not isinstance(config, dict):
-        raise ValueError(f"{folder / CONFIG}: must be a mapping, not {type(config).__name__}")
+        raise UserError(f"{folder / CONFIG}: must be a mapping, not {type(config).__name__}")
     blocks = {"down_block_types": "DownEncoderBlock2D", "up_block_types": "UpDecoderBlock2D"}
     for name, expected in FIXED.items():
         if config.get(name, expected) != expected:
-            raise ValueError(f"{folder / CONFIG}: {name}: must be {expected!r}, not {config[name]!r}")
+            raise UserError(f"{folder / CONFIG}: {name}: must be {expected!r}, not {config[name]!r}")
     for name, expected in blocks.items():
         if not set(config.get(name, [expected])) <= {expected}:
-            raise ValueError(f"{folder / CONFIG}: {name}: must be all {expected!r}, not {config[name]!r}")
+            raise UserError(f"{folder / CONFIG}: {name}: must be all {expected!r}, not {config[name]!r}")
     return DiffusersFolder(config, state)
 
 

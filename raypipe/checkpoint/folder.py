@@ -31,6 +31,7 @@ from raypipe.checkpoint.tensors import (
     unwrap,
     write_tree,
 )
+from raypipe.common.errors import UserError
 from raypipe.common.files import atomic_folder, standing
 from raypipe.models.autoencoder import Autoencoder, build_network
 from raypipe.models.components import build_component
@@ -70,7 +71,7 @@ class Meta:
 
     def __post_init__(self) -> None:
         if (self.component is None) != (self.model is None) or (self.component is None) == (self.network is None):
-            raise ValueError("either component and model must be given, or network")
+            raise UserError("either component and model must be given, or network")
 
     @property
     def kind(self) -> Literal["component", "autoencoder"]:
@@ -88,11 +89,11 @@ class Meta:
                 fields.pop("kind", None)  # told by the other fields
             return TypeAdapter(cls).validate_python(fields)
         except json.JSONDecodeError as error:
-            raise ValueError(f"not JSON ({error})") from None
+            raise UserError(f"not JSON ({error})") from None
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"])
-            raise ValueError(f"{where}: {first['msg']}" if where else first["msg"]) from None
+            raise UserError(f"{where}: {first['msg']}" if where else first["msg"]) from None
 
 
 def save_component(
@@ -141,11 +142,11 @@ def load_optimizer(folder: str | Path, optimizer: torch.optim.Optimizer) -> None
     """Put the saved state into an optimizer of the same parameters. ValueError if there is none or it differs."""
     path = standing(Path(folder)) / OPTIMIZER
     if not path.is_file():
-        raise ValueError(f"{folder}: no optimizer state ({OPTIMIZER}) to resume from; it was saved for inference only")
+        raise UserError(f"{folder}: no optimizer state ({OPTIMIZER}) to resume from; it was saved for inference only")
     try:
         optimizer.load_state_dict(read_tree(path))
     except (ValueError, KeyError) as error:
-        raise ValueError(f"{path}: does not fit this optimizer ({first_line(error)})") from None
+        raise UserError(f"{path}: does not fit this optimizer ({first_line(error)})") from None
 
 
 def restore(
@@ -190,7 +191,7 @@ def load_autoencoder(folder: str | Path) -> Autoencoder:
         with torch.device("meta"):
             autoencoder = Autoencoder(build_network(meta.network, meta.arguments))
     except ValueError as error:
-        raise ValueError(f"{folder}: {CONFIG}: {error}") from None
+        raise UserError(f"{folder}: {CONFIG}: {error}") from None
     fill(autoencoder, read_tensors(standing(Path(folder)) / MODEL), str(folder))
     return autoencoder.eval()
 
@@ -213,14 +214,14 @@ def read_meta(folder: str | Path) -> Meta:
     place = standing(Path(folder))
     for name in (CONFIG, MODEL):
         if not (place / name).is_file():
-            raise ValueError(
+            raise UserError(
                 f"{folder}: not a model folder (no {name}); "
                 "give one that training or `python -m raypipe.checkpoint import` wrote"
             )
     try:
         return Meta.from_json((place / CONFIG).read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{place / CONFIG}: {error}") from None
+        raise UserError(f"{place / CONFIG}: {error}") from None
 
 
 def autoencoder_meta(autoencoder: nn.Module, **fields: Any) -> Meta:
@@ -244,12 +245,12 @@ def staged(folder: str | Path) -> AbstractContextManager[Path]:
     foreign = sorted(path.name for path in target.iterdir() if path.name not in known) if target.is_dir() else []
     if foreign or (target.exists() and not target.is_dir()):
         found = f"it holds {foreign[0]!r}" if foreign else "it is a file"
-        raise ValueError(f"{folder}: cannot save a model here, {found}; choose a new or empty folder")
+        raise UserError(f"{folder}: cannot save a model here, {found}; choose a new or empty folder")
     return atomic_folder(target)
 
 
 def _read_kind(folder: str | Path, kind: str) -> Meta:
     meta = read_meta(folder)
     if meta.kind != kind:
-        raise ValueError(f"{folder}: holds a model of kind {meta.kind}, not {kind}; load it with load_{meta.kind}")
+        raise UserError(f"{folder}: holds a model of kind {meta.kind}, not {kind}; load it with load_{meta.kind}")
     return meta

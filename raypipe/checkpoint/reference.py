@@ -33,6 +33,7 @@ from raypipe.checkpoint.folder import (
     write_model,
 )
 from raypipe.checkpoint.tensors import fill, pack, read_tree, write_tree
+from raypipe.common.errors import UserError
 from raypipe.models.autoencoder import Autoencoder, build_network
 from raypipe.models.components import build_component
 from raypipe.models.kl import AutoencoderKL
@@ -75,7 +76,7 @@ def import_file(
     """
     out = Path(out)
     if out.exists():
-        raise ValueError(f"{out}: is there already; choose another folder to import to")
+        raise UserError(f"{out}: is there already; choose another folder to import to")
     top, wrapper = _read(Path(file))
     original: dict[str, Tensor] = top.pop(wrapper)
     state = {diffusers_folder.modern(name): tensor for name, tensor in original.items()}
@@ -84,8 +85,8 @@ def import_file(
     with staged(out) as temporary:
         try:
             parts = _import_parts(state, routes, temporary, out, component, num_heads, groups, _step(top))
-        except ValueError as error:
-            raise ValueError(f"{file}: {error}") from None
+        except UserError as error:
+            raise UserError(f"{file}: {error}") from None
         taken = {f"{prefix}{name}" for prefix, part in routes.items() if part in parts for name in parts[part].names}
         record = {
             "wrapper": wrapper,
@@ -166,7 +167,7 @@ def _autoencoder(tensors: dict[str, Tensor], groups: int) -> tuple[nn.Module, Me
     spec = reference_names.describe_autoencoder(tensors, groups)
     if spec is None:
         known = f"{reference_names.COMPONENT}*, vector_quantizer.*, quantize.*, encoder.down_blocks.*"
-        raise ValueError(f"no network that raypipe knows: none of {known}")
+        raise UserError(f"no network that raypipe knows: none of {known}")
     with torch.device("meta"):
         network = build_network(spec.network, spec.arguments)
     module = Autoencoder(fill(network, tensors, spec.network))
@@ -186,7 +187,7 @@ def take_autoencoder(path: Path, folder: Path) -> None:
     with tempfile.TemporaryDirectory(dir=_parent(folder)) as scratch:
         top = import_file(path, Path(scratch) / "model").folder
         if read_meta(top).kind != "autoencoder":
-            raise ValueError(f"{path}: holds a component, not an autoencoder; give the autoencoder's own file")
+            raise UserError(f"{path}: holds a component, not an autoencoder; give the autoencoder's own file")
         top.rename(folder)
 
 
@@ -205,7 +206,7 @@ def export_file(folder: str | Path, file: str | Path) -> None:
     """
     file, folder = Path(file), Path(folder)
     if file.exists():
-        raise ValueError(f"{file}: is there already; choose another file to export to")
+        raise UserError(f"{file}: is there already; choose another file to export to")
     meta = read_meta(folder)
     record = read_tree(folder / UNUSED) if (folder / UNUSED).is_file() else _new_record(folder, meta)
     tensors = dict(record["unused"])
@@ -235,7 +236,7 @@ def _new_record(folder: Path, meta: Meta) -> dict[str, Any]:
     """How a network of our own stands in a published file."""
     if meta.kind == "autoencoder":
         if meta.network not in ("vqvae", "vqgan", "kl"):
-            raise ValueError(f"{folder}: a {meta.network} autoencoder has no published form; export a vqvae or vqgan")
+            raise UserError(f"{folder}: a {meta.network} autoencoder has no published form; export a vqvae or vqgan")
         autoencoder = load_autoencoder(folder)
         if not bool((autoencoder.scale == 1).all()):
             log.warning(
@@ -248,9 +249,7 @@ def _new_record(folder: Path, meta: Meta) -> dict[str, Any]:
         return {"wrapper": wrapper, "names": [], "routes": {prefix: ""}, "unused": {}, "rest": {}}
     assert meta.model is not None
     if meta.model.time_input and meta.component != "denoiser":
-        raise ValueError(
-            f"{folder}: the published network has no time input; export one trained with time_input: false"
-        )
+        raise UserError(f"{folder}: the published network has no time input; export one trained with time_input: false")
     unused = {
         f"{reference_names.COMPONENT}time_projection.{name}": torch.zeros(
             [size or meta.model.inner_dim for size in shape]
@@ -274,13 +273,13 @@ def _read(file: Path) -> tuple[dict[str, Any], str]:
         found = diffusers_folder.read(file)
         return {DIFFUSERS: found.state, "config": found.config}, DIFFUSERS
     if not file.is_file():
-        raise ValueError(f"{file}: no such file; give a checkpoint of the published code (.pth, .ckpt)")
+        raise UserError(f"{file}: no such file; give a checkpoint of the published code (.pth, .ckpt)")
     try:
         with warnings.catch_warnings(action="ignore"):  # of odd pickles, which are about to be refused in one line
             top = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises a dozen types on bad bytes; whatever it is, the file is refused
         log.debug("torch.load", exc_info=error)
-        raise ValueError(
+        raise UserError(
             f"{file}: not a checkpoint of tensors and plain values alone ({type(error).__name__}), so it is not read; "
             "save its state dict by itself"
         ) from None
@@ -288,7 +287,7 @@ def _read(file: Path) -> tuple[dict[str, Any], str]:
         state = top.get(wrapper) if isinstance(top, dict) else None
         if isinstance(state, dict) and state and all(isinstance(tensor, Tensor) for tensor in state.values()):
             return top, wrapper
-    raise ValueError(f"{file}: not a published checkpoint: it has no state dict under 'model' or 'state_dict'")
+    raise UserError(f"{file}: not a published checkpoint: it has no state dict under 'model' or 'state_dict'")
 
 
 def _step(top: Mapping[str, Any]) -> int:

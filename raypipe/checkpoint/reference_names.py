@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from raypipe import config
+from raypipe.common.errors import UserError
 
 COMPONENT = "vector_field_regressor."
 UNUSED = ("time_projection.", "loss.", "model_ema.")
@@ -77,7 +78,7 @@ def describe_component(
     else:
         channels = expected = out_channels
     if out_channels != expected or channels < 1 or in_channels % channels:
-        raise ValueError(f"{in_channels} channels in and {out_channels} out do not fit a {component}")
+        raise UserError(f"{in_channels} channels in and {out_channels} out do not fit a {component}")
     model = config.Model(
         num_input_frames=in_channels // channels,
         inner_dim=inner_dim,
@@ -132,7 +133,7 @@ def _kl_arguments(state: State, groups: int) -> dict[str, Any]:
 
 def _shape(state: State, name: str) -> list[int]:
     if name not in state or state[name].ndim < 2:
-        raise ValueError(f"lacks the tensor {name}, which tells a size of the network")
+        raise UserError(f"lacks the tensor {name}, which tells a size of the network")
     return list(state[name].shape)
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from raypipe.checkpoint.folder import PARTS, Meta, read_meta, weights_hash
+from raypipe.common.errors import UserError
 
 
 def refer(folder: Path, target: Path) -> str:
@@ -20,7 +21,7 @@ def follow(folder: Path, reference: str, digest: str) -> Path:
     said = at(folder, reference)
     found = said if _holds(said, digest) else find(folder, digest)
     if found is None:
-        raise ValueError(
+        raise UserError(
             f"{folder}: refers to the network in {said} (sha256 {digest[:12]}...), which is not there any more; "
             "bring it back, or import the file again"
         )

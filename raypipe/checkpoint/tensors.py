@@ -12,6 +12,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from raypipe.common.errors import UserError
+
 
 def unwrap(module: nn.Module) -> nn.Module:
     """The module inside DDP's and torch.compile's wrappers."""
@@ -47,14 +49,14 @@ def check_fit(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> 
     ]
     if wrong:
         more = f" and {len(wrong) - 2} more" if len(wrong) > 2 else ""
-        raise ValueError(f"{source}: weights do not fit the network: {'; '.join(sorted(wrong)[:2])}{more}")
+        raise UserError(f"{source}: weights do not fit the network: {'; '.join(sorted(wrong)[:2])}{more}")
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path}: cannot be read ({first_line(error)}); restore it or train again") from None
+        raise UserError(f"{path}: cannot be read ({first_line(error)}); restore it or train again") from None
 
 
 def write_tree(path: Path, tree: Any) -> None:
@@ -72,7 +74,7 @@ def read_tree(path: Path) -> Any:
         with safe_open(path, framework="pt") as file:
             return _unpack(json.loads((file.metadata() or {})["tree"]), file)
     except (SafetensorError, OSError, KeyError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path}: cannot be read ({first_line(error)}); restore it or train again") from None
+        raise UserError(f"{path}: cannot be read ({first_line(error)}); restore it or train again") from None
 
 
 def pack(value: Any, tensors: dict[str, Tensor]) -> Any:
@@ -87,7 +89,7 @@ def pack(value: Any, tensors: dict[str, Tensor]) -> Any:
         return {type(value).__name__: [pack(item, tensors) for item in value]}
     if value is None or isinstance(value, bool | int | float | str):
         return value
-    raise ValueError(f"a {type(value).__name__} cannot be kept without pickle")
+    raise UserError(f"a {type(value).__name__} cannot be kept without pickle")
 
 
 def _unpack(value: Any, file: Any) -> Any:

@@ -6,8 +6,16 @@ import difflib
 from collections.abc import Iterable
 
 
-class ConfigError(ValueError):
-    """Bad input to an experiment: one line that names the field, the rule and the value."""
+class UserError(ValueError):
+    """Something that the user can mend: a file, a flag, a machine that is too small.
+
+    The message is one line: which file or field, what is wrong, what to do. Commands print it without a traceback and
+    exit with 2; every other exception is a defect of raypipe and keeps its traceback.
+    """
+
+
+ConfigError = UserError
+"""The name of `UserError` where a config or a flag is at fault."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

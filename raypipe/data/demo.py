@@ -18,6 +18,7 @@ import pymunk
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from raypipe.common.errors import UserError
 from raypipe.config import Demo
 from raypipe.data.shards import open_shards
 from raypipe.data.shards.writer import INDEX, ShardWriter
@@ -61,7 +62,7 @@ def make_demo(root: Path, demo: Demo, image_size: int, progress: Callable[[int, 
         if (folder / INDEX).is_file():
             found = open_shards(folder).key
             if found != key:
-                raise ValueError(f"{folder}: made with other settings ({found or 'videos'}), not {key}; delete it")
+                raise UserError(f"{folder}: made with other settings ({found or 'videos'}), not {key}; delete it")
             done += count
             continue
         with ShardWriter(folder, key=key) as writer:

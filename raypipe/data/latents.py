@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from raypipe.common.errors import ConfigError
+from raypipe.common.errors import ConfigError, UserError
 from raypipe.data.shards import Shards, open_shards
 from raypipe.data.shards.writer import INDEX, PATTERN, Clip, shard_rows, write_index, write_shard
 
@@ -84,7 +84,7 @@ def finish(frames: Shards, folder: str | Path, key: str) -> None:
     missing = missing_shards(frames, folder, key)
     if missing:
         path = folder / frames.shard_names[missing[0]]
-        raise ValueError(f"{path}: not encoded yet, or by another encoder; run the encoding again")
+        raise UserError(f"{path}: not encoded yet, or by another encoder; run the encoding again")
     older = set(folder.glob(PATTERN)) - {folder / name for name in frames.shard_names}  # of a dataset with more shards
     for path in [*older, *folder.glob(f".{PATTERN}.*.tmp")]:
         path.unlink()
@@ -94,10 +94,10 @@ def finish(frames: Shards, folder: str | Path, key: str) -> None:
 def open_latents(folder: str | Path, key: str) -> Shards:
     """Open a finished cache; frames are float16 [C, h, w]. Raises ValueError if it was made under another key."""
     if not (Path(folder) / INDEX).is_file():
-        raise ValueError(f"{folder}: no finished latent cache here; encode the frames first")
+        raise UserError(f"{folder}: no finished latent cache here; encode the frames first")
     latents = open_shards(folder)
     if latents.key != key:
-        raise ValueError(
+        raise UserError(
             f"{folder}: made under the key {latents.key!r}, not {key!r} (another autoencoder or dataset);"
             f" delete {folder}"
         )
@@ -163,10 +163,10 @@ def _batches(frames: Shards, clips: list[int], size: int) -> Iterator[tuple[NDAr
 def _half(latents: NDArray[Any], count: int, frames: Shards, i: int) -> NDArray[np.float16]:
     where = f"{frames.path(i)}: latents up to clip {frames.names[i]}"
     if latents.ndim != 4 or len(latents) != count:
-        raise ValueError(f"{where}: must be [{count}, C, h, w], not {list(latents.shape)}")
+        raise UserError(f"{where}: must be [{count}, C, h, w], not {list(latents.shape)}")
     with np.errstate(over="ignore"):
         half = latents.astype(np.float16)
     if not np.isfinite(half).all():
         largest = float(np.abs(latents).max())
-        raise ValueError(f"{where}: reach {largest:.3g}, beyond float16; scale the latents to about unit size")
+        raise UserError(f"{where}: reach {largest:.3g}, beyond float16; scale the latents to about unit size")
     return half

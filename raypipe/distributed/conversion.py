@@ -8,6 +8,7 @@ from contextlib import closing, contextmanager
 from functools import partial
 from typing import Any
 
+from raypipe.common.errors import UserError
 from raypipe.data.conversion import resuming
 from raypipe.data.conversion.processes import ProcessDiedError, run_in_processes
 from raypipe.data.conversion.shard import Outcome, Task
@@ -45,7 +46,7 @@ def _run_locally(
         with closing(run_in_processes(resuming.make, tasks, workers, progress)) as results:
             yield from results
     except ProcessDiedError as error:
-        raise ValueError(_died(error.task, error.how)) from None
+        raise UserError(_died(error.task, error.how)) from None
 
 
 def _died(task: Task, how: str) -> str:
@@ -96,9 +97,9 @@ def _run_on_ray(
                 try:
                     outcome: Outcome = ray.get(reference)
                 except RayTaskError as error:
-                    raise (error.cause if isinstance(error.cause, ValueError) else error) from None
+                    raise (error.cause if isinstance(error.cause, UserError) else error) from None
                 except RayError as error:
-                    raise ValueError(_died(task, f"lost ({type(error).__name__})")) from None
+                    raise UserError(_died(task, f"lost ({type(error).__name__})")) from None
                 progress(outcome.frames)
                 yield task, outcome
     finally:

@@ -7,18 +7,18 @@ from typing import Any
 from ray.exceptions import RayTaskError
 from ray.train import ControllerError, TrainingFailedError, WorkerGroupError
 
-from raypipe.config import ConfigError
+from raypipe.common.errors import UserError
 
 
 @contextmanager
 def plain_errors() -> Iterator[None]:
-    """Bad input that a worker found (ValueError) as ConfigError, without Ray's wrapping."""
+    """Raise the UserError of a worker as if it were raised here; any other error keeps the worker's traceback."""
     try:
         yield
     except (RayTaskError, TrainingFailedError) as error:
         cause = root_cause(error)
-        if isinstance(cause, ValueError):
-            raise ConfigError(str(cause)) from error
+        if isinstance(cause, UserError):
+            raise UserError(str(cause)) from error
         raise
 
 

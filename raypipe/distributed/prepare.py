@@ -8,6 +8,7 @@ from typing import Any
 from raypipe import config
 from raypipe.checkpoint.reference import take_autoencoder
 from raypipe.common import terminal
+from raypipe.common.errors import UserError
 from raypipe.common.files import write_json
 from raypipe.config import ConfigError, Experiment
 from raypipe.data.batches import warn_of_short_clips
@@ -80,7 +81,7 @@ def _prepare_autoencoder(data: ExperimentData, use_gpu: bool, wandb: bool) -> No
     if experiment.autoencoder.path is not None:
         try:
             take_autoencoder(Path(experiment.autoencoder.path).expanduser(), folder)
-        except ValueError as error:
+        except UserError as error:
             raise ConfigError(f"autoencoder.path: {error}") from None
         return
     recipe = {

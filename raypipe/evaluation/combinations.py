@@ -97,7 +97,7 @@ def _combination(f: Finalist, d: Finalist | None, g: Finalist | None, alpha: flo
     )
 
 
-def published_combination(
+def default_combination(
     flows: Sequence[Finalist], denoisers: Sequence[Finalist], diffusions: Sequence[Finalist], steps: int
 ) -> Combination:
     """The published default: s = 0.1, nll, no time input, regression g, alpha = beta = 1."""

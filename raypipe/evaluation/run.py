@@ -11,7 +11,7 @@ from raypipe.common import terminal
 from raypipe.common.files import atomic_folder, write_json
 from raypipe.config import COMPONENTS, Experiment
 from raypipe.distributed.failures import plain_errors
-from raypipe.evaluation.combinations import Combination, CombinationScorer, Result, combinations, published_combination
+from raypipe.evaluation.combinations import Combination, CombinationScorer, Result, combinations, default_combination
 from raypipe.evaluation.samples import save_samples
 from raypipe.evaluation.table import SPLIT_NAMES, Split, Table
 from raypipe.search import records
@@ -42,10 +42,10 @@ def run_evaluation(experiment: Experiment, workspace: Workspace, top_k: int) -> 
     data, handed = ExperimentData(experiment, workspace), StageFinalists.read(workspace)
     candidates = combinations(handed.flows, handed.denoisers, handed.diffusions, experiment, top_k)
     evaluation, table = experiment.evaluation, Table(workspace)
-    defaults = [published_combination(handed.flows, handed.denoisers, handed.diffusions, n) for n in evaluation.steps]
+    defaults = [default_combination(handed.flows, handed.denoisers, handed.diffusions, n) for n in evaluation.steps]
     _score_split(data, "val", [*candidates, *defaults], evaluation.windows, table, decode=False)
-    ranked = sorted(candidates, key=lambda c: table.row("val", c)["crps_ratio"])
-    published = min(defaults, key=lambda c: table.row("val", c)["crps_ratio"])
+    ranked = sorted(candidates, key=lambda c: table.row("val", c).crps_ratio)
+    published = min(defaults, key=lambda c: table.row("val", c).crps_ratio)
     finalists = [*ranked[: evaluation.finalists], published]
     _score_split(data, "val", finalists, evaluation.windows, table, decode=True)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
+from raypipe.common.errors import UserError
 from raypipe.config import Solver
 
 MANIFEST = "manifest.json"
@@ -41,10 +42,10 @@ def find_best(folder: Path) -> Path:
         if (place / MANIFEST).is_file() and (place / "autoencoder").is_dir() and not (place / "config.yaml").is_file():
             return place
     if (folder / "config.yaml").is_file():
-        raise ValueError(f"{folder}: this experiment has no {Path('best') / MANIFEST}; run python -m raypipe.evaluate")
+        raise UserError(f"{folder}: this experiment has no {Path('best') / MANIFEST}; run python -m raypipe.evaluate")
     if not folder.exists():
-        raise ValueError(f"{folder}: no such folder; give an experiment's folder, or the best/ in it")
-    raise ValueError(
+        raise UserError(f"{folder}: no such folder; give an experiment's folder, or the best/ in it")
+    raise UserError(
         f"{folder}: not a predictor's folder (no {MANIFEST}); give an experiment's folder, or the best/ in it that "
         "python -m raypipe.evaluate makes"
     )
@@ -57,12 +58,12 @@ def read_manifest(folder: Path) -> Manifest:
         fields = json.loads(path.read_text(encoding="utf-8"))
         manifest = TypeAdapter(Manifest).validate_python(fields)
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not JSON ({error}); run python -m raypipe.evaluate again") from None
+        raise UserError(f"{path}: not JSON ({error}); run python -m raypipe.evaluate again") from None
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "manifest"
-        raise ValueError(f"{path}: {where}: {first['msg']}; run python -m raypipe.evaluate again") from None
+        raise UserError(f"{path}: {where}: {first['msg']}; run python -m raypipe.evaluate again") from None
     for name in ("steps", "num_input_frames", "image_size", "frame_stride"):
         if getattr(manifest, name) < 1:
-            raise ValueError(f"{path}: {name}: must be at least 1, not {getattr(manifest, name)}")
+            raise UserError(f"{path}: {name}: must be at least 1, not {getattr(manifest, name)}")
     return manifest

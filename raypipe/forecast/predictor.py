@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from raypipe import checkpoint
 from raypipe.common.device import autocast, choose_device
+from raypipe.common.errors import UserError
 from raypipe.config import SOLVERS, Component, Solver
 from raypipe.config.sections import solver_name
 from raypipe.forecast.manifest import MANIFEST, Manifest, find_best, read_manifest
@@ -78,12 +79,12 @@ class Predictor:
         steps = self.manifest.steps if steps is None else steps
         for name, count in (("horizon", horizon), ("steps", steps), ("members", members), ("interpolate", interpolate)):
             if count < 1:
-                raise ValueError(f"{name}: must be at least 1, not {count}")
+                raise UserError(f"{name}: must be at least 1, not {count}")
         if first_frame < 0:
-            raise ValueError(f"first_frame: must be at least 0, not {first_frame}")
+            raise UserError(f"first_frame: must be at least 0, not {first_frame}")
         solver = solver_name(solver or self.manifest.solver)
         if solver not in SOLVERS:
-            raise ValueError(f"solver: must be one of {', '.join(SOLVERS)}, not {solver!r}")
+            raise UserError(f"solver: must be one of {', '.join(SOLVERS)}, not {solver!r}")
         self._check(frames)
         with autocast(self.device):
             latents = rollout(
@@ -104,13 +105,13 @@ class Predictor:
     def _check(self, frames: Tensor) -> None:
         size, given = self.manifest.image_size, self.manifest.num_input_frames
         if frames.ndim != 5 or frames.shape[2] != 3 or len(frames) == 0 or not frames.is_floating_point():
-            raise ValueError(
+            raise UserError(
                 f"frames: must be floating point [b, T, 3, H, W] in [-1, 1], not {frames.dtype} {list(frames.shape)}"
             )
         if frames.shape[1] < given:
-            raise ValueError(f"frames: this model needs {given} frames to start from, not {frames.shape[1]}")
+            raise UserError(f"frames: this model needs {given} frames to start from, not {frames.shape[1]}")
         if frames.shape[3:] != (size, size):
-            raise ValueError(
+            raise UserError(
                 f"frames: this model works on {size}x{size} pixels, not {frames.shape[4]}x{frames.shape[3]}; "
                 "resize them, as raypipe.data.video.io.resize does"
             )
@@ -146,7 +147,7 @@ def load_predictor(folder: str | Path, *, compile: bool = False) -> Predictor:
     diffusion: nn.Module | ConstantDiffusion | None = None
     if manifest.diffusion == CONSTANT:
         if manifest.constant_std is None or len(manifest.constant_std) != channels:
-            raise ValueError(
+            raise UserError(
                 f"{place / MANIFEST}: constant_std: must be {channels} numbers, not {manifest.constant_std}"
             )
         diffusion = ConstantDiffusion(torch.tensor(manifest.constant_std))
@@ -160,9 +161,9 @@ def _load(place: Path, component: Component, manifest: Manifest, channels: int) 
     module, meta = checkpoint.load_component(folder), checkpoint.read_meta(folder)
     given = None if meta.model is None else meta.model.num_input_frames
     if meta.component != component:
-        raise ValueError(f"{folder}: holds a {meta.component}, not a {component}")
+        raise UserError(f"{folder}: holds a {meta.component}, not a {component}")
     if (meta.latent_channels, given) != (channels, manifest.num_input_frames):
-        raise ValueError(
+        raise UserError(
             f"{folder}: made for {given} frames of {meta.latent_channels} channels, and the autoencoder and "
             f"{MANIFEST} beside it for {manifest.num_input_frames} of {channels}; run python -m raypipe.evaluate again"
         )

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from raypipe import config
+from raypipe.common.errors import UserError
 from raypipe.models.conv import ConvAutoencoder
 from raypipe.models.kl import AutoencoderKL
 from raypipe.models.quantizer import Quantizer
@@ -79,7 +80,7 @@ class Autoencoder(nn.Module):
         """
         factor = self.downsampling
         if frames.ndim != 4 or frames.shape[1] != 3 or frames.shape[2] % factor or frames.shape[3] % factor:
-            raise ValueError(
+            raise UserError(
                 f"frames: must be [b, 3, H, W] with H and W multiples of {factor}, not {list(frames.shape)}"
             )
         return self._net.encode(frames)
@@ -91,7 +92,7 @@ class Autoencoder(nn.Module):
     def decode(self, latents: Tensor) -> Tensor:
         """Latents [b, C, h, w] as `encode` gives them -> frames [b, 3, H, W] in [-1, 1]; quantizes where it can."""
         if latents.ndim != 4 or latents.shape[1] != self.latent_channels:
-            raise ValueError(f"latents: must be [b, {self.latent_channels}, h, w], not {list(latents.shape)}")
+            raise UserError(f"latents: must be [b, {self.latent_channels}, h, w], not {list(latents.shape)}")
         raw = latents * self.scale[:, None, None]
         quantizer = self._net.quantizer
         return self._net.decode(raw if quantizer is None else quantizer(raw).latents).clamp(-1, 1)
@@ -113,11 +114,11 @@ class Autoencoder(nn.Module):
 def build_network(name: str, arguments: Mapping[str, Any]) -> nn.Module:
     """The network `name` of NETWORKS with new weights. Raises ValueError for an unknown name or argument."""
     if name not in NETWORKS:
-        raise ValueError(f"autoencoder network: must be one of {', '.join(NETWORKS)}, not {name!r}")
+        raise UserError(f"autoencoder network: must be one of {', '.join(NETWORKS)}, not {name!r}")
     try:
         return NETWORKS[name](**arguments)
     except TypeError as error:
-        raise ValueError(f"autoencoder network {name}: {error}") from None
+        raise UserError(f"autoencoder network {name}: {error}") from None
 
 
 def build_autoencoder(settings: config.Autoencoder) -> Autoencoder:
@@ -152,11 +153,11 @@ def measure_scale(autoencoder: Autoencoder, batches: Iterable[Tensor]) -> Tensor
     finally:
         autoencoder.train(training)
     if count == 0:
-        raise ValueError("latent scale: no frames to measure it on; the training split is empty")
+        raise UserError("latent scale: no frames to measure it on; the training split is empty")
     scale = (squares / count).sqrt()
     bad = [i for i, value in enumerate(scale.tolist()) if not 1e-12 < value < float("inf")]
     if bad:
-        raise ValueError(
+        raise UserError(
             f"latent scale: channels {bad} of the autoencoder are constant or not finite on the training frames; "
             "train it longer or at a lower autoencoder.learning_rate"
         )

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from raypipe.common.errors import UserError
 from raypipe.models.attention import Linear, SelfAttention
 
 MAX_SIZE = 512
@@ -64,7 +65,7 @@ class PositionEncoding(nn.Module):
     def forward(self, height: int, width: int) -> Tensor:
         """[height, width, dim]."""
         if max(height, width) > MAX_SIZE:
-            raise ValueError(f"latent frames: must be at most {MAX_SIZE} high and wide, not {height} x {width}")
+            raise UserError(f"latent frames: must be at most {MAX_SIZE} high and wide, not {height} x {width}")
         columns = self.col_embed.weight[:width].expand(height, -1, -1)
         rows = self.row_embed.weight[:height, None].expand(-1, width, -1)
         return torch.cat([columns, rows], dim=-1)
@@ -128,7 +129,7 @@ class Backbone(nn.Module):
         if self.time_input is not None:
             if u is None or u.shape != x.shape[:1]:
                 found = "missing" if u is None else f"of shape {list(u.shape)}"
-                raise ValueError(
+                raise UserError(
                     f"u: a network with time_input needs one value per state, [{len(x)}], but it is {found}"
                 )
             tokens = tokens + self.time_input(u[:, None])[:, None, None]

@@ -11,6 +11,7 @@ from raypipe.report import figures
 from raypipe.report.figures import Bar, Cost, Line, Point
 from raypipe.report.tables import TRIALS, Table, known, make_table
 from raypipe.search import finalists, records
+from raypipe.search.default import is_default
 from raypipe.search.records import Row
 from raypipe.training.monitor import read_metrics
 from raypipe.workspace.layout import Workspace
@@ -110,7 +111,7 @@ def _point(row: Row) -> Point | None:
     if not _good(row):
         return None
     kind = "refit" if row.get("refit") else "finished" if row["status"] == "finished" else "stopped"
-    published = not row.get("refit") and row["trial"].endswith("-00")
+    published = not row.get("refit") and is_default(row["trial"])
     se = row["objective_se"] if known(row["objective_se"]) else 0.0
     note = "published" if published else ""
     return Point(row["noise_std"] or 0.0, row["objective"], se, _loss(row), kind, note)

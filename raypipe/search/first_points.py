@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
 
-from raypipe.config import LOSSES, Axis, Component, Experiment
+from raypipe.config import Axis, Component, Experiment
 from raypipe.search import finalists, records
+from raypipe.search.default import default_values
 from raypipe.search.space import _plain, applying, distribution, encode, fits, restrict
 
 
@@ -36,16 +37,12 @@ def best_points(
     return points[:count]
 
 
-def published_point(experiment: Experiment, component: Component) -> dict[str, Any]:
+def default_point(experiment: Experiment, component: Component) -> dict[str, Any]:
     """The published default as a point of the search space, encoded: always the first trial."""
-    published = {
-        "train.noise_std": 0.1,
-        "train.loss": LOSSES[component][0] if LOSSES[component] else None,
-        "model.time_input": False,
-    }
+    values = default_values(component)
     point = {}
     for name, axis in experiment.search.axes(component).items():
-        value = _plain(published.get(name, _field(experiment, name)))
+        value = _plain(values.get(name, _field(experiment, name)))
         if axis.choices is not None:
             value = value if fits(name, axis, value) else _plain(axis.choices[0])
         elif axis.low is not None and axis.high is not None:

@@ -13,6 +13,7 @@ from raypipe.common.files import write_atomic, write_json
 from raypipe.config import COMPONENTS, Axis, Component, ConfigError, Experiment
 from raypipe.distributed.prepare import prepare
 from raypipe.search import finalists, records
+from raypipe.search.default import DEFAULT_DIFFUSION
 from raypipe.search.finalists import NO_DENOISER, Finalist, read_finalists, write_finalists
 from raypipe.search.refits import refit
 from raypipe.search.stage import Stage
@@ -77,7 +78,7 @@ def stage_table(workspace: Workspace, component: Component) -> str:
     rows = []
     for f in read_finalists(workspace, component):
         spread = f"{min(f.objectives):.3f}-{max(f.objectives):.3f}" if len(f.objectives) > 1 else ""
-        note = "published default" if f.published and f.trial != "published" else ""
+        note = "published default" if f.published and f.trial != DEFAULT_DIFFUSION else ""
         rows.append([f.trial, f.noise_std, f.loss or "-", f.objective, spread, f.closer, f.magnitude, f.model, note])
     header = ["trial", "noise", "loss", "crps_ratio", "over seeds", "closer look", "magnitude", "model", ""]
     return terminal.table(rows, header)

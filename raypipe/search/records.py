@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from raypipe.common.files import atomic_path
 from raypipe.config import ConfigError, Experiment
 from raypipe.metrics.ensemble import Score
+from raypipe.search.default import is_default
 from raypipe.training.monitor import log_folder
 
 Row = dict[str, Any]
@@ -68,6 +69,7 @@ def rung_row(
     return {
         "stage": train.component,
         "trial": trial,
+        "default": is_default(trial),
         "step": step,
         "objective": None if ratio is None or not math.isfinite(ratio.value) else ratio.value,
         "objective_se": None if ratio is None else ratio.se,

@@ -12,13 +12,14 @@ import ray
 import torch
 
 from raypipe import checkpoint, config
-from raypipe.config import LOSSES, Evaluation
+from raypipe.config import Evaluation
 from raypipe.distributed.failures import plain_errors
 from raypipe.distributed.jobs import ComponentJob, run_settings
 from raypipe.distributed.trainer import Settings, train_jobs
 from raypipe.forecast.component import ComponentScore, ComponentScorer
 from raypipe.metrics.ensemble import Score
 from raypipe.search import records
+from raypipe.search.default import DEFAULT_DIFFUSION, default_trial, default_values, is_default
 from raypipe.search.finalists import NO_DENOISER, Finalist, Trial, published, read_finalists
 from raypipe.search.stage import Stage
 from raypipe.search.study import ended_trials
@@ -55,8 +56,8 @@ def _jobs(stage: Stage, chosen: Sequence[Trial]) -> dict[str, list[ComponentJob]
     search, component = stage.experiment.search, stage.component
     full = search.refit_steps(component)
     names = [trial.name for trial in chosen]
-    if component != "diffusion" and _values(stage, f"{component}-00") is not None:
-        names.append(f"{component}-00")
+    if component != "diffusion" and _values(stage, default_trial(component)) is not None:
+        names.append(default_trial(component))
     seeds = range(search.finalist_seeds)
     length = {"train.steps": full, "train.warmup_steps": max(1, full // 20)}
     jobs = {
@@ -65,13 +66,9 @@ def _jobs(stage: Stage, chosen: Sequence[Trial]) -> dict[str, list[ComponentJob]
     }
     if component == "diffusion":
         # The published default's diffusion stands on the published default's flow.
-        values = {
-            "train.noise_std": 0.1,
-            "train.loss": LOSSES["diffusion"][0],
-            "model.time_input": False,
-            "train.flow": published(read_finalists(stage.workspace, "flow")).model,
-        }
-        jobs["published"] = [_refit(stage, "published", {**values, **length}, seed) for seed in seeds]
+        flow = published(read_finalists(stage.workspace, "flow")).model
+        values = {**default_values(component), "train.flow": flow, **length}
+        jobs[DEFAULT_DIFFUSION] = [_refit(stage, DEFAULT_DIFFUSION, values, seed) for seed in seeds]
     return jobs
 
 
@@ -143,7 +140,7 @@ def _finalist(
         noise_std=0.0 if train is None else train.noise_std,
         loss=None if train is None else train.loss,
         flow=None if train is None else train.flow,
-        published=name == "published" or (component != "diffusion" and name == f"{component}-00"),
+        published=is_default(name) and (component != "diffusion" or name == DEFAULT_DIFFUSION),
         closer=sum(looked) / len(looked) if closer else None,
     )
 
@@ -198,7 +195,9 @@ def _score(
 
 def _record(stage: Stage, refit: Mapping[str, Sequence[ComponentJob]], scored: Mapping[str, ComponentScore]) -> None:
     """Rows of trials.parquet for the refits, and their scores by window beside their models."""
-    default = next((scored[jobs[0].name].score for name, jobs in refit.items() if name.endswith("-00")), None)
+    default = next(
+        (scored[jobs[0].name].score for name, jobs in refit.items() if name == default_trial(stage.component)), None
+    )
     rows = [r for r in records.read_rows(stage.workspace.trials) if not (r["refit"] and r["stage"] == stage.component)]
     for job in [job for group in refit.values() for job in group]:
         result, steps = scored[job.name], job.experiment.train.steps

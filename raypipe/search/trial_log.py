@@ -11,6 +11,7 @@ from ray import tune
 
 from raypipe.config import Experiment
 from raypipe.search import finalists, records
+from raypipe.search.default import default_trial
 from raypipe.search.live import Live, Running
 from raypipe.search.searcher import EndedTrial
 from raypipe.search.stage import Stage
@@ -125,7 +126,7 @@ class TrialLog(tune.Callback):
             step,
             flow=stage.flow,
             score=records.read_score(stage.workspace.run(stage.component, name), step),
-            default=records.read_score(stage.workspace.run(stage.component, f"{stage.component}-00"), step),
+            default=records.read_score(stage.workspace.run(stage.component, default_trial(stage.component)), step),
         )
         return row | {
             "status": "running",

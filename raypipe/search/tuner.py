@@ -15,7 +15,7 @@ from ray import tune
 from raypipe.common.files import disk_is_full, write_json
 from raypipe.config import Axis, ConfigError, Experiment
 from raypipe.distributed.connection import scales_up
-from raypipe.search.first_points import best_points, first_points, published_point
+from raypipe.search.first_points import best_points, default_point, first_points
 from raypipe.search.schedulers import make_scheduler
 from raypipe.search.searcher import OptunaSearcher, make_sampler
 from raypipe.search.stage import Stage
@@ -33,7 +33,7 @@ def make_searcher(stage: Stage, storage: BaseStorage, extra: Mapping[str, Axis] 
     extra = extra or {}
     axes = {**search.axes(component), **extra}
     known = known_trials(storage, component)
-    default = published_point(stage.experiment, component) | {n: (a.choices or [None])[0] for n, a in extra.items()}
+    default = default_point(stage.experiment, component) | {n: (a.choices or [None])[0] for n, a in extra.items()}
     trials = search.trials(component)
     startup = min(trials, max(4, trials // 2 + 1))
     first = [default] if search.sampler == "random" else first_points(axes, default, startup, search.seed)

@@ -43,7 +43,7 @@ class ComponentTask:
         self._flow = flow
         self._encode = encode
         component = experiment.train.component
-        self._loss = _LOSSES[component, published_loss(component, experiment.train.loss)]
+        self._loss = _LOSSES[component, chosen_loss(component, experiment.train.loss)]
         self._zero_share = experiment.sde.zero_share if experiment.model.time_input else 0.0
         assert (component == "diffusion") == (flow is not None)
 
@@ -69,7 +69,7 @@ class ComponentTask:
         return Draws(draws.time[mine].to(window.device), draws.normal[mine].to(window.device))
 
 
-def published_loss(component: Component, loss: str | None) -> str | None:
+def chosen_loss(component: Component, loss: str | None) -> str | None:
     """The loss choice, where none is given the published one."""
     choices = config.LOSSES[component]
     return loss if loss is not None or not choices else choices[0]
@@ -165,7 +165,7 @@ class ComponentTraining(NetworkTraining):
             model=self.experiment.model,
             latent_channels=self._data.channels,
             noise_std=train.noise_std,
-            loss=published_loss(train.component, train.loss),
+            loss=chosen_loss(train.component, train.loss),
             step=self.step,
             seed=train.random_seed,
             flow=None if flow is None else flow.name,

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from raypipe import checkpoint
 from raypipe.common.device import choose_device
+from raypipe.common.errors import UserError
 from raypipe.common.seeds import step_generator
 from raypipe.config import ConfigError, Experiment
 from raypipe.data import augment
@@ -128,7 +129,7 @@ def _check_splits(root: Folder) -> None:
     for split in SPLITS:
         try:
             names = list_files(root / split)
-        except ValueError as error:
+        except UserError as error:
             raise ConfigError(f"dataset.root: {error}") from None
         if INDEX not in names and not any(is_shard(name) for name in names):
             raise ConfigError(

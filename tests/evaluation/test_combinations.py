@@ -15,7 +15,7 @@ from raypipe.evaluation.combinations import (
     CombinationScorer,
     combinations,
     decode_frames,
-    published_combination,
+    default_combination,
     true_frames,
 )
 from raypipe.forecast import scoring
@@ -116,8 +116,8 @@ def test_keys_tell_combinations_apart_but_not_their_betas():
     found = combinations(FLOWS, DENOISERS, DIFFUSIONS, settings(), 3)
     everything = [
         *found,
-        published_combination(FLOWS, DENOISERS, DIFFUSIONS, 1),
-        published_combination(FLOWS, DENOISERS, DIFFUSIONS, 2),
+        default_combination(FLOWS, DENOISERS, DIFFUSIONS, 1),
+        default_combination(FLOWS, DENOISERS, DIFFUSIONS, 2),
         PERSISTENCE,
         CLIMATOLOGY,
         replace(found[0], baseline="flow", diffusion=None),
@@ -127,7 +127,7 @@ def test_keys_tell_combinations_apart_but_not_their_betas():
 
 
 def test_the_published_default():
-    found = published_combination(FLOWS, DENOISERS, DIFFUSIONS, 2)
+    found = default_combination(FLOWS, DENOISERS, DIFFUSIONS, 2)
     assert parts([found]) == [("f4", "d3", "g6", 1.0, 2)]
     assert (found.beta, found.baseline) == (1.0, "published")
     assert (found.flow_model, found.denoiser_model, found.diffusion_model) == ("f4-s1", "d3-s1", "g6-s1")

@@ -8,7 +8,7 @@ import pytest
 from raypipe import tune
 from raypipe.config import Axis
 from raypipe.search import records
-from raypipe.search.first_points import best_points, published_point
+from raypipe.search.first_points import best_points, default_point
 from raypipe.search.space import decode
 from raypipe.workspace.layout import Workspace
 from tests import raytools
@@ -77,7 +77,7 @@ def test_a_search_of_another_dataset_begins_with_the_best_points_of_one_that_is_
     assert datasets[0]["train"] != datasets[1]["train"]
     before, after = searched(first), searched(second)
     assert len(after) == 8 and {row["status"] for row in after.values()} == {"finished"}
-    default = published_point(tiny(), "flow")
+    default = default_point(tiny(), "flow")
     ranked = [json.loads(row["values"]) for row in sorted(before.values(), key=lambda row: row["objective"])]
     best = [point for point in ranked if point != default][:2]  # a quarter of the trials
     assert len(best) == 2

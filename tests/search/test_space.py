@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raypipe.config import Axis, Experiment
-from raypipe.search.first_points import first_points, published_point
+from raypipe.search.first_points import default_point, first_points
 from raypipe.search.space import distribution
 
 AXES = Experiment().search.flow
@@ -14,7 +14,7 @@ AXES = Experiment().search.flow
 
 @given(st.integers(0, 1000))
 def test_the_first_points_cover_every_pair_of_choices(seed):
-    default = published_point(Experiment(), "flow")
+    default = default_point(Experiment(), "flow")
     points = first_points(AXES, default, 4, seed)
     assert points[0] == default
     pairs = {(point["train.loss"], point["model.time_input"]) for point in points}
@@ -23,7 +23,7 @@ def test_the_first_points_cover_every_pair_of_choices(seed):
 
 @given(st.integers(2, 12), st.integers(0, 1000))
 def test_each_stratum_of_a_range_has_one_point(count, seed):
-    points = first_points(AXES, published_point(Experiment(), "flow"), count, seed)
+    points = first_points(AXES, default_point(Experiment(), "flow"), count, seed)
     assert len(points) == count
     for name in ("train.noise_std", "train.learning_rate"):
         space = distribution(name, AXES[name])
@@ -41,6 +41,6 @@ def test_whole_numbers_stay_whole():
 
 
 def test_the_seed_decides():
-    default = published_point(Experiment(), "flow")
+    default = default_point(Experiment(), "flow")
     assert first_points(AXES, default, 5, 1) == first_points(AXES, default, 5, 1)
     assert first_points(AXES, default, 5, 1) != first_points(AXES, default, 5, 2)

@@ -18,7 +18,7 @@ from raypipe.config import Axis
 from raypipe.forecast.component import ComponentScorer
 from raypipe.search import finalists, records
 from raypipe.search.finalists import read_finalists
-from raypipe.search.first_points import published_point
+from raypipe.search.first_points import default_point
 from raypipe.search.space import decode, distribution
 from raypipe.search.stage import Stage
 from raypipe.search.tuner import make_searcher, run_search
@@ -55,16 +55,16 @@ def test_axes_become_the_distributions_of_their_fields():
 
 
 def test_the_published_default_is_a_point_of_the_space():
-    flow = published_point(tiny(), "flow")
+    flow = default_point(tiny(), "flow")
     assert flow == {
         "train.noise_std": 0.1,
         "train.loss": "nll",
         "model.time_input": False,
         "train.learning_rate": tiny().train.learning_rate,
     }
-    assert published_point(tiny(), "diffusion")["train.loss"] == "regression"
+    assert default_point(tiny(), "diffusion")["train.loss"] == "regression"
     elsewhere = tiny(**{"search.flow": {"train.noise_std": {"low": 0.2, "high": 0.4}, "model.depth": {"choices": [2]}}})
-    assert published_point(elsewhere, "flow") == {"train.noise_std": 0.2, "model.depth": 2}  # as near as it gets
+    assert default_point(elsewhere, "flow") == {"train.noise_std": 0.2, "model.depth": 2}  # as near as it gets
 
 
 # ---- the study
@@ -81,7 +81,7 @@ def make_search(path, **values):
 def test_the_first_trial_is_the_published_default_and_the_next_are_not(tmp_path):
     search = make_search(tmp_path / "study.log")
     first, second = search.suggest("a"), search.suggest("b")
-    assert first == {"trial": "flow-00", "values": published_point(tiny(), "flow"), "reported": []}
+    assert first == {"trial": "flow-00", "values": default_point(tiny(), "flow"), "reported": []}
     assert second["trial"] == "flow-01" and second["values"] != first["values"]
 
 
@@ -97,7 +97,7 @@ def test_a_search_takes_up_what_ran_and_never_what_ended(tmp_path):
     assert again.suggest("d") == running
     fresh = again.suggest("e")
     assert fresh["trial"] == "flow-03"
-    assert fresh["values"] not in [running["values"], other["values"], published_point(tiny(), "flow")]
+    assert fresh["values"] not in [running["values"], other["values"], default_point(tiny(), "flow")]
     again.on_trial_complete("d", {"objective": 0.6, "train_step": 18, "failure": None})
     trials = optuna.load_study(study_name="flow", storage=open_storage(tmp_path / "study.log")).get_trials()
     states = [trial.state for trial in trials]
@@ -256,7 +256,7 @@ def test_trials_of_two_workers_finish_on_two_cpus(two_cpus, storage, values):
     (row,) = records.read_rows(stage.workspace.trials)
     assert (row["status"], row["step"], row["error"]) == ("finished", TINY["search.flow_steps"], None)
 
-    experiment = stage.configure(published_point(stage.experiment, "flow"))
+    experiment = stage.configure(default_point(stage.experiment, "flow"))
     data = ExperimentData(experiment, stage.workspace)
     training = ComponentTraining(experiment, data, ParentModels())  # the same without Ray
     training.advance(TINY["search.flow_steps"], lambda progress: None)

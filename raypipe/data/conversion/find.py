@@ -9,6 +9,7 @@ from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
+from raypipe.common.errors import UserError
 from raypipe.data.shards import open_shards
 from raypipe.data.shards.writer import PATTERN
 from raypipe.data.video.io import VIDEO_SUFFIXES, natural
@@ -48,12 +49,12 @@ def find_clips(folder: Path, extension: str | None = None, base: Path | None = N
     it. Raises ValueError if `folder` is missing, nothing is found, or a folder holds images of two suffixes.
     """
     if not folder.is_dir():
-        raise ValueError(f"{folder}: no such folder")
+        raise UserError(f"{folder}: no such folder")
     suffixes = IMAGE_SUFFIXES if extension is None else frozenset({f".{extension.lstrip('.').lower()}"})
     sources = list(_walk(folder, folder, base or folder, suffixes))
     if not sources:
         wanted = "images" if extension is None else f"{min(suffixes)} images"
-        raise ValueError(
+        raise UserError(
             f"{folder}: no clips found; it must hold video files ({', '.join(sorted(VIDEO_SUFFIXES))}),"
             f" one folder of {wanted} for each clip, or shards"
         )
@@ -73,7 +74,7 @@ def _walk(folder: Path, root: Path, base: Path, suffixes: frozenset[str]) -> Ite
         yield from _clips_of_shards(folder, root, base, shards)
     elif folder != root and (images or not (videos or folders)):
         if len(found) > 1:
-            raise ValueError(
+            raise UserError(
                 f"{folder}: holds {' and '.join(found)} images; choose one of them with --extension {found[0][1:]}"
             )
         suffix = found[0] if found else min(suffixes) if len(suffixes) == 1 else ""
@@ -88,7 +89,7 @@ def _walk(folder: Path, root: Path, base: Path, suffixes: frozenset[str]) -> Ite
 def _clips_of_shards(folder: Path, root: Path, base: Path, files: Sequence[os.DirEntry[str]]) -> Iterator[Source]:
     shards = open_shards(folder)
     if shards.dtype != "uint8" or len(shards.frame_shape) != 3 or shards.frame_shape[-1] != 3:
-        raise ValueError(f"{folder}: its shards hold {shards.dtype} {list(shards.frame_shape)}, not uint8 [H, W, 3]")
+        raise UserError(f"{folder}: its shards hold {shards.dtype} {list(shards.frame_shape)}, not uint8 [H, W, 3]")
     stamps = {entry.name: _stamp([entry]) for entry in files}
     prefix = "" if folder == root else f"{_below(folder, root)}/"
     for i, name in enumerate(shards.names):

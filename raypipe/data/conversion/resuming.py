@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from raypipe.common.errors import UserError
 from raypipe.common.files import atomic_path
 from raypipe.data.conversion.shard import Options, Outcome, Task, convert_shard
 from raypipe.data.shards.reference import MANIFEST, write_manifest
@@ -43,7 +44,7 @@ def look(folder: Path, tasks: Sequence[Task]) -> State:
     if record is None:
         foreign = [path for path in (folder / INDEX, folder / MANIFEST, *folder.glob(PATTERN)) if path.exists()]
         if foreign:
-            raise ValueError(f"{foreign[0]}: not made by this command; delete {folder} or choose another --out_dir")
+            raise UserError(f"{foreign[0]}: not made by this command; delete {folder} or choose another --out_dir")
         return State({}, tuple(tasks), finished=False)
     _check_options(folder, record["options"], tasks[0].options)
     shards: dict[str, Any] = record["shards"]
@@ -136,7 +137,7 @@ def _check_options(folder: Path, old: dict[str, Any], new: Options) -> None:
     differing = [name for name, value in asdict(new).items() if old.get(name) != value]
     if differing:
         changes = ", ".join(f"--{n.replace('_', '-')} {old.get(n)} (now {getattr(new, n)})" for n in differing)
-        raise ValueError(f"{folder}: begun with {changes}; give the same, delete it or choose another --out_dir")
+        raise UserError(f"{folder}: begun with {changes}; give the same, delete it or choose another --out_dir")
 
 
 def _check_sources(folder: Path, index: Path, old: dict[str, Any], tasks: Sequence[Task]) -> None:
@@ -147,7 +148,7 @@ def _check_sources(folder: Path, index: Path, old: dict[str, Any], tasks: Sequen
     changed = sorted(name for name in old.keys() & new.keys() if old[name] != new[name])
     parts = [f"{len(names)} {word}" for names, word in ((added, "new"), (changed, "changed"), (gone, "gone")) if names]
     example = [*added, *changed, *gone][0]
-    raise ValueError(
+    raise UserError(
         f"{folder}: finished, but its sources differ now ({', '.join(parts)}, {example} among them); delete"
         f" {index.name} there to bring it up to date, or choose another --out_dir"
     )
@@ -172,5 +173,5 @@ def _read(path: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except ValueError:
-        raise ValueError(f"{path}: damaged; delete {path.parent} and run the same again") from None
+        raise UserError(f"{path}: damaged; delete {path.parent} and run the same again") from None
     return content

@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from raypipe.common.errors import UserError
 from raypipe.data.conversion.find import Source
 from raypipe.data.shards import Shards, open_shards
 from raypipe.data.shards.reference import write_published
@@ -151,7 +152,7 @@ class _Reader:
                         yield self.fit.image(image)
             else:
                 yield from self._stored(source)
-        except ValueError as error:
+        except UserError as error:
             raise _SourceError(str(error)) from None
 
     def _stored(self, source: Source) -> Iterator[Frames]:
@@ -191,7 +192,7 @@ def _write(task: Task, clips: Sequence[Clip]) -> None:
         needed += DATASET_BYTES * sum(len(clip.frames) for clip in clips)
     # HDF5 does not recover from a disk that is full, and may even crash, so look before.
     if room.f_bavail * room.f_frsize < needed:
-        raise ValueError(f"{task.path}: cannot be written (No space left on device); free some and run the same again")
+        raise UserError(f"{task.path}: cannot be written (No space left on device); free some and run the same again")
     if task.options.layout == "packed":
         write_shard(task.path, clips)
     else:
@@ -225,4 +226,4 @@ def _writing(path: Path) -> Iterator[None]:
         yield
     except (OSError, RuntimeError) as error:
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        raise ValueError(f"{path}: cannot be written ({reason}); the same command goes on from here") from None
+        raise UserError(f"{path}: cannot be written ({reason}); the same command goes on from here") from None

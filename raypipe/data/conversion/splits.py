@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from raypipe.common.errors import UserError
 from raypipe.data.conversion.find import Source, find_clips, without_repeats
 
 SPLITS = ("train", "val", "test")
@@ -44,7 +45,7 @@ class Division:
 def find_splits(root: Path, division: Division, extension: str | None = None) -> list[Split]:
     """The splits that have clips. Raises ValueError if the folder does not fit the division."""
     if not root.is_dir():
-        raise ValueError(f"{root}: no such folder; --data_dir must hold train/, val/ or test/")
+        raise UserError(f"{root}: no such folder; --data_dir must hold train/, val/ or test/")
     named = [split for split in SPLITS if (root / split).is_dir()]
     if division.dataset == "clevrer":
         parts = _clevrer(root, extension)
@@ -52,12 +53,12 @@ def find_splits(root: Path, division: Division, extension: str | None = None) ->
         parts = _kth(root, extension)
     elif division.fractions is not None:
         if named:
-            raise ValueError(f"--split: {root} is divided already, it holds {', '.join(f'{n}/' for n in named)}")
+            raise UserError(f"--split: {root} is divided already, it holds {', '.join(f'{n}/' for n in named)}")
         parts = _by_share(find_clips(root, extension), division.fractions, division.group_by)
     elif named:
         parts = {split: find_clips(root / split, extension, root) for split in named}
     else:
-        raise ValueError(
+        raise UserError(
             f"{root}: holds none of train/, val/, test/; move the clips into one of them,"
             f" or let --split 0.8,0.1,0.1 divide them"
         )
@@ -72,7 +73,7 @@ def find_splits(root: Path, division: Division, extension: str | None = None) ->
 def _clevrer(root: Path, extension: str | None) -> dict[str, list[Source]]:
     folders = {split: root / name for split, name in CLEVRER.items() if (root / name).is_dir()}
     if not folders:
-        raise ValueError(f"{root}: holds none of {', '.join(f'{n}/' for n in CLEVRER.values())}, as CLEVRER does")
+        raise UserError(f"{root}: holds none of {', '.join(f'{n}/' for n in CLEVRER.values())}, as CLEVRER does")
     return {split: find_clips(folder, extension, root) for split, folder in folders.items()}
 
 
@@ -82,11 +83,11 @@ def _kth(root: Path, extension: str | None) -> dict[str, list[Source]]:
     for source in find_clips(root, extension):
         match = KTH_NAME.search(source.name.rsplit("/", 1)[-1])
         if match is None:
-            raise ValueError(f"{source.path}: not a name of KTH's, as person01_boxing_d1_uncomp.avi is; move it away")
+            raise UserError(f"{source.path}: not a name of KTH's, as person01_boxing_d1_uncomp.avi is; move it away")
         person = int(match[1])
         split = next((name for name, people in KTH_PEOPLE.items() if person in people), None)
         if split is None:
-            raise ValueError(f"{source.path}: KTH has people 1 to 25, not {person}; move it away")
+            raise UserError(f"{source.path}: KTH has people 1 to 25, not {person}; move it away")
         parts[split].append(replace(source, name=match[0]))
     # The folder of a file is gone from its name, so the order must be found again.
     return {split: sorted(sources, key=lambda s: (s.name, s.origin)) for split, sources in parts.items()}
@@ -115,7 +116,7 @@ def _group(source: Source, group_by: str | None) -> str:
         return source.identity
     match = re.search(group_by, source.name)
     if match is None:
-        raise ValueError(f"--group-by: {group_by!r} is nowhere in the name of clip {source.name!r}")
+        raise UserError(f"--group-by: {group_by!r} is nowhere in the name of clip {source.name!r}")
     return "\0".join(part or "" for part in match.groups()) if match.groups() else match[0]
 
 
@@ -123,7 +124,7 @@ def _counts(total: int, fractions: Sequence[float], what: str) -> list[int]:
     """How many go to each split: the largest remainders round up, and a share above 0 gets one at least."""
     wanted = sum(f > 0 for f in fractions)
     if total < wanted:
-        raise ValueError(f"--split: {total} {what} cannot fill {wanted} splits; give fewer of them a share above 0")
+        raise UserError(f"--split: {total} {what} cannot fill {wanted} splits; give fewer of them a share above 0")
     exact = [total * f for f in fractions]
     counts = [max(1, int(e)) if e > 0 else 0 for e in exact]
     while sum(counts) != total:

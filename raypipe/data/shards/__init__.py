@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from raypipe.common.errors import UserError
 from raypipe.data.shards.index import INDEX
 from raypipe.data.shards.integrity import is_sealed
 from raypipe.data.shards.packed import PackedShards
@@ -26,7 +27,7 @@ def open_shards(folder: str | Path | RemoteFolder) -> Shards:
     listing = list_files(place)
     shards = {name: file for name, file in sorted(listing.items()) if is_shard(name)}
     if not shards and INDEX not in listing:
-        raise ValueError(
+        raise UserError(
             f"{place}: no shards here; make them with python -m raypipe.convert_to_h5"
             f" --data_dir VIDEOS --out_dir {place.parent}"
         )
@@ -37,7 +38,7 @@ def open_shards(folder: str | Path | RemoteFolder) -> Shards:
         with first.staged() as path:
             packed = is_sealed(path)
     except OSError as error:
-        raise ValueError(f"{first}: cannot be read ({error.strerror or error})") from None
+        raise UserError(f"{first}: cannot be read ({error.strerror or error})") from None
     return PackedShards(place, listing) if packed else PublishedShards(place, shards)
 
 

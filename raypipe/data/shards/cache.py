@@ -13,6 +13,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from raypipe.common.errors import UserError
+
 PART = ".part"
 WAIT = 600.0
 """Seconds to wait for room that other copies in the making take up."""
@@ -43,7 +45,7 @@ class Cache:
             (root / "locks").mkdir(parents=True, exist_ok=True)
             held = _lock(path).acquire()
         except OSError as error:
-            raise ValueError(f"dataset.cache: {root} cannot be written ({error.strerror}); choose another") from None
+            raise UserError(f"dataset.cache: {root} cannot be written ({error.strerror}); choose another") from None
         with held:
             if not (path.is_file() and path.stat().st_size == size):
                 self._make(path, size, fill, source)
@@ -59,7 +61,7 @@ class Cache:
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
-            raise ValueError(
+            raise UserError(
                 f"dataset.cache: no space left in {path.parent} for {source} ({_gb(size)}); choose another folder,"
                 " or lower dataset.cache_gb"
             ) from None
@@ -69,7 +71,7 @@ class Cache:
     def _reserve(self, temporary: Path, size: int, source: str) -> None:
         """Make room, and take it by giving the temporary file its full size at once."""
         if size > self.max_bytes:
-            raise ValueError(
+            raise UserError(
                 f"dataset.cache_gb: must be at least {size / 1e9:.3g} to hold {source}, not"
                 f" {self.max_bytes / 1e9:.3g}; raise it, or make smaller shards"
             )
@@ -81,7 +83,7 @@ class Cache:
                         file.truncate(size)
                     return
             if time.monotonic() > deadline:
-                raise ValueError(f"dataset.cache_gb: other copies in the making left no room for {source}; raise it")
+                raise UserError(f"dataset.cache_gb: other copies in the making left no room for {source}; raise it")
             time.sleep(0.2)
 
     def _make_room(self, temporary: Path, size: int) -> bool:

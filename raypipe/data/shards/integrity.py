@@ -23,6 +23,8 @@ from pathlib import Path
 
 import numpy as np
 
+from raypipe.common.errors import UserError
+
 MAGIC = b"raypipe-1 "
 USER_BLOCK = 512
 COVERED = len(MAGIC) + 8
@@ -51,9 +53,9 @@ def read_at(file: int, buffer: memoryview, offset: int) -> None:
         try:
             count = os.preadv(file, [buffer], offset)
         except OSError as error:
-            raise ValueError(f"cannot be read: {error.strerror or error}") from None
+            raise UserError(f"cannot be read: {error.strerror or error}") from None
         if count == 0:
-            raise ValueError(f"truncated: it ends at byte {offset}")
+            raise UserError(f"truncated: it ends at byte {offset}")
         buffer, offset = buffer[count:], offset + count
 
 
@@ -87,19 +89,19 @@ def check_shard(file: int) -> Seal:
     block = bytearray(USER_BLOCK)
     read_at(file, memoryview(block), 0)
     if not block.startswith(MAGIC):
-        raise ValueError(f"its first bytes are not {MAGIC.decode().strip()!r}")
+        raise UserError(f"its first bytes are not {MAGIC.decode().strip()!r}")
     try:
         said = json.loads(block[COVERED:].rstrip(b"\0"))
         begin, end, wanted = int(said["begin"]), int(said["end"]), int(said["size"])
     except (ValueError, KeyError, TypeError, UnicodeDecodeError):
-        raise ValueError("its first bytes are changed") from None
+        raise UserError("its first bytes are changed") from None
     if wanted != size:
-        raise ValueError(f"it has {size} bytes, not the {wanted} that were written")
+        raise UserError(f"it has {size} bytes, not the {wanted} that were written")
     if not USER_BLOCK <= begin <= end <= size:
-        raise ValueError("its first bytes are changed")
+        raise UserError("its first bytes are changed")
     crc = _outside(file, begin, end, size)
     if block[len(MAGIC) : COVERED] != b"%08x" % crc:
-        raise ValueError("the checksum of what is not frames differs")
+        raise UserError("the checksum of what is not frames differs")
     return Seal(begin, end, size, crc)
 
 
@@ -128,7 +130,7 @@ def check_bytes(content: bytes) -> None:
     """Raise ValueError unless these are bytes that `seal_bytes` gave."""
     at = content.rfind(MARK) + len(MARK)
     if at < len(MARK):
-        raise ValueError("it holds no checksum")
+        raise UserError("it holds no checksum")
     crc = zlib.crc32(content[at + 8 :], zlib.crc32(b"00000000", zlib.crc32(content[:at])))
     if content[at : at + 8] != b"%08x" % crc:
-        raise ValueError("its checksum differs")
+        raise UserError("its checksum differs")

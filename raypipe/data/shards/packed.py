@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from raypipe.common.errors import UserError
 from raypipe.data.shards.index import INDEX, index_from_bytes
 from raypipe.data.shards.integrity import check_shard, crc32_at, read_at
 from raypipe.data.shards.reader import Array, Shards
@@ -39,23 +40,23 @@ class PackedShards(Shards):
     def __init__(self, folder: Folder, listing: dict[str, File]) -> None:
         super().__init__()
         if INDEX not in listing:
-            raise ValueError(f"{folder}: unfinished, {INDEX} is missing; run again what was making it")
+            raise UserError(f"{folder}: unfinished, {INDEX} is missing; run again what was making it")
         where = listing[INDEX]
         try:
             with where.staged() as path:
                 index = index_from_bytes(path.read_bytes())
         except OSError as error:
-            raise ValueError(f"{where}: cannot be read ({error.strerror or error})") from None
+            raise UserError(f"{where}: cannot be read ({error.strerror or error})") from None
         except ValueError as error:
             if str(where) in str(error):
                 raise
-            raise ValueError(f"{where}: not a manifest of clips, or damaged ({error}); make the folder anew") from None
+            raise UserError(f"{where}: not a manifest of clips, or damaged ({error}); make the folder anew") from None
         self.folder, self.names, self.sources, self.lengths = folder, index.names, index.sources, index.lengths
         self.frame_shape, self.dtype, self.key = index.frame_shape, index.dtype, index.key
         self.shard_names = list(index.seals)
         for name in self.shard_names:
             if name not in listing:
-                raise ValueError(f"{folder}/{name}: missing, though {INDEX} lists it; make the folder anew")
+                raise UserError(f"{folder}/{name}: missing, though {INDEX} lists it; make the folder anew")
         self.files = [listing[name] for name in self.shard_names]
         numbers = {name: number for number, name in enumerate(self.shard_names)}
         self.shard_of = np.array([numbers[name] for name in index.shards], dtype=np.int64)
@@ -120,7 +121,7 @@ class PackedShards(Shards):
             except ValueError as error:
                 raise self._damaged(i, error) from None
             if crc != self._crcs[i]:
-                raise ValueError(
+                raise UserError(
                     f"{self.path(i)}: clip {self.names[i]} is damaged (its checksum differs); make the shard anew"
                 )
             self._verified[i] = True
@@ -130,7 +131,7 @@ class PackedShards(Shards):
             with self.files[shard].staged() as path:
                 file = OpenFile(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
         except FileNotFoundError:
-            raise ValueError(f"{self.path(clip)}: clip {self.names[clip]}: the shard is gone; make it anew") from None
+            raise UserError(f"{self.path(clip)}: clip {self.names[clip]}: the shard is gone; make it anew") from None
         except OSError as error:
             raise self._damaged(clip, f"cannot be read: {error.strerror or error}") from None
         try:

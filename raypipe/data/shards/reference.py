@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from h5py import h5d, h5g, h5s
 from numpy.typing import NDArray
 
+from raypipe.common.errors import UserError
 from raypipe.common.files import atomic_path
 from raypipe.data.shards.reader import Array, Shards
 from raypipe.data.shards.storage import File, Folder
@@ -49,7 +50,7 @@ class PublishedShards(Shards):
             lengths += found.values()
             shard_of += [shard] * len(found)
         if not self.names:
-            raise ValueError(f"{folder}: its shards hold no clip")
+            raise UserError(f"{folder}: its shards hold no clip")
         self.sources = [""] * len(self.names)
         self.lengths = np.array(lengths, dtype=np.int64)
         self.shard_of = np.array(shard_of, dtype=np.int64)
@@ -75,7 +76,7 @@ class PublishedShards(Shards):
         for k, number in enumerate(numbers.tolist()):
             frame = self._frame(i, number)
             if frame.shape != self.frame_shape or frame.dtype != self.dtype:
-                raise ValueError(
+                raise UserError(
                     f"{self.path(i)}: clip {self.names[i]}: frame {number} is {frame.dtype} {list(frame.shape)},"
                     f" not {self.dtype} {list(self.frame_shape)}"
                 )
@@ -88,7 +89,7 @@ class PublishedShards(Shards):
             return np.asarray(file[self._groups[i]][str(number)][()])
         except ERRORS as error:
             reason = str(error).splitlines()[0]
-            raise ValueError(f"{self.path(i)}: clip {self.names[i]}: frame {number} is damaged ({reason})") from None
+            raise UserError(f"{self.path(i)}: clip {self.names[i]}: frame {number} is damaged ({reason})") from None
 
     def _checksums(self) -> list[int]:
         """Size and sampled bytes of each file.
@@ -119,14 +120,14 @@ def _lengths(where: File, stem: str) -> dict[str, int]:
             strays = set(groups) ^ (set(file) - {"len"})
             if strays:
                 clip = min(strays)
-                raise ValueError(
+                raise UserError(
                     f"{where}: clip {stem}/{clip}: has {'no frames' if clip in groups else 'no length in `len`'}"
                 )
             lengths = {group: _length(file, group, f"{where}: clip {stem}/{group}") for group in groups}
     except ERRORS as error:
         if str(where) in str(error):
             raise
-        raise ValueError(f"{where}: damaged, or in neither known layout ({str(error).splitlines()[0]})") from None
+        raise UserError(f"{where}: damaged, or in neither known layout ({str(error).splitlines()[0]})") from None
     return lengths
 
 
@@ -137,9 +138,9 @@ def _length(file: h5py.File, group: str, clip: str) -> int:
         h5d.open(file.id, f"len/{group}".encode()).read(h5s.ALL, h5s.ALL, value)
         there = h5g.open(file.id, group.encode()).get_num_objs()
     except ERRORS as error:
-        raise ValueError(f"{clip}: its length is damaged ({str(error).splitlines()[0]})") from None
+        raise UserError(f"{clip}: its length is damaged ({str(error).splitlines()[0]})") from None
     if value != there or value < 1:
-        raise ValueError(f"{clip}: its length says {value} frames, and it holds {there}; make it anew")
+        raise UserError(f"{clip}: its length says {value} frames, and it holds {there}; make it anew")
     return int(value)
 
 

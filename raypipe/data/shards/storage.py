@@ -22,6 +22,7 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import fs
 
+from raypipe.common.errors import UserError
 from raypipe.data.shards.cache import Cache
 
 CHUNK = 1 << 20
@@ -123,16 +124,16 @@ class RemoteFolder:
             try:
                 return call()
             except pa.ArrowException as error:
-                raise ValueError(f"{uri}: cannot be opened ({_line(error)})") from None
+                raise UserError(f"{uri}: cannot be opened ({_line(error)})") from None
             except FileNotFoundError:
-                raise ValueError(f"{uri}: no such file, folder or bucket; check dataset.root") from None
+                raise UserError(f"{uri}: no such file, folder or bucket; check dataset.root") from None
             except PermissionError as error:
-                raise ValueError(f"{uri}: access is refused ({_line(error)}); check the credentials") from None
+                raise UserError(f"{uri}: access is refused ({_line(error)}); check the credentials") from None
             except OSError as error:
                 if error.errno in (errno.ENOSPC, errno.EDQUOT):
                     raise
                 if attempt == self.attempts:
-                    raise ValueError(f"{uri}: cannot be read after {attempt} attempts ({_line(error)})") from None
+                    raise UserError(f"{uri}: cannot be read after {attempt} attempts ({_line(error)})") from None
                 log.warning("%s: attempt %d of %d failed (%s)", uri, attempt, self.attempts, _line(error))
                 time.sleep(self.wait * 2 ** (attempt - 1))
         raise AssertionError("attempts must be at least 1")
@@ -175,7 +176,7 @@ class RemoteFile:
         self.folder.retry(str(self), lambda: self._copy(path))
         # Only a file that stands as it was listed: one that was replaced meanwhile could be a mixture.
         if self.folder.retry(str(self), lambda: self.folder.stat(self.name)) != (self.size, self.mtime):
-            raise ValueError(f"{self}: changed while it was read; start again")
+            raise UserError(f"{self}: changed while it was read; start again")
 
     def _copy(self, path: Path) -> None:
         count = 0
@@ -215,7 +216,7 @@ def list_files(folder: Folder) -> dict[str, File]:
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except OSError as error:
-        raise ValueError(f"{folder}: cannot be read ({error.strerror or error})") from None
+        raise UserError(f"{folder}: cannot be read ({error.strerror or error})") from None
 
 
 def _pump(make: Callable[[], Iterator[Any]], stall: float) -> Iterator[Any]:

@@ -25,6 +25,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from raypipe.common.errors import UserError
 from raypipe.common.files import atomic_path
 from raypipe.data.shards.index import INDEX as INDEX
 from raypipe.data.shards.index import Index, index_to_bytes
@@ -58,7 +59,7 @@ def write_shard(path: Path, clips: Sequence[Clip], key: str = "") -> None:
         if clip.frames.ndim < 2 or shape[0] == 0:
             raise ValueError(f"{path}: clip {clip.name}: must be [T, ...] with T at least 1, not {list(shape)}")
         if shape[1:] != first.shape[1:] or dtype != first.dtype:
-            raise ValueError(
+            raise UserError(
                 f"{path}: clip {clip.name}: has {dtype} frames of {list(shape[1:])},"
                 f" and the clips before it {first.dtype} frames of {list(first.shape[1:])}"
             )
@@ -119,7 +120,7 @@ def shard_head(path: Path) -> ShardHead:
             key = str(file.attrs["key"])
             columns = {name: file[name][:] for name in ("start", "length", "crc32", "name", "source")}
     except (OSError, KeyError, RuntimeError, ValueError) as error:
-        raise ValueError(f"{path}: not a packed shard, or damaged ({_brief(error)}); make it anew") from None
+        raise UserError(f"{path}: not a packed shard, or damaged ({_brief(error)}); make it anew") from None
     rows = [
         {
             "clip": name.decode(),
@@ -148,16 +149,16 @@ def write_index(folder: Path) -> None:
     """
     heads = {path.name: shard_head(path) for path in sorted(folder.glob(PATTERN))}
     if not heads:
-        raise ValueError(f"{folder}: holds no shard to write {INDEX} for")
+        raise UserError(f"{folder}: holds no shard to write {INDEX} for")
     first_name, first = next(iter(heads.items()))
     seen: dict[str, str] = {}
     for name, head in heads.items():
         kinds = [(h.key, h.dtype.name, list(h.frame_shape)) for h in (first, head)]
         if kinds[0] != kinds[1]:
-            raise ValueError(f"{folder / name}: key and frames are {kinds[1]}, and {kinds[0]} in {first_name}")
+            raise UserError(f"{folder / name}: key and frames are {kinds[1]}, and {kinds[0]} in {first_name}")
         for row in head.rows:
             if seen.setdefault(row["clip"], name) != name:
-                raise ValueError(f"{folder / name}: clip {row['clip']} is in {seen[row['clip']]} too")
+                raise UserError(f"{folder / name}: clip {row['clip']} is in {seen[row['clip']]} too")
     rows = [row for head in heads.values() for row in head.rows]
     index = Index(
         names=[row["clip"] for row in rows],
@@ -199,11 +200,11 @@ class ShardWriter:
 
     def __enter__(self) -> Self:
         if (self.folder / INDEX).exists():
-            raise ValueError(f"{self.folder}: holds a finished dataset already; delete it or choose another folder")
+            raise UserError(f"{self.folder}: holds a finished dataset already; delete it or choose another folder")
         leftovers = sorted(self.folder.glob(PATTERN))
         for path in leftovers:
             if not _is_packed(path):
-                raise ValueError(f"{path}: not written by raypipe, so not replaced; choose another folder")
+                raise UserError(f"{path}: not written by raypipe, so not replaced; choose another folder")
         for path in [*leftovers, *self.folder.glob(f".{PATTERN}.*.tmp")]:
             path.unlink()
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -212,7 +213,7 @@ class ShardWriter:
     def add(self, name: str, frames: NDArray[Any], source: str = "") -> None:
         """Append a clip [T, ...]. Raises ValueError for a name that was used before."""
         if name in self._names:
-            raise ValueError(f"{self.folder}: two clips are named {name!r}; names must differ")
+            raise UserError(f"{self.folder}: two clips are named {name!r}; names must differ")
         self._names.add(name)
         self._pending.append(Clip(name, frames, source))
         size = sum(clip.frames.nbytes for clip in self._pending)
@@ -237,7 +238,7 @@ class ShardWriter:
         if self._pending:
             self._flush()
         if self._shards == 0:
-            raise ValueError(f"{self.folder}: no clip was added")
+            raise UserError(f"{self.folder}: no clip was added")
         write_index(self.folder)
 
 

@@ -12,6 +12,7 @@ import av
 import numpy as np
 from PIL import Image
 
+from raypipe.common.errors import UserError
 from raypipe.common.files import atomic_path
 from raypipe.data.video.fitting import Fit, rgb
 from raypipe.data.video.fitting import Frames as Frames
@@ -37,10 +38,10 @@ def decode(path: str | Path, threads: int = 0, note: Callable[[str], None] | Non
         # FFmpeg first: of a file that is no video at all, it says so.
         with av.open(str(path)) as container:
             if not container.streams.video:
-                raise ValueError(f"{path}: holds no video stream")
+                raise UserError(f"{path}: holds no video stream")
             stated, held = stated_size(Path(path)), Path(path).stat().st_size
             if stated is not None and stated > held:
-                raise ValueError(f"{path}: is cut off: {held} bytes, and {stated} by its header")
+                raise UserError(f"{path}: is cut off: {held} bytes, and {stated} by its header")
             stream = container.streams.video[0]
             stream.thread_type, stream.thread_count = "AUTO", threads
             # By default FFmpeg paints over what it cannot decode, and a damaged file trains on smears.
@@ -50,13 +51,13 @@ def decode(path: str | Path, threads: int = 0, note: Callable[[str], None] | Non
                 shape = shape or (frame.height, frame.width)
                 if (frame.height, frame.width) != shape:
                     found = _size((frame.height, frame.width))
-                    raise ValueError(f"{path}: frame {count} is {found}, the first is {_size(shape)}")
+                    raise UserError(f"{path}: frame {count} is {found}, the first is {_size(shape)}")
                 count += 1
                 yield frame
     except (av.FFmpegError, OSError) as error:
-        raise ValueError(f"{path}: not a readable video ({error.strerror or error})") from None
+        raise UserError(f"{path}: not a readable video ({error.strerror or error})") from None
     if count == 0:
-        raise ValueError(f"{path}: no frame of this video decodes")
+        raise UserError(f"{path}: no frame of this video decodes")
     if note is not None and announced > count:
         note(f"{path}: its header announces {announced} frames, {count} are there")
 
@@ -84,7 +85,7 @@ def iter_images(folder: str | Path, extension: str = "png") -> Iterator[Image.Im
     if not chosen:
         others = sorted({end for name in names if (end := os.path.splitext(name)[1])})
         held = f" (it holds {', '.join(others)} files: see --extension)" if others else ""
-        raise ValueError(f"{folder}: no {suffix} frames in this folder{held}")
+        raise UserError(f"{folder}: no {suffix} frames in this folder{held}")
     size: tuple[int, int] | None = None
     for name in sorted(chosen, key=natural):
         path = os.path.join(folder, name)
@@ -92,7 +93,7 @@ def iter_images(folder: str | Path, extension: str = "png") -> Iterator[Image.Im
         size = size or image.size
         if image.size != size:
             found, first = _size(image.size[::-1]), _size(size[::-1])
-            raise ValueError(f"{path}: is {found}, the frames before it are {first}")
+            raise UserError(f"{path}: is {found}, the frames before it are {first}")
         yield image
 
 
@@ -103,17 +104,17 @@ def _open_image(path: str) -> Image.Image:
                 # Pillow clips 16 bits to 8; the high byte is what a viewer shows.
                 return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
             if image.mode in ("I", "F"):
-                raise ValueError(f"{path}: its numbers have 32 bits, and no known white; write 8 or 16 bits")
+                raise UserError(f"{path}: its numbers have 32 bits, and no known white; write 8 or 16 bits")
             image.load()
             return image if image.mode == "RGB" else image.convert("RGB")
     except ValueError as error:
         if str(error).startswith(path):
             raise
-        raise ValueError(f"{path}: not a readable image") from None
+        raise UserError(f"{path}: not a readable image") from None
     except Exception as error:  # a damaged file makes Pillow's decoders raise what they like
         if isinstance(error, OSError) and error.errno:
-            raise ValueError(f"{path}: not a readable image ({error.strerror})") from None
-        raise ValueError(f"{path}: not a readable image") from None
+            raise UserError(f"{path}: not a readable image ({error.strerror})") from None
+        raise UserError(f"{path}: not a readable image") from None
 
 
 def iter_frames(folder: str | Path, extension: str = "png") -> Iterator[Frames]:

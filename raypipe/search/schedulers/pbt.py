@@ -10,6 +10,7 @@ from typing import Any
 from optuna.distributions import CategoricalDistribution, IntDistribution
 
 from raypipe.config import Axis
+from raypipe.search.default import is_default
 from raypipe.search.schedulers.halving import SynchronousScheduler
 from raypipe.search.space import decode, distribution
 
@@ -66,7 +67,7 @@ class PopulationBasedTraining(SynchronousScheduler):
         count = min(math.ceil(SHARE * len(ranked)), len(ranked) // 2)
         donors = [name for name in ranked if name in waiting][:count]
         for name in ranked[len(ranked) - count :]:
-            if donors and name in waiting and name not in donors and not name.endswith("-00"):
+            if donors and name in waiting and name not in donors and not is_default(name):
                 draw = random.Random(f"{self._seed} {rung} {name}")
                 donor = draw.choice(donors)
                 values = explore(waiting[donor].config["values"], self._axes, draw)
