@@ -3,7 +3,7 @@
 from functools import partial
 
 from raypipe import cli
-from raypipe.tune import main
+from raypipe.tune import search
 
 if __name__ == "__main__":
-    raise SystemExit(cli.run(partial(main, "flow"), "tune_flow.py"))
+    raise SystemExit(cli.run(partial(search, "flow"), "tune_flow.py"))

@@ -4,23 +4,23 @@ What it needs and lacks is made first: the built-in dataset, the autoencoder, th
 diffusion the flow it is trained on.
 """
 
-import json
+import argparse
 import re
-import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from raypipe import checkpoint, cli, config
 from raypipe.common import terminal
-from raypipe.config import ConfigError, Experiment
+from raypipe.config import ConfigError
 from raypipe.config.reference import is_published
 from raypipe.distributed.connection import start_ray
-from raypipe.distributed.jobs import ComponentJob, run_settings
+from raypipe.distributed.jobs import ComponentJob
+from raypipe.distributed.named_run import find_parents, plan_run
 from raypipe.distributed.prepare import prepare
-from raypipe.distributed.trainer import Settings, check_resources, finished, train_jobs
+from raypipe.distributed.trainer import check_resources, train_jobs
 from raypipe.workspace.dataset import check_dataset
-from raypipe.workspace.layout import ParentModels, Workspace
+from raypipe.workspace.layout import Workspace
 from raypipe.workspace.run_names import RunName, parse_run_name, run_name
 
 PROG = "raypipe.train"
@@ -48,30 +48,26 @@ def make_parser() -> cli.Parser:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = make_parser()
     args, overrides = cli.parse(parser, argv)
-    # A config of the published code tells all; its g-01-nll is a diffusion of loss regression, on the flow f-01-nll.
-    told = args.component is not None or (args.config is not None and is_published(config.read_yaml(args.config)))
-    named = _component_of(args.config, args.run_name, explicit=told)
-    flags = {
-        "train.component": args.component or (named.component if named else None),
-        "train.noise_std": args.noise_std if args.noise_std is not None else (named.noise_std if named else None),
-        "train.loss": args.loss or (named.loss if named else None),
-        "train.num_workers": args.num_gpus or args.num_workers,
-        "train.random_seed": args.random_seed,
-    }
-    given = {name: value for name, value in flags.items() if value is not None}
-    if given.get("train.loss") == "null":
-        given["train.loss"] = "nll"
-    experiment = cli.experiment(args, {**given, **overrides})
+    experiment = cli.experiment(args, {**_told_by_flags(args, overrides), **overrides})
     train = experiment.train
     name = args.run_name or run_name(train.component, train.noise_std, train.loss)
     workspace = Workspace(cli.storage_root(args), experiment.name)
-    settings = _settings(experiment, workspace, name, args)
+    use_gpu = bool(args.num_gpus)
+    settings = plan_run(
+        experiment,
+        workspace,
+        name,
+        resume=args.resume,
+        resume_step=args.resume_step,
+        use_gpu=use_gpu,
+        wandb=args.wandb,
+    )
 
     check_dataset(workspace, experiment)
     start_ray()
     check_resources(settings)
-    prepare(experiment, workspace, use_gpu=bool(args.num_gpus), wandb=args.wandb)
-    parents = _parents(experiment, workspace, args.flow, bool(args.num_gpus))
+    prepare(experiment, workspace, use_gpu=use_gpu, wandb=args.wandb)
+    parents = find_parents(experiment, workspace, args.flow, use_gpu)
     job = ComponentJob(experiment, workspace, name, parents)
     train_jobs([job], settings)
     last = checkpoint.read_meta(job.folder)
@@ -82,6 +78,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     terminal.say(f"TensorBoard  tensorboard --logdir {job.folder}.log")
     terminal.say("next         python experiments/pipeline.py")
     return 0
+
+
+def _told_by_flags(args: argparse.Namespace, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Config fields from the command's own flags and from names; ConfigError where two of them disagree."""
+    # A config of the reference code tells all: its g-01-nll is a diffusion of loss regression, on the flow f-01-nll.
+    explicit = args.component is not None or (args.config is not None and is_published(config.read_yaml(args.config)))
+    named = _component_of(args.config, args.run_name, explicit=explicit)
+    flags = {
+        "train.component": args.component,
+        "train.noise_std": args.noise_std,
+        "train.loss": "nll" if args.loss == "null" else args.loss,
+        "train.num_workers": args.num_gpus or args.num_workers,
+        "train.random_seed": args.random_seed,
+    }
+    given = {name: value for name, value in flags.items() if value is not None}
+    if named is None:
+        return given
+    says = {"train.component": named.component, "train.noise_std": named.noise_std, "train.loss": named.loss}
+    if args.run_name is not None:
+        for name, value in {**given, **overrides}.items():
+            if name in says and says[name] is not None and value != says[name]:
+                raise ConfigError(
+                    f"--run-name: {args.run_name} says {name} {says[name]}, and a flag says {value}; take a name that "
+                    "fits, or leave --run-name out"
+                )
+    return {name: value for name, value in says.items() if value is not None} | given
 
 
 def _component_of(path: str | None, name: str | None, *, explicit: bool) -> RunName | None:
@@ -95,72 +117,6 @@ def _component_of(path: str | None, name: str | None, *, explicit: bool) -> RunN
         return parse_run_name(name)
     match = re.fullmatch(r".+_([fdg]-\d+(?:-[a-z]+)?)", Path(path).stem) if path else None
     return parse_run_name(match[1]) if match else None
-
-
-def _settings(experiment: Experiment, workspace: Workspace, name: str, args: Any) -> Settings:
-    """Where the Ray run goes; refuses to run over an earlier run, or to resume what is not there."""
-    train = experiment.train
-    folder = workspace.run(train.component, name)
-    ray_name = f"{train.component}-{name}"
-    storage = workspace.ray / "train"
-    begun, done = (storage / ray_name).exists(), (folder / "config.json").is_file()
-    more: dict[str, Any] = {"use_gpu": bool(args.num_gpus), "wandb": args.wandb}
-    if args.resume_step is not None:
-        source = _checkpoint_at(storage, ray_name, folder, args.resume_step)
-        if folder.exists():  # it may be the very source
-            aside = folder.with_name(f".{folder.name}.before-{time.time_ns()}")
-            folder.rename(aside)
-            source = aside if source == folder else source
-        number = len(list(storage.glob(f"{ray_name}*")))
-        return run_settings(
-            experiment, workspace, f"{ray_name}-from-{args.resume_step}-{number}", start_from=source, **more
-        )
-    if done and not args.resume:
-        raise ConfigError(f"--run-name: {name!r} is trained already, in {folder}; take another --run-name or --name")
-    if begun and not done and not args.resume:
-        raise ConfigError(f"--run-name: {name!r} was begun and not finished; add --resume, or take another --run-name")
-    prepared = any(workspace.folder.glob("latents/*/test/index.parquet"))
-    if args.resume and not begun and not done and (prepared or not workspace.folder.exists()):
-        raise ConfigError(f"--resume: no run {name!r} in {folder.parent}; leave --resume out to begin it")
-    return run_settings(experiment, workspace, ray_name, **more)
-
-
-def _checkpoint_at(storage: Path, ray_name: str, folder: Path, step: int) -> Path:
-    """The saved model of a run at a step: one of its last checkpoints, or the trained one."""
-    found: dict[int, Path] = {}
-    for candidate in [*sorted(storage.glob(f"*/checkpoint_*/{ray_name}")), folder]:
-        if (candidate / "config.json").is_file():
-            found[checkpoint.read_meta(candidate).step] = candidate
-    if step not in found:
-        steps = ", ".join(map(str, sorted(found))) or "none"
-        raise ConfigError(f"--resume-step: no checkpoint of {ray_name!r} at step {step}; there are: {steps}")
-    return found[step]
-
-
-def _parents(experiment: Experiment, workspace: Workspace, flow: str | None, use_gpu: bool) -> ParentModels:
-    """The flow of a diffusion: the named one, the search's best, or one trained now."""
-    train = experiment.train
-    if train.component != "diffusion":
-        return ParentModels()
-    flow = flow or train.flow
-    handed_on = workspace.finalists("flow")
-    if flow is None and handed_on.is_file():
-        flow = json.loads(handed_on.read_text())[0]["model"]
-    name = flow or run_name("flow", train.noise_std, "nll")
-    folder = workspace.run("flow", name)
-    if not (folder / "config.json").is_file():
-        if flow is not None:
-            raise ConfigError(
-                f"--flow: no flow {name!r} in {folder.parent}; train it first with --run-name {name}, or put a "
-                f"published one there: python -m raypipe.checkpoint import FILE.pth --out {folder}"
-            )
-        needed = config.replace(
-            experiment, **{"train.component": "flow", "train.loss": "nll", "train.noise_std": train.noise_std}
-        )
-        job = ComponentJob(needed, workspace, name)
-        assert not finished(job)
-        train_jobs([job], run_settings(needed, workspace, f"flow-{name}", use_gpu=use_gpu))
-    return ParentModels(flow=folder)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ A stage's search hands on its best trials; they are trained again at full length
 TorchTrainer, scored, and ranked by the mean over seeds.
 """
 
+import sys
 from collections.abc import Sequence
 
 from raypipe import cli
@@ -14,6 +15,8 @@ from raypipe.search.opening import open_workspace, warm_start
 from raypipe.search.pipeline import is_searched, run_stages
 from raypipe.workspace.claims import hold
 from raypipe.workspace.layout import Workspace
+
+PROG = "raypipe.tune"
 
 
 def make_parser(prog: str, text: str) -> cli.Parser:
@@ -27,9 +30,9 @@ def make_parser(prog: str, text: str) -> cli.Parser:
     return parser
 
 
-def main(component: Component, argv: Sequence[str] | None = None) -> int:
-    """`experiments/tune_<component>.py`."""
-    parser = make_parser(f"tune_{component}.py", f"Search the {component} stage; make what it lacks first.")
+def search(component: Component, argv: Sequence[str] | None = None, prog: str | None = None) -> int:
+    """Search the stage of a component; `experiments/tune_<component>.py`."""
+    parser = make_parser(prog or f"tune_{component}.py", f"Search the {component} stage; make what it lacks first.")
     parser.add_argument("--trials", type=cli.positive, metavar="N", help=f"trials of the {component} stage")
     args, overrides = cli.parse(parser, argv)
     field = f"search.{component}_trials"
@@ -57,3 +60,16 @@ def main(component: Component, argv: Sequence[str] | None = None) -> int:
     step = f"python experiments/tune_{following[0]}.py" if following else "python -m raypipe.evaluate"
     terminal.say(f"\nnext   {step}")
     return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """`python -m raypipe.tune STAGE`, which takes the flags of `experiments/tune_<stage>.py`."""
+    parser = cli.Parser(prog=PROG, description="Search one stage; STAGE --help lists its flags.", allow_abbrev=False)
+    parser.add_argument("stage", choices=COMPONENTS, help="flow first, then denoiser, then diffusion")
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    stage: Component = parser.parse_args(arguments[:1]).stage
+    return search(stage, arguments[1:], f"{PROG} {stage}")
+
+
+if __name__ == "__main__":
+    raise SystemExit(cli.run(main, PROG))

@@ -132,7 +132,7 @@ def test_kill_9_of_the_driver(two_cpus, storage, values, tmp_path):
 
         wait_for(half_way, 300)
         argv = ["--storage", storage, "--name", "demo", "--resume"]
-        assert outcome(partial(tune.main, "flow"), "tune_flow.py", argv) == 2  # while it runs
+        assert outcome(partial(tune.search, "flow"), "tune_flow.py", argv) == 2  # while it runs
         os.kill(process.popen.pid, signal.SIGKILL)
         wait_for(lambda: not any("ray::StageTrial" in command(pid) for pid in process.family()), 60)
     known = {f"flow-{t.number:02d}": t for t in study(workspace)}
@@ -263,7 +263,7 @@ def test_more_trials_go_on_from_a_finished_stage(two_cpus, storage, values):
     short = {"search.flow_steps": 12, "search.rungs": 1, "search.top_k": 1, "search.finalist_seeds": 1}
     workspace = Workspace(storage, "demo")
     argv = ["--storage", storage, "--name", "demo", "--resume", *flags(values | short | {"search.flow_trials": 2})]
-    assert outcome(partial(tune.main, "flow"), "tune_flow.py", argv) == 0
+    assert outcome(partial(tune.search, "flow"), "tune_flow.py", argv) == 0
 
     def weights():
         found = (storage / "demo" / "flow").glob("*/model.safetensors")
@@ -271,12 +271,12 @@ def test_more_trials_go_on_from_a_finished_stage(two_cpus, storage, values):
 
     before = weights()
     more = ["--storage", storage, "--name", "demo", "--resume", "--trials", "4", *flags(short)]
-    assert outcome(partial(tune.main, "flow"), "tune_flow.py", more) == 0
+    assert outcome(partial(tune.search, "flow"), "tune_flow.py", more) == 0
     check_whole(workspace, 4)
     assert before.items() <= weights().items()
     assert workspace.experiment().search.flow_trials == 4
     assert {f.trial for f in read_finalists(workspace, "flow")} >= {"flow-00"}
-    assert outcome(partial(tune.main, "flow"), "tune_flow.py", more) == 2  # nothing is left to do
+    assert outcome(partial(tune.search, "flow"), "tune_flow.py", more) == 2  # nothing is left to do
 
 
 def test_two_searches_at_once_finish_on_two_cpus(storage, values, tmp_path, monkeypatch):

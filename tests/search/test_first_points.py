@@ -71,7 +71,7 @@ def test_a_search_of_another_dataset_begins_with_the_best_points_of_one_that_is_
     }
     argv = ["--storage", tmp_path, "--warm-start", first.folder, *flags(TINY | short)]
     with raytools.local_ray(num_cpus=2):
-        assert outcome(partial(tune.main, "flow"), "tune_flow.py", argv) == 0
+        assert outcome(partial(tune.search, "flow"), "tune_flow.py", argv) == 0
     second = Workspace(tmp_path, "demo")
     datasets = [json.loads((place.folder / "manifest.json").read_text())["dataset"] for place in (first, second)]
     assert datasets[0]["train"] != datasets[1]["train"]

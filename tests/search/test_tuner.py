@@ -278,7 +278,7 @@ def test_with_two_objectives_all_that_are_best_for_their_cost_go_on(two_cpus, st
         "search.margin": 10.0,
     }
     argv = ["--storage", storage, "--name", "two", *flags(values | two)]
-    assert outcome(partial(tune.main, "flow"), "tune_flow.py", argv) == 0
+    assert outcome(partial(tune.search, "flow"), "tune_flow.py", argv) == 0
     workspace = Workspace(storage, "two")
     rows = [row for row in records.read_rows(workspace.trials) if not row["refit"] and row["step"] == 18]
     assert len(rows) == 4
@@ -318,7 +318,7 @@ def beaten(trial, ranked):
     ],
 )
 def test_bad_flags_are_one_line(tmp_path, capfd, argv, says):
-    assert outcome(partial(tune.main, "flow"), "tune_flow.py", [*argv, "--storage", tmp_path / "storage"]) == 2
+    assert outcome(partial(tune.search, "flow"), "tune_flow.py", [*argv, "--storage", tmp_path / "storage"]) == 2
     out, err = capfd.readouterr()
     assert out == "" and err.count("\n") == 1
     assert err.startswith("tune_flow.py: error: ") and says in err
@@ -365,7 +365,7 @@ def test_an_interrupted_search_goes_on_where_it_was(two_cpus, storage, values, t
     written = {path: path.stat().st_mtime_ns for path in models}
 
     again = [*map(str, argv[1:]), "--resume", "--storage", str(storage)]
-    assert outcome(partial(tune.main, "flow"), "tune_flow.py", again) == 0
+    assert outcome(partial(tune.search, "flow"), "tune_flow.py", again) == 0
     assert states(workspace) == [TrialState.COMPLETE] * trials
     rows = [row for row in records.read_rows(workspace.trials) if not row["refit"]]
     assert sorted(row["trial"] for row in rows) == [f"flow-{i:02d}" for i in range(trials)]

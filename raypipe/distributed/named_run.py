@@ -1,0 +1,86 @@
+"""One run of a component by name: where it goes, what it goes on from, and the flow that a diffusion needs."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from raypipe import checkpoint, config
+from raypipe.config import ConfigError, Experiment
+from raypipe.distributed.jobs import ComponentJob, run_settings
+from raypipe.distributed.trainer import Settings, finished, train_jobs
+from raypipe.workspace.layout import ParentModels, Workspace
+from raypipe.workspace.run_names import run_name
+
+
+def plan_run(
+    experiment: Experiment,
+    workspace: Workspace,
+    name: str,
+    *,
+    resume: bool = False,
+    resume_step: int | None = None,
+    use_gpu: bool = False,
+    wandb: bool = False,
+) -> Settings:
+    """Where the Ray run goes; refuses to run over an earlier run, or to resume what is not there."""
+    train = experiment.train
+    folder = workspace.run(train.component, name)
+    ray_name = f"{train.component}-{name}"
+    storage = workspace.ray / "train"
+    begun, done = (storage / ray_name).exists(), (folder / "config.json").is_file()
+    more: dict[str, Any] = {"use_gpu": use_gpu, "wandb": wandb}
+    if resume_step is not None:
+        source = _checkpoint_at(storage, ray_name, folder, resume_step)
+        if folder.exists():  # it may be the very source
+            aside = folder.with_name(f".{folder.name}.before-{time.time_ns()}")
+            folder.rename(aside)
+            source = aside if source == folder else source
+        number = len(list(storage.glob(f"{ray_name}*")))
+        return run_settings(experiment, workspace, f"{ray_name}-from-{resume_step}-{number}", start_from=source, **more)
+    if done and not resume:
+        raise ConfigError(f"--run-name: {name!r} is trained already, in {folder}; take another --run-name or --name")
+    if begun and not done and not resume:
+        raise ConfigError(f"--run-name: {name!r} was begun and not finished; add --resume, or take another --run-name")
+    prepared = any(workspace.folder.glob("latents/*/test/index.parquet"))
+    if resume and not begun and not done and (prepared or not workspace.folder.exists()):
+        raise ConfigError(f"--resume: no run {name!r} in {folder.parent}; leave --resume out to begin it")
+    return run_settings(experiment, workspace, ray_name, **more)
+
+
+def _checkpoint_at(storage: Path, ray_name: str, folder: Path, step: int) -> Path:
+    """The saved model of a run at a step: one of its last checkpoints, or the trained one."""
+    found: dict[int, Path] = {}
+    for candidate in [*sorted(storage.glob(f"*/checkpoint_*/{ray_name}")), folder]:
+        if (candidate / "config.json").is_file():
+            found[checkpoint.read_meta(candidate).step] = candidate
+    if step not in found:
+        steps = ", ".join(map(str, sorted(found))) or "none"
+        raise ConfigError(f"--resume-step: no checkpoint of {ray_name!r} at step {step}; there are: {steps}")
+    return found[step]
+
+
+def find_parents(experiment: Experiment, workspace: Workspace, flow: str | None, use_gpu: bool) -> ParentModels:
+    """The flow of a diffusion: the named one, the search's best, or one trained now."""
+    train = experiment.train
+    if train.component != "diffusion":
+        return ParentModels()
+    flow = flow or train.flow
+    handed_on = workspace.finalists("flow")
+    if flow is None and handed_on.is_file():
+        flow = json.loads(handed_on.read_text())[0]["model"]
+    name = flow or run_name("flow", train.noise_std, "nll")
+    folder = workspace.run("flow", name)
+    if not (folder / "config.json").is_file():
+        if flow is not None:
+            raise ConfigError(
+                f"--flow: no flow {name!r} in {folder.parent}; train it first with --run-name {name}, or put a "
+                f"published one there: python -m raypipe.checkpoint import FILE.pth --out {folder}"
+            )
+        needed = config.replace(
+            experiment, **{"train.component": "flow", "train.loss": "nll", "train.noise_std": train.noise_std}
+        )
+        job = ComponentJob(needed, workspace, name)
+        assert not finished(job)
+        train_jobs([job], run_settings(needed, workspace, f"flow-{name}", use_gpu=use_gpu))
+    return ParentModels(flow=folder)
