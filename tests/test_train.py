@@ -23,7 +23,8 @@ from raypipe.config import ConfigError
 from raypipe.data.shards import ShardWriter
 from raypipe.distributed.connection import start_ray
 from raypipe.distributed.jobs import ComponentJob
-from raypipe.distributed.trainer import Settings, train_jobs
+from raypipe.distributed.trainer import train_jobs
+from raypipe.distributed.training_job import Settings
 from raypipe.training.loop import DivergedError
 from raypipe.training.monitor import read_metrics
 from raypipe.workspace.layout import SPLITS, Workspace

@@ -28,7 +28,8 @@ from raypipe.distributed.connection import start_ray
 from raypipe.distributed.prepare import prepare
 from raypipe.search import records
 from raypipe.search.stage import Stage
-from raypipe.search.trial import StageTrial
+from raypipe.search.trial_run import ScorerCache, TrialRun
+from raypipe.workspace.dataset import ExperimentData
 from raypipe.workspace.layout import Workspace
 from raypipe.workspace.manifest import manifest
 
@@ -61,13 +62,6 @@ class Cell:
         return (self.noise_std, self.loss, self.learning_rate, self.seed)
 
 
-class Recorded(StageTrial):
-    """A trial outside of Ray Tune: it takes its stage from its config."""
-
-    def setup(self, config: dict[str, Any], stage: Stage | None = None) -> None:
-        super().setup(config, config["stage"])
-
-
 def curve(stage: Stage, cell: Cell) -> list[records.Row]:
     """The cell's rows, one a rung; `seconds` is the time from the beginning of the training."""
     torch.set_num_threads(1)
@@ -81,22 +75,23 @@ def curve(stage: Stage, cell: Cell) -> list[records.Row]:
     }
     shutil.rmtree(stage.workspace.run("flow", name), ignore_errors=True)
     shutil.rmtree(stage.workspace.run("flow", f"{name}.log"), ignore_errors=True)
-    trial = Recorded({"trial": name, "values": values, "reported": [], "stage": stage})
+    data = ExperimentData(stage.experiment, stage.workspace)
+    trial, score = TrialRun(stage, data, name, values, reported=[]), ScorerCache(data)
     rows = []
     for _ in stage.rungs:
-        result = trial.step()
+        result = trial.next_rung(score)
         rows.append(
             {
                 "noise_std": cell.noise_std,
                 "loss": cell.loss,
                 "learning_rate": cell.learning_rate,
                 "seed": cell.seed,
-                "step": result["train_step"],
-                "objective": result["objective"],
-                "seconds": round(result["seconds"], 2),
+                "step": result.train_step,
+                "objective": result.objective,
+                "seconds": round(result.seconds, 2),
             }
         )
-        if result["done"]:
+        if result.done:
             break
     return rows
 

@@ -32,7 +32,8 @@ from raypipe.data.latents import cache_latents, finish
 from raypipe.data.shards import ShardWriter
 from raypipe.distributed.connection import start_ray
 from raypipe.distributed.jobs import ComponentJob
-from raypipe.distributed.trainer import Settings, train_jobs
+from raypipe.distributed.trainer import train_jobs
+from raypipe.distributed.training_job import Settings
 from raypipe.models.attention import linear
 from raypipe.models.autoencoder import Autoencoder, build_network
 from raypipe.training.component import ComponentTraining

@@ -114,9 +114,13 @@ def from_dict(tree: Mapping[str, Any], source: str = "config") -> Experiment:
     tree = dict(tree)
     if "name" not in tree and isinstance(tree.get("dataset"), Mapping) and "name" in tree["dataset"]:
         tree["name"] = tree["dataset"]["name"]
-    if "latents" in tree:
-        tree["latents"] = Latents.from_yaml(tree["latents"])
     experiment = _validate(tree, source)
+    _check_space(experiment, source)
+    return experiment
+
+
+def _check_space(experiment: Experiment, source: str) -> None:
+    """Raise ConfigError if an axis can propose a value that its field refuses."""
     plain = to_dict(experiment)
     for component in COMPONENTS:
         fixed: dict[str, Any] = {"search": {}, "train.component": component, "train.loss": None}
@@ -124,10 +128,11 @@ def from_dict(tree: Mapping[str, Any], source: str = "config") -> Experiment:
             under = {other: allowed[0] for other, allowed in axis.conditions().items()}
             for value in axis.extremes():
                 _validate(override(plain, {**fixed, **under, name: value}), f"{source}: search.{component}")
-    return experiment
 
 
 def _validate(tree: Mapping[str, Any], source: str) -> Experiment:
+    if "latents" in tree:
+        tree = {**tree, "latents": Latents.from_yaml(tree["latents"])}
     try:
         return _adapter().validate_python(tree)
     except ValidationError as error:
@@ -168,8 +173,15 @@ def override(tree: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, An
 
 
 def replace(experiment: Experiment, **values: Any) -> Experiment:
-    """`replace(e, **{"train.noise_std": 0.3})`: a validated copy."""
-    return from_dict(override(to_dict(experiment), values), source="override")
+    """A validated copy with other values by dotted name: `replace(e, **{"train.noise_std": 0.3})`.
+
+    Raises ConfigError as `from_dict`. The search space is checked only if a value of `search` is among them: it takes
+    an order of magnitude longer, and a search makes a copy for each trial.
+    """
+    changed = _validate(override(to_dict(experiment), values), "override")
+    if any(name.split(".")[0] == "search" for name in values):
+        _check_space(changed, "override")
+    return changed
 
 
 class _Loader(yaml.SafeLoader):

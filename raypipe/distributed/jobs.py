@@ -8,9 +8,9 @@ import torch
 
 from raypipe import config
 from raypipe.config import Experiment
-from raypipe.distributed.trainer import Settings, Trainee
+from raypipe.distributed.training_job import Settings, Trainee
 from raypipe.training.autoencoder import AutoencoderTraining
-from raypipe.training.component import ComponentTraining
+from raypipe.training.component import ComponentTraining, component_label
 from raypipe.training.monitor import Label
 from raypipe.workspace.dataset import ExperimentData
 from raypipe.workspace.layout import ParentModels, Workspace
@@ -102,11 +102,3 @@ class ComponentJob:
             wrap=wrap,
             device=device,
         )
-
-
-def component_label(experiment: Experiment, workspace: Workspace) -> Label:
-    """How wandb shows the training of a component, a trial's too."""
-    settings = config.to_dict(experiment)
-    return Label(
-        f"{workspace.name}/{experiment.train.component}", {name: settings[name] for name in ("model", "train", "sde")}
-    )

@@ -8,7 +8,8 @@ from typing import Any
 from raypipe import checkpoint, config
 from raypipe.config import ConfigError, Experiment
 from raypipe.distributed.jobs import ComponentJob, run_settings
-from raypipe.distributed.trainer import Settings, finished, train_jobs
+from raypipe.distributed.trainer import train_jobs
+from raypipe.distributed.training_job import Settings, finished
 from raypipe.workspace.layout import ParentModels, Workspace
 from raypipe.workspace.run_names import run_name
 

@@ -42,7 +42,7 @@ def open_workspace(
     elif ready is not None and not args.name and not args.config:
         found = latest(storage, ready, like=experiment.name)
     if found is not None:
-        experiment = config.replace(found.experiment(), **values)
+        experiment = cli.with_overrides(found.experiment(), values)
     check_dataset(found or Workspace(storage, experiment.name), experiment)
     workspace = found or (Workspace(storage, args.name) if args.name else claim(storage, experiment.name))
     return config.replace(experiment, name=workspace.name), workspace

@@ -15,7 +15,8 @@ from raypipe import checkpoint, config
 from raypipe.config import Evaluation
 from raypipe.distributed.failures import plain_errors
 from raypipe.distributed.jobs import ComponentJob, run_settings
-from raypipe.distributed.trainer import Settings, train_jobs
+from raypipe.distributed.trainer import train_jobs
+from raypipe.distributed.training_job import Settings
 from raypipe.forecast.component import ComponentScore, ComponentScorer
 from raypipe.metrics.ensemble import Score
 from raypipe.search import records

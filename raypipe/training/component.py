@@ -18,9 +18,10 @@ from raypipe.models.components import build_component
 from raypipe.sde import losses
 from raypipe.sde.path import Draws, PathSample, draw, sample_path
 from raypipe.training.loop import Progress, Schedule
+from raypipe.training.monitor import Label
 from raypipe.training.network import NetworkTraining
 from raypipe.workspace.dataset import ExperimentData
-from raypipe.workspace.layout import ParentModels
+from raypipe.workspace.layout import ParentModels, Workspace
 
 
 class ComponentTask:
@@ -172,3 +173,11 @@ class ComponentTraining(NetworkTraining):
             flow_hash=None if flow is None else checkpoint.weights_hash(flow),
             autoencoder_hash=self._data.autoencoder_hash,
         )
+
+
+def component_label(experiment: Experiment, workspace: Workspace) -> Label:
+    """How wandb shows the training of a component, whether a run, a trial or a refit."""
+    settings = config.to_dict(experiment)
+    return Label(
+        f"{workspace.name}/{experiment.train.component}", {name: settings[name] for name in ("model", "train", "sde")}
+    )

@@ -334,9 +334,9 @@ def test_scoring_leaves_the_module_in_its_mode(tiny_data):
 
 def test_sources_travel(tiny_data):
     there = pickle.loads(pickle.dumps(tiny_data))
-    assert there.key("train") == tiny_data.cache_key("train")
+    assert there.cache_key("train") == tiny_data.cache_key("train")
     assert len({tiny_data.cache_key(split) for split in ("train", "val", "test")}) == 3
-    assert there.training().lengths.tolist() == [10] * 6
+    assert there.training_shards().lengths.tolist() == [10] * 6
 
 
 def test_the_training_loss_ranks_noise_levels_otherwise_than_the_objective(tiny_data):

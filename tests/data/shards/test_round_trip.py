@@ -112,8 +112,8 @@ def test_a_flow_trains_on_real_videos(dataset, tmp_path):
     autoencoder = build_autoencoder(experiment.autoencoder)
     checkpoint.save_autoencoder(sources.workspace.autoencoder, autoencoder, experiment.autoencoder)
     for split in SPLITS:
-        cache_latents(sources.frames(split), sources.cache(split), frame_encoder(autoencoder), 16, sources.key(split))
-        finish(sources.frames(split), sources.cache(split), sources.key(split))
+        cache_latents(sources.frames(split), sources.cache(split), frame_encoder(autoencoder), 16, sources.cache_key(split))
+        finish(sources.frames(split), sources.cache(split), sources.cache_key(split))
     training = Training(experiment, sources, Parents(), device=torch.device("cpu"))
     before = [parameter.detach().clone() for parameter in training.module.parameters()]
     losses = []
