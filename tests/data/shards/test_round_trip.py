@@ -25,9 +25,9 @@ from raypipe.data.shards import ShardWriter, open_shards
 from raypipe.data.video.io import iter_video
 from raypipe.data.windows import Sampler, WindowIndex
 from raypipe.models.autoencoder import build_autoencoder
-from raypipe.training.component import Training
-from raypipe.workspace.dataset import Sources, frame_encoder
-from raypipe.workspace.layout import SPLITS, Parents, Workspace
+from raypipe.training.component import ComponentTraining
+from raypipe.workspace.dataset import ExperimentData, frame_encoder
+from raypipe.workspace.layout import SPLITS, ParentModels, Workspace
 
 REAL = ("bikes.mp4", "bigbuckbunny.mp4", "carphone_pristine.mp4", "carphone_distorted.mp4")
 
@@ -107,14 +107,20 @@ def test_a_flow_trains_on_real_videos(dataset, tmp_path):
         "train.batch_size": 4,
     }
     experiment = config.replace(config.Experiment(), **values)
-    sources = Sources(experiment, Workspace(tmp_path, experiment.name))
+    experiment_data = ExperimentData(experiment, Workspace(tmp_path, experiment.name))
     torch.manual_seed(0)
     autoencoder = build_autoencoder(experiment.autoencoder)
-    checkpoint.save_autoencoder(sources.workspace.autoencoder, autoencoder, experiment.autoencoder)
+    checkpoint.save_autoencoder(experiment_data.workspace.autoencoder, autoencoder, experiment.autoencoder)
     for split in SPLITS:
-        cache_latents(sources.frames(split), sources.cache(split), frame_encoder(autoencoder), 16, sources.cache_key(split))
-        finish(sources.frames(split), sources.cache(split), sources.cache_key(split))
-    training = Training(experiment, sources, Parents(), device=torch.device("cpu"))
+        cache_latents(
+            experiment_data.frames(split),
+            experiment_data.cache(split),
+            frame_encoder(autoencoder),
+            16,
+            experiment_data.cache_key(split),
+        )
+        finish(experiment_data.frames(split), experiment_data.cache(split), experiment_data.cache_key(split))
+    training = ComponentTraining(experiment, experiment_data, ParentModels(), device=torch.device("cpu"))
     before = [parameter.detach().clone() for parameter in training.module.parameters()]
     losses = []
     training.advance(2, lambda progress: losses.append(progress.loss), every=1)
