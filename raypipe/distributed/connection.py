@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray._private.services import find_bootstrap_address
 
 from raypipe.common.errors import ConfigError
+from raypipe.distributed.ray_internals import head_address
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ def join() -> bool:
     named = os.environ.get("RAY_ADDRESS") or "auto"
     if named == "local":
         return False
-    address = find_bootstrap_address(None) if named == "auto" else named
+    address = head_address() if named == "auto" else named
     if not address:
         return False
     if not _answers(address):

@@ -17,6 +17,7 @@ from optuna.trial import FrozenTrial, TrialState
 from ray.tune.search import Searcher
 
 from raypipe.config import Axis, Search
+from raypipe.search.optuna_internals import resume_trial
 from raypipe.search.space import decode, suggest
 from raypipe.search.study import (
     OTHER_AXES,
@@ -80,7 +81,7 @@ class OptunaSearcher(Searcher):
         """{"trial": its name, "values": config fields by dotted name, "reported": steps of the rungs on record}."""
         if self._interrupted:
             frozen = self._interrupted.pop(0)
-            trial, reported = optuna.Trial(self._study, frozen._trial_id), sorted(frozen.intermediate_values)
+            trial, reported = resume_trial(self._study, frozen), sorted(frozen.intermediate_values)
         else:
             trial, reported = self._study.ask(), []
         self._live[trial_id] = trial

@@ -9,6 +9,8 @@ from optuna.storages import BaseStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
+from raypipe.search.optuna_internals import set_user_attribute
+
 OTHER_AXES = "was cut off, and has axes that this search does not"
 """Why a trial that was running is not taken up: it counts as none."""
 REASON = "error"
@@ -57,7 +59,7 @@ def drop_running(study: optuna.Study, trials: Sequence[FrozenTrial], reason: str
     """End trials that nobody will go on with as failed; samplers do not learn from those."""
     for trial in trials:
         if trial.state == TrialState.RUNNING:
-            study._storage.set_trial_user_attr(trial._trial_id, REASON, reason)
+            set_user_attribute(study, trial, REASON, reason)
             study.tell(trial.number, state=TrialState.FAIL)
 
 

@@ -7,6 +7,8 @@ from typing import Any
 
 from ray.tune.schedulers import ASHAScheduler
 
+from raypipe.distributed.ray_internals import add_rung
+
 
 @dataclass(frozen=True)
 class _Identity:
@@ -36,11 +38,10 @@ class ResumableASHA(ASHAScheduler):
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
         """The first trial comes when metric and mode are known, which recorded scores need."""
         known, self._known = self._known, {}
-        sign = self._metric_op or 0.0
         for name, scores in known.items():
             for step, objective in sorted(scores.items()):
                 if math.isfinite(objective):
-                    self._brackets[0].on_result(identity(name), step, sign * objective)
+                    add_rung(self, identity(name), step, objective)
         super().on_trial_add(tune_controller, named(trial))
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:

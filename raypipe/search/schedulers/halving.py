@@ -8,6 +8,8 @@ from typing import Any
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
+from raypipe.distributed.ray_internals import stop_paused
+
 
 class SynchronousScheduler(FIFOScheduler, ABC):
     """All trials of a search go from rung to rung together: who has come to one pauses until nobody is on the way.
@@ -90,8 +92,7 @@ class SynchronousScheduler(FIFOScheduler, ABC):
 
     def _stop(self, controller: Any, trial: Any) -> None:
         if hasattr(controller, "stop_trial"):
-            controller._set_trial_status(trial, Trial.RUNNING)  # of others, Tune tells the searcher no result
-            controller.stop_trial(trial)
+            stop_paused(controller, trial)
         else:
             trial.status = Trial.TERMINATED
             self._leave(trial)

@@ -6,6 +6,7 @@ from typing import Any
 
 from ray.tune.schedulers import MedianStoppingRule, TrialScheduler
 
+from raypipe.distributed.ray_internals import median_results, set_median_results
 from raypipe.search.schedulers.asha import identity, named
 
 
@@ -24,7 +25,7 @@ class ResumableMedianStopping(MedianStoppingRule):
         for name, scores in known.items():
             told = [{"train_step": s, "objective": o} for s, o in sorted(scores.items()) if math.isfinite(o)]
             if told:
-                self._results[identity(name)] = told
+                set_median_results(self, identity(name), told)
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """A rung on record is not judged again."""
@@ -38,7 +39,7 @@ class ResumableMedianStopping(MedianStoppingRule):
             super().on_trial_complete(tune_controller, named(trial), result)
 
     def _has(self, trial: Any, result: Mapping[str, Any]) -> bool:
-        told = self._results.get(named(trial), [])
+        told = median_results(self, named(trial))
         return any(rung["train_step"] == result["train_step"] for rung in told)
 
     def _on_insufficient_samples(self, tune_controller: Any, trial: Any, time: float) -> str:
