@@ -1,5 +1,5 @@
 # `make demo`: the whole pipeline on the built-in dataset. `make test`: all checks and tests.
-# Both work on a machine with nothing but Python 3.11.
+# Both work on a machine with nothing but Python 3.11. DEMO_FLAGS: flags of experiments/pipeline.py.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 .PHONY: demo test check environment
 
 demo: environment
-	$(BIN)/python experiments/pipeline.py
+	$(BIN)/python experiments/pipeline.py $(DEMO_FLAGS)
 
 # Tests that start a Ray come one after the other, the rest on two cores.
 test: check

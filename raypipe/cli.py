@@ -1,7 +1,8 @@
-"""What every command line has in common: flags, dotted overrides, one-line errors, exit codes."""
+"""Shared code of the command-line programs: flags, dotted overrides, one-line errors, exit codes."""
 
 import argparse
 import difflib
+import json
 import logging
 import os
 import sys
@@ -16,18 +17,20 @@ from raypipe.common.errors import UserError
 from raypipe.config import ConfigError, Experiment
 
 BAD_INPUT = 2
+"""Exit code for errors that the user can fix."""
 INTERRUPTED = 130
+"""Exit code after Ctrl-C."""
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse that explains a mistake in one line, with the nearest right flag."""
+    """ArgumentParser whose errors are a single line, without the usage text."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(BAD_INPUT, f"{self.prog}: error: {message}; see --help\n")
 
 
 def experiment_parser(prog: str, description: str) -> Parser:
-    """A parser with the flags that every verb takes, and all config fields in its help."""
+    """A parser with the flags that all commands share; its help ends with a list of all config fields."""
     parser = Parser(
         prog=prog,
         description=description,
@@ -35,18 +38,24 @@ def experiment_parser(prog: str, description: str) -> Parser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--config", metavar="FILE", help="YAML of the experiment (default: the built-in demo)")
+    parser.add_argument("--config", metavar="FILE", help="YAML config of the experiment (default: the built-in demo)")
     parser.add_argument(
         "--storage",
         metavar="DIR",
-        help="storage root, a folder that all nodes see (default: $RAYPIPE_STORAGE or ~/raypipe)",
+        help="storage root: folder for all experiments, accessible from all nodes (default: $RAYPIPE_STORAGE, else "
+        "~/raypipe)",
     )
-    parser.add_argument("--name", metavar="NAME", help="the experiment's folder under the storage root")
+    parser.add_argument(
+        "--name", metavar="NAME", help="name of the experiment and of its folder under the storage root"
+    )
     return parser
 
 
 def parse(parser: Parser, argv: Sequence[str] | None) -> tuple[argparse.Namespace, dict[str, Any]]:
-    """The parser's own flags, and the overrides `--section.field value` by dotted name."""
+    """Parse a command line into the parser's own flags and the overrides `--section.field value`, by dotted name.
+
+    Exits with code 2 for an unknown flag, with the most similar known one, or a missing value.
+    """
     args, rest = parser.parse_known_args(argv)
     known = dict(config.field_names())
     overrides: dict[str, Any] = {}
@@ -66,9 +75,9 @@ def parse(parser: Parser, argv: Sequence[str] | None) -> tuple[argparse.Namespac
 
 
 def experiment(args: argparse.Namespace, overrides: dict[str, Any]) -> Experiment:
-    """The validated experiment of `--config`, `--name` and the overrides, weakest first: defaults, file, flags.
+    """The validated experiment: the defaults, overridden by the `--config` file, `--name` and the overrides.
 
-    Paths in it become absolute ones, from here: Ray's workers run in folders of their own.
+    Relative paths are made absolute, since Ray workers have other working directories.
     """
     values = dict(overrides)
     if args.name:
@@ -84,18 +93,23 @@ def experiment(args: argparse.Namespace, overrides: dict[str, Any]) -> Experimen
 
 
 def with_overrides(base: Experiment, overrides: dict[str, Any]) -> Experiment:
-    """An experiment read from its folder, with the command line's changes."""
+    """A validated copy of a stored experiment with the overrides of the command line."""
     return config.from_dict(config.override(config.to_dict(base), overrides), source="command line")
 
 
 def storage_root(args: argparse.Namespace) -> Path:
-    """`--storage`, else $RAYPIPE_STORAGE, else ~/raypipe; absolute, since Ray jobs run in another folder."""
+    """`--storage`, else $RAYPIPE_STORAGE, else ~/raypipe, as an absolute path.
+
+    Raises ConfigError for a URI other than file://, or a path that is not a folder.
+    """
     text = args.storage or os.environ.get("RAYPIPE_STORAGE") or "~/raypipe"
     url = urlparse(text)
     if url.scheme == "file":
         text = unquote(url.path)
     elif len(url.scheme) > 1:
-        raise ConfigError(f"--storage: must be a folder that all nodes see, not a {url.scheme}:// URI: {text!r}")
+        raise ConfigError(
+            f"--storage: must be a folder that all nodes can access, not the {url.scheme}:// URI {text!r}"
+        )
     path = Path(text).expanduser().resolve()
     if path.exists() and not path.is_dir():
         raise ConfigError(f"--storage: must be a folder, not a file: {str(path)!r}")
@@ -103,18 +117,21 @@ def storage_root(args: argparse.Namespace) -> Path:
 
 
 def positive(text: str) -> int:
-    """argparse type: a whole number from 1 on."""
+    """argparse type: a positive integer."""
     try:
         value = int(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"must be a whole number from 1 on, not {text!r}") from None
+        raise argparse.ArgumentTypeError(f"must be a positive integer, not {text!r}") from None
     if value < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number from 1 on, not {value}")
+        raise argparse.ArgumentTypeError(f"must be a positive integer, not {value}")
     return value
 
 
 def run(main: Callable[[Sequence[str] | None], int], prog: str, argv: Sequence[str] | None = None) -> int:
-    """Call a verb; bad input becomes one line on stderr and exit code 2, Ctrl-C a hint and 130."""
+    """Run a command and return its exit code.
+
+    A UserError is printed as one line on stderr and gives exit code 2; Ctrl-C gives 130 and a hint how to resume.
+    """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         return main(argv)
@@ -122,18 +139,22 @@ def run(main: Callable[[Sequence[str] | None], int], prog: str, argv: Sequence[s
         sys.stderr.write(f"{prog}: error: {' '.join(str(error).split())}\n")
         return BAD_INPUT
     except KeyboardInterrupt:
-        sys.stderr.write(f"{prog}: interrupted; the same command with --resume goes on\n")
+        sys.stderr.write(f"{prog}: interrupted; run the same command with --resume to continue\n")
         return INTERRUPTED
 
 
 def _fields_help() -> str:
-    """Every config field, as `--section.field VALUE`, with its default and meaning."""
-    lines = ["any field of the config, as --section.field VALUE (a YAML value):"]
+    """Help text of every config field, with its default as YAML."""
+    lines = [
+        "any field of the config, as --section.field VALUE, where VALUE is YAML, such as 1e-3, true, null or [1, 2]",
+        "(for symbols such as K, s, u and alpha see the package raypipe.sde):",
+    ]
     for name, f in config.field_names():
         if name == "name":
             continue
         default = config.field_default(f)
-        shown = "" if isinstance(default, dict) else f" (default: {default})"
-        text = f"{f.metadata.get('help', '')}{shown}"
+        text = f.metadata.get("help", "")
+        if not isinstance(default, dict):
+            text += f" (default: {default if isinstance(default, str) else json.dumps(default)})"
         lines += textwrap.wrap(f"  --{name:<32} {text}", width=118, subsequent_indent=" " * 37)
     return "\n".join(lines)

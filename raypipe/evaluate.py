@@ -1,7 +1,8 @@
 """Score the combinations of the best flows, denoisers and diffusions: ``python -m raypipe.evaluate``.
 
-All are scored on validation, side by side in Ray tasks. The best one and the baselines then meet the test
-split, once. The winner goes to ``best/``, ready for `raypipe.load_predictor` and ``raypipe.generate``.
+All combinations are scored on the validation split, in parallel Ray tasks. The best one and the baselines are then
+scored once on the test split. The best one is saved in ``best/``, which `raypipe.load_predictor` and
+``raypipe.generate`` read.
 """
 
 import shutil
@@ -17,17 +18,25 @@ from raypipe.workspace.claims import latest
 from raypipe.workspace.layout import Workspace
 
 PROG = "raypipe.evaluate"
+ABOUT = """Score the combinations of the best flows, denoisers and diffusions of an experiment.
+
+This is the experiment given by --name, else the latest one with a finished search; with --config, the latest one that
+has the name of that config. Its stored config is used, changed by the config fields given as flags."""
 
 
 def make_parser() -> cli.Parser:
-    parser = cli.experiment_parser(PROG, "Score the combinations of the best flows, denoisers and diffusions.")
+    parser = cli.experiment_parser(PROG, ABOUT)
     parser.add_argument(
         "--top-k",
         type=cli.positive,
         metavar="K",
-        help="finalists of each stage that are combined (default: search.top_k)",
+        help="number of finalists of each stage to combine (default: search.top_k)",
     )
-    parser.add_argument("--again", action="store_true", help="score everything anew, the test split too")
+    parser.add_argument(
+        "--again",
+        action="store_true",
+        help="delete earlier scores and score everything again, including the test split",
+    )
     return parser
 
 

@@ -1,7 +1,7 @@
 """Predict what follows in a video: ``python -m raypipe.generate --model DIR --input VIDEO --frames 36``.
 
-The first K frames of the input are given to the model, one frame interval apart; if the input goes on, what
-really followed is shown beside the prediction.
+The model continues the first K frames of the input, taken one frame interval apart. If the input is long enough, its
+next frames are shown beside the prediction, as the truth.
 """
 
 import argparse
@@ -35,14 +35,14 @@ PROG = "raypipe.generate"
 FORMATS = ("mp4", "gif", "shards")
 IMAGES = ("png", "jpg", "jpeg", "bmp", "webp")
 FPS = 8.0
-"""Of an input that does not say."""
+"""Frame rate assumed when neither the input nor the model has one."""
 MOST_FRAMES = 36
-"""Predicted by default, where the input does not end sooner."""
+"""Most frames that are predicted if --frames is not given."""
 
 
 @dataclass(frozen=True)
 class Clip:
-    """An input. frames: uint8 [T, S, S, 3], one frame interval apart and of the model's size; fps: of these."""
+    """An input clip. frames: uint8 [T, S, S, 3], one frame interval apart, resized for the model; fps: their rate."""
 
     name: str
     frames: Frames
@@ -51,34 +51,36 @@ class Clip:
 
 def make_parser() -> cli.Parser:
     parser = cli.Parser(prog=PROG, description="Predict what follows in a video.", allow_abbrev=False)
-    parser.add_argument("--model", type=Path, metavar="DIR", help="an experiment's folder, or the best/ in it "
-                        "(default: the latest experiment under the storage root that has one)")  # fmt: skip
-    parser.add_argument("--input", type=Path, metavar="VIDEO", help="a video file, a folder of frames, or a folder of "
-                        "shards (default: the test clips that the model's experiment has)")  # fmt: skip
-    parser.add_argument("--clip", type=int, metavar="I", help="which clip of a folder of shards (default: 0)")
-    parser.add_argument("--frames", type=cli.positive, metavar="N", help="frames to predict (default: as many as "
-                        f"the input goes on for, at most {MOST_FRAMES})")  # fmt: skip
-    parser.add_argument("--interpolate", type=cli.positive, default=1, metavar="K", help="frames shown a frame "
-                        "interval: K - 1 in-between ones and the whole one (default: 1)")  # fmt: skip
-    parser.add_argument("--steps", type=cli.positive, metavar="N", help="integration steps a frame interval (default: "
-                        "the model's)")  # fmt: skip
+    parser.add_argument("--model", type=Path, metavar="DIR", help="folder of an experiment, or its best/ "
+                        "(default: the latest experiment under the storage root with a best/)")  # fmt: skip
+    parser.add_argument("--input", type=Path, metavar="VIDEO", help="video file, folder of images, or folder of shards "
+                        "(default: the test split of the model's experiment)")  # fmt: skip
+    parser.add_argument("--clip", type=int, metavar="I", help="number of the clip, if the input is a folder of shards "
+                        "(default: 0)")  # fmt: skip
+    parser.add_argument("--frames", type=cli.positive, metavar="N", help="number of frames to predict (default: "
+                        f"those left in the input, at most {MOST_FRAMES}; {MOST_FRAMES} if none are left)")  # fmt: skip
+    parser.add_argument("--interpolate", type=cli.positive, default=1, metavar="K", help="output frames per "
+                        "predicted frame: K - 1 in-between frames and the frame itself (default: 1)")  # fmt: skip
+    parser.add_argument("--steps", type=cli.positive, metavar="N", help="integration steps per predicted frame "
+                        "(default: the model's)")  # fmt: skip
+    parser.add_argument("--solver", type=solver_name, choices=SOLVERS, help="SDE solver (default: the model's)")
     parser.add_argument(
-        "--solver", type=solver_name, choices=SOLVERS, help="how the SDE is integrated (default: the model's)"
+        "--members", type=cli.positive, default=1, metavar="M", help="number of forecasts to sample (default: 1)"
     )
-    parser.add_argument("--members", type=cli.positive, default=1, metavar="M", help="forecasts to draw (default: 1)")
     parser.add_argument("--seed", type=_seed, default=0, metavar="S", help="seed of the noise (default: 0)")
-    parser.add_argument("--output", type=Path, metavar="OUT", help="what to write; the format's suffix is added "
-                        "(default: <name of the input>-prediction, here or in the experiment's samples/)")  # fmt: skip
-    parser.add_argument("--format", choices=FORMATS, help="mp4 or gif: given and predicted frames, beside the truth; "
-                        "shards: the predicted frames alone, a clip a member (default: mp4 and gif)")  # fmt: skip
-    parser.add_argument("--storage", metavar="DIR", help="storage root of the experiments (default: $RAYPIPE_STORAGE "
-                        "or ~/raypipe)")  # fmt: skip
+    parser.add_argument("--output", type=Path, metavar="OUT", help="output file, to which the suffix of the format is "
+                        "added, or folder of shards (default: <input>-prediction in the working directory or, for a "
+                        "test clip, in the experiment's samples/)")  # fmt: skip
+    parser.add_argument("--format", choices=FORMATS, help="mp4, gif: given and predicted frames beside the truth; "
+                        "shards: only the predicted frames, one clip per member (default: mp4 and gif)")  # fmt: skip
+    parser.add_argument("--storage", metavar="DIR", help="storage root of the experiments (default: $RAYPIPE_STORAGE, "
+                        "else ~/raypipe)")  # fmt: skip
     return parser
 
 
 def _seed(text: str) -> int:
     if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"must be a whole number from 0 on, not {text!r}")
+        raise argparse.ArgumentTypeError(f"must be an integer of at least 0, not {text!r}")
     return int(text)
 
 
@@ -87,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _generate(args)
     except (OSError, av.FFmpegError) as error:
-        raise ConfigError(f"{error.filename or args.output}: {error.strerror or error}; see --output") from None
+        raise ConfigError(f"{error.filename or args.output}: {error.strerror or error}; check --output") from None
 
 
 def _generate(args: argparse.Namespace) -> int:
@@ -114,11 +116,11 @@ def _generate(args: argparse.Namespace) -> int:
     truth = rest if len(rest) == horizon else None
     written = _write(base, formats, context, members, args.interpolate, truth, clip)
     terminal.say(
-        f"predicted {horizon} frames after {len(context)} of {source}, {args.members} member(s), "
-        f"{args.steps or manifest.steps} step(s) a frame"
+        f"predicted {horizon} frames from {len(context)} given frames of {source}: {args.members} member(s), "
+        f"{args.steps or manifest.steps} integration step(s) per frame"
     )
     if truth is None and set(formats) != {"shards"}:
-        terminal.say(f"no truth beside it: the input has {len(rest)} frames after the given ones")
+        terminal.say(f"the truth is not shown: the input has only {len(rest)} frames after the given ones")
     for path in written:
         terminal.say(f"wrote  {path}")
     again = "VIDEO" if args.input is None else args.input
@@ -139,7 +141,7 @@ def _latest(args: argparse.Namespace) -> Path:
 
 
 def _experiment_of(model: Path) -> Workspace | None:
-    """The experiment that a `best/` lies in."""
+    """The experiment that contains the model folder; None if the folder is not inside an experiment."""
     folder = model.resolve().parent
     return Workspace(folder.parent, folder.name) if (folder / "config.yaml").is_file() else None
 
@@ -147,14 +149,15 @@ def _experiment_of(model: Path) -> Workspace | None:
 def _test_clips(model: Path) -> Folder:
     workspace = _experiment_of(model)
     if workspace is None:
-        raise ConfigError(f"--input: say which video; {model} lies in no experiment whose test clips could be taken")
+        raise ConfigError(f"--input: required, because {model} is not inside an experiment that has test clips")
     return workspace.dataset(workspace.experiment()) / "test"
 
 
 def read_clip(path: Folder, manifest: Manifest, horizon: int | None, number: int | None = None) -> Clip:
-    """The first frames of a video file, a folder of frames, or a clip of a folder of shards, as the model takes them.
+    """Read the first K + horizon frames (fewer if the input ends) of an input, `frame_stride` apart, for a model.
 
-    Reads K + horizon frames, `frame_stride` apart, if there are as many. Raises ValueError if there are not K.
+    path: a video file, a folder of images, or a folder of shards, of which clip `number` is read. horizon: None for
+    `MOST_FRAMES`. Raises UserError if the input cannot be read or has fewer than K frames.
     """
     given, stride, size = manifest.num_input_frames, manifest.frame_stride, manifest.image_size
     stop = (given + (horizon or MOST_FRAMES) - 1) * stride + 1
@@ -162,17 +165,19 @@ def read_clip(path: Folder, manifest: Manifest, horizon: int | None, number: int
     taken = [resize(frame, size) for frame in islice(frames, 0, stop, stride)]
     if len(taken) < given:
         apart = f", {stride} apart" if stride > 1 else ""
-        raise UserError(f"{path}: too short, it has {len(taken)} frames{apart}, and the model starts from {given}")
+        raise UserError(
+            f"{path}: too short: it has {len(taken)} frames{apart}, but the model needs {given} to start from"
+        )
     return Clip(name, np.stack(taken), manifest.fps or FPS if fps is None else fps / stride)
 
 
 def _open(path: Folder, number: int | None) -> tuple[str, float | None, Iterator[Frames]]:
-    """Name, frames a second (None: not known) and frames [H, W, 3] of an input."""
+    """Name, frame rate (None: unknown) and iterator over the frames, uint8 [H, W, 3], of an input."""
     is_shards = isinstance(path, RemoteFolder) or (
         path.is_dir() and ((path / INDEX).is_file() or any(path.glob(PATTERN)))
     )
     if number is not None and not is_shards:
-        raise UserError(f"--clip: only for a folder of shards, and {path} is none")
+        raise UserError(f"--clip: only for a folder of shards, which {path} is not")
     if is_shards or isinstance(path, RemoteFolder):
         return _open_shard(path, number or 0)
     if path.is_dir():
@@ -180,8 +185,8 @@ def _open(path: Folder, number: int | None) -> tuple[str, float | None, Iterator
         extension = next((suffix for suffix in IMAGES if suffix in held), None)
         if extension is None:
             raise UserError(
-                f"{path}: neither shards nor .{', .'.join(IMAGES)} frames in this folder; give a video file, a folder "
-                "of frames, or a split of a dataset, such as DATASET/test"
+                f"{path}: has neither shards nor images (.{', .'.join(IMAGES)}); give a video file, a folder "
+                "of images, or a split of a dataset, such as DATASET/test"
             )
         return path.resolve().name, None, iter_frames(path, extension)
     if not path.exists():
@@ -190,36 +195,43 @@ def _open(path: Folder, number: int | None) -> tuple[str, float | None, Iterator
 
 
 def _open_shard(path: Folder, number: int) -> tuple[str, float | None, Iterator[Frames]]:
+    """As `_open`, for a clip of a folder of shards."""
     shards = open_shards(path)
     if not 0 <= number < len(shards):
-        raise UserError(f"--clip: {path} has clips 0 to {len(shards) - 1}, not {number}")
+        raise UserError(f"--clip: must be from 0 to {len(shards) - 1}, the clips of {path}, not {number}")
     if len(shards.frame_shape) != 3 or shards.frame_shape[2] != 3 or shards.dtype != np.uint8:
-        raise UserError(f"{path}: holds {shards.dtype} {list(shards.frame_shape)}, not frames; give a dataset's split")
+        raise UserError(
+            f"{path}: must contain uint8 [H, W, 3] frames, not {shards.dtype} {list(shards.frame_shape)}; give a split "
+            "of a dataset, such as DATASET/test"
+        )
     name = re.sub(r"[^\w.-]", "_", shards.names[number])
     return name, None, (shards.frames(number, [t])[0] for t in range(int(shards.lengths[number])))
 
 
 def _rate(path: Path) -> float | None:
+    """Frames per second of a video file; None if unknown."""
     try:
         with av.open(str(path)) as container:
             rate = container.streams.video[0].average_rate if container.streams.video else None
     except (av.FFmpegError, OSError):
-        return None  # iter_video says what is wrong with it
+        return None  # reported by iter_video, which opens the file next
     return float(rate) if rate else None
 
 
 def _formats(args: argparse.Namespace) -> tuple[str, ...]:
-    """The one asked for, by --format or the output's suffix; else a film in both formats."""
+    """The output format given by --format or by the suffix of --output; by default both video formats."""
     suffix = args.output.suffix.lower().lstrip(".") if args.output else ""
-    meant = suffix if suffix in ("mp4", "gif") else None
-    if args.format and meant and args.format != meant:
-        raise ConfigError(f"--output: {args.output} does not end as --format {args.format} does; change one of them")
-    chosen = args.format or meant
+    from_suffix = suffix if suffix in ("mp4", "gif") else None
+    if args.format and from_suffix and args.format != from_suffix:
+        raise ConfigError(
+            f"--output: the suffix of {args.output} contradicts --format {args.format}; change one of them"
+        )
+    chosen = args.format or from_suffix
     return (chosen,) if chosen else ("mp4", "gif")
 
 
 def _base(args: argparse.Namespace, model: Path, clip: Clip) -> Path:
-    """Where to write, without the format's suffix."""
+    """The output path, without the suffix of the format."""
     if args.output is not None:
         output: Path = args.output
         return output.with_suffix("") if output.suffix.lower() in (".mp4", ".gif") else output
@@ -236,7 +248,10 @@ def _write(
     truth: Frames | None,
     clip: Clip,
 ) -> list[Path]:
-    """Write the formats; gives the paths."""
+    """Write the prediction in each format and return the paths.
+
+    context: [K, S, S, 3]; members: [M, n * interpolate, S, S, 3]; truth: [n, S, S, 3]; all uint8.
+    """
     if "shards" in formats:
         with ShardWriter(base) as writer:
             for i, member in enumerate(members):

@@ -1,7 +1,7 @@
-"""Train one component under Ray Train: ``python -m raypipe.train --run-name f-01-nll``.
+"""Train one component with Ray Train: ``python -m raypipe.train --run-name f-01-nll``.
 
-What it needs and lacks is made first: the built-in dataset, the autoencoder, the latent cache, and for a
-diffusion the flow it is trained on.
+Missing prerequisites are made first: the built-in dataset, the autoencoder, the latent cache and, for a diffusion,
+the flow that it is trained on.
 """
 
 import argparse
@@ -27,28 +27,40 @@ PROG = "raypipe.train"
 
 
 def make_parser() -> cli.Parser:
-    parser = cli.experiment_parser(PROG, "Train one component (flow, denoiser or diffusion) under Ray Train.")
+    parser = cli.experiment_parser(PROG, "Train one component (flow, denoiser or diffusion) with Ray Train.")
+    parser.add_argument("--run-name", metavar="NAME", help="name of the run, <component>-<noise>-<loss>: f-01-nll is a "
+                        "flow at noise level 0.1 with loss nll, d-003 a denoiser at 0.03, g-01-regression a diffusion; "
+                        "with --component, any name")  # fmt: skip
+    parser.add_argument("--component", choices=config.COMPONENTS, help="component to train (default: that of the run "
+                        "name, else train.component)")  # fmt: skip
+    parser.add_argument("--noise-std", type=float, metavar="S", help="noise level, the field train.noise_std")
+    parser.add_argument("--loss", metavar="LOSS", help="nll or mse for a flow, regression or nll for a diffusion; the "
+                        "field train.loss")  # fmt: skip
+    parser.add_argument("--flow", metavar="RUN", help="name of the flow run that a diffusion is trained on (default: "
+                        "the experiment's best flow; without one, f-<noise>-nll, trained first)")  # fmt: skip
     parser.add_argument(
-        "--run-name", metavar="NAME", help="<component>-<noise>-<loss>, such as f-01-nll, d-01, g-01-nll"
+        "--num-workers",
+        type=cli.positive,
+        metavar="N",
+        help="number of Ray Train workers, without GPUs (default: train.num_workers)",
     )
-    parser.add_argument("--component", choices=config.COMPONENTS, help="what to train, where the name does not say it")
-    parser.add_argument("--noise-std", type=float, metavar="S", help="noise level")
-    parser.add_argument("--loss", metavar="LOSS", help="nll or mse for a flow, regression or nll for a diffusion")
-    parser.add_argument("--flow", metavar="RUN", help="the flow run that a diffusion is trained on (default: the "
-                        "experiment's best, else f-<noise>-nll, trained first if need be)")  # fmt: skip
-    parser.add_argument("--num-workers", type=cli.positive, metavar="N", help="Ray Train workers")
-    parser.add_argument("--num-gpus", type=cli.positive, metavar="N", help="as many workers, with a GPU each")
-    parser.add_argument("--resume", action="store_true", help="go on with an interrupted run of this name")
-    parser.add_argument("--resume-step", type=cli.positive, metavar="S", help="go on from the checkpoint of step S")
-    parser.add_argument("--random-seed", type=int, metavar="S", help="seed of weights, windows and noise")
-    parser.add_argument("--wandb", action="store_true", help="log to wandb too (WANDB_MODE=offline works)")
+    parser.add_argument(
+        "--num-gpus", type=cli.positive, metavar="N", help="number of Ray Train workers with one GPU each"
+    )
+    parser.add_argument("--resume", action="store_true", help="continue the interrupted run of this name")
+    parser.add_argument("--resume-step", type=cli.positive, metavar="S", help="continue the run from its checkpoint at "
+                        "step S, even if the run is finished")  # fmt: skip
+    parser.add_argument("--random-seed", type=int, metavar="S", help="seed of the initial weights, the order of "
+                        "windows and the noise")  # fmt: skip
+    parser.add_argument("--wandb", action="store_true", help="also log to Weights & Biases (WANDB_MODE=offline: "
+                        "without a network connection)")  # fmt: skip
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = make_parser()
     args, overrides = cli.parse(parser, argv)
-    experiment = cli.experiment(args, {**_told_by_flags(args, overrides), **overrides})
+    experiment = cli.experiment(args, {**_fields_from_flags(args, overrides), **overrides})
     train = experiment.train
     name = args.run_name or run_name(train.component, train.noise_std, train.loss)
     workspace = Workspace(cli.storage_root(args), experiment.name)
@@ -80,9 +92,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _told_by_flags(args: argparse.Namespace, overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Config fields from the command's own flags and from names; ConfigError where two of them disagree."""
-    # A config of the reference code tells all: its g-01-nll is a diffusion of loss regression, on the flow f-01-nll.
+def _fields_from_flags(args: argparse.Namespace, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Config fields from the command's own flags, the run name and the config's file name.
+
+    Raises ConfigError if a flag contradicts the run name.
+    """
+    # A config of the reference code is complete, and its name must not be parsed: there, g-01-nll means a diffusion
+    # with the regression loss, trained on the flow f-01-nll.
     explicit = args.component is not None or (args.config is not None and is_published(config.read_yaml(args.config)))
     named = _component_of(args.config, args.run_name, explicit=explicit)
     flags = {
@@ -95,21 +111,22 @@ def _told_by_flags(args: argparse.Namespace, overrides: Mapping[str, Any]) -> di
     given = {name: value for name, value in flags.items() if value is not None}
     if named is None:
         return given
-    says = {"train.component": named.component, "train.noise_std": named.noise_std, "train.loss": named.loss}
+    from_name = {"train.component": named.component, "train.noise_std": named.noise_std, "train.loss": named.loss}
     if args.run_name is not None:
         for name, value in {**given, **overrides}.items():
-            if name in says and says[name] is not None and value != says[name]:
+            if name in from_name and from_name[name] is not None and value != from_name[name]:
                 raise ConfigError(
-                    f"--run-name: {args.run_name} says {name} {says[name]}, and a flag says {value}; take a name that "
-                    "fits, or leave --run-name out"
+                    f"--run-name: {args.run_name} means {name} {from_name[name]}, but a flag sets it to {value}; "
+                    "change one of them, or omit --run-name"
                 )
-    return {name: value for name, value in says.items() if value is not None} | given
+    return {name: value for name, value in from_name.items() if value is not None} | given
 
 
 def _component_of(path: str | None, name: str | None, *, explicit: bool) -> RunName | None:
-    """From the run's name, else from the config's: `<dataset>_<component>-<noise>-<loss>.yaml`.
+    """Parse the run's name, else the config's file name, `<dataset>_<component>-<noise>-<loss>.yaml`.
 
-    explicit: the component is told otherwise, and the names mean nothing.
+    None if neither has that form, or if `explicit`: the component is given elsewhere, so names can be anything.
+    Raises ConfigError for a run name of another form.
     """
     if explicit:
         return None

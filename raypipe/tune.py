@@ -1,7 +1,7 @@
-"""Search the stages of an experiment: flow, denoiser, diffusion; the verb behind ``experiments/tune_*.py``.
+"""Hyperparameter search of one stage (flow, denoiser or diffusion): ``python -m raypipe.tune flow``.
 
-A stage's search hands on its best trials; they are trained again at full length with several seeds under
-TorchTrainer, scored, and ranked by the mean over seeds.
+The best trials of a stage, its finalists, are retrained at full length with several seeds under TorchTrainer, scored,
+and ranked by their mean score over seeds. ``experiments/tune_*.py`` run the same commands.
 """
 
 import sys
@@ -20,25 +20,35 @@ PROG = "raypipe.tune"
 
 
 def make_parser(prog: str, text: str) -> cli.Parser:
+    """A parser with the flags that all search commands share. text: the description in its help."""
     parser = cli.experiment_parser(prog, text)
-    parser.add_argument("--resume", action="store_true", help="go on with an interrupted search, or one of more trials")
-    parser.add_argument("--seed", type=int, metavar="S", help="seed of sampler, weights, windows and noise")
+    parser.add_argument("--resume", action="store_true", help="continue the latest unfinished search, or extend it "
+                        "to a larger number of trials")  # fmt: skip
+    parser.add_argument("--seed", type=int, metavar="S", help="seed of the sampler (search.seed) and of the trainings "
+                        "(train.random_seed)")  # fmt: skip
     parser.add_argument(
-        "--warm-start", metavar="DIR", help="folder or name of another search, whose best points are tried early"
+        "--warm-start",
+        metavar="DIR",
+        help="folder or name of an earlier search, whose best trials are among the first trials",
     )
-    parser.add_argument("--wandb", action="store_true", help="log every training to Weights & Biases, grouped by stage")
+    parser.add_argument(
+        "--wandb", action="store_true", help="also log every training to Weights & Biases, grouped by stage"
+    )
     return parser
 
 
 def search(component: Component, argv: Sequence[str] | None = None, prog: str | None = None) -> int:
-    """Search the stage of a component; `experiments/tune_<component>.py`."""
-    parser = make_parser(prog or f"tune_{component}.py", f"Search the {component} stage; make what it lacks first.")
-    parser.add_argument("--trials", type=cli.positive, metavar="N", help=f"trials of the {component} stage")
+    """Search the stage of a component, after any earlier stage that is not finished; returns the exit code."""
+    parser = make_parser(
+        prog or f"tune_{component}.py", f"Search the {component} stage; run unfinished earlier stages first."
+    )
+    parser.add_argument("--trials", type=cli.positive, metavar="N", help=f"number of trials in the {component} stage "
+                        f"(default: search.{component}_trials)")  # fmt: skip
     args, overrides = cli.parse(parser, argv)
     field = f"search.{component}_trials"
     if args.trials is not None:
         if field in overrides:
-            raise ConfigError(f"--trials: says the same as --{field}; give one of them")
+            raise ConfigError(f"--trials: sets the same field as --{field}; give only one of them")
         overrides = {field: args.trials, **overrides}
     earlier = COMPONENTS[: COMPONENTS.index(component)]
 
@@ -47,7 +57,7 @@ def search(component: Component, argv: Sequence[str] | None = None, prog: str | 
         return not is_searched(workspace, component, trials)
 
     def ready(workspace: Workspace) -> bool:
-        """Go on where the stages before this one are done."""
+        """Whether all earlier stages are finished and this one is not."""
         begun = workspace.finalists(component).is_file()
         return not begun and all(workspace.finalists(stage).is_file() for stage in earlier)
 
@@ -63,9 +73,9 @@ def search(component: Component, argv: Sequence[str] | None = None, prog: str | 
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """`python -m raypipe.tune STAGE`, which takes the flags of `experiments/tune_<stage>.py`."""
-    parser = cli.Parser(prog=PROG, description="Search one stage; STAGE --help lists its flags.", allow_abbrev=False)
-    parser.add_argument("stage", choices=COMPONENTS, help="flow first, then denoiser, then diffusion")
+    """Run `python -m raypipe.tune STAGE`, which takes the same flags as `experiments/tune_<stage>.py`."""
+    parser = cli.Parser(prog=PROG, description="Search one stage. To list its flags: STAGE --help.", allow_abbrev=False)
+    parser.add_argument("stage", choices=COMPONENTS, help="stage to search; each builds on the ones before")
     arguments = list(sys.argv[1:] if argv is None else argv)
     stage: Component = parser.parse_args(arguments[:1]).stage
     return search(stage, arguments[1:], f"{PROG} {stage}")

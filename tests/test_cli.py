@@ -152,7 +152,7 @@ def test_storage_refuses_other_uris_and_files(tmp_path):
 def test_positive():
     assert cli.positive("3") == 3
     for text in ("0", "-2", "1.5", "many", ""):
-        with pytest.raises(argparse.ArgumentTypeError, match=f"from 1 on, not '?{text}"):
+        with pytest.raises(argparse.ArgumentTypeError, match=f"must be a positive integer, not '?{text}"):
             cli.positive(text)
 
 

@@ -14,13 +14,14 @@ import raypipe
 from raypipe import checkpoint, cli, config, generate
 from raypipe.data.frames import to_float
 from raypipe.data.shards import ShardWriter, open_shards
-from raypipe.data.video.io import read_video, write_video
+from raypipe.data.video.io import write_video
 from raypipe.forecast.film import forecast_film
 from raypipe.forecast.manifest import Manifest
 from raypipe.forecast.predictor import load_predictor
 from raypipe.models.autoencoder import build_autoencoder
 from raypipe.models.components import build_component
 from raypipe.sde.dynamics import ConstantDiffusion, evaluate
+from tests.videotools import read_video
 
 SIZE, GIVEN, CHANNELS = 32, 2, 4
 MANIFEST = Manifest(
@@ -260,7 +261,7 @@ def test_a_video_is_continued(best, video, tmp_path, monkeypatch, capsys):
     assert not (tmp_path / "far.mp4").exists()
     with Image.open("far.gif") as image:
         assert image.width < 2 * 192
-    assert "no truth beside it: the input has 10 frames after the given ones" in capsys.readouterr().out
+    assert "the truth is not shown: the input has only 10 frames after the given ones" in capsys.readouterr().out
 
 
 def test_predictions_as_shards_are_those_of_the_predictor(best, predictor, tmp_path):
@@ -305,7 +306,7 @@ def test_no_arguments_take_the_latest_experiment(tmp_path, capsys):
         "test_00000-prediction.gif",
         "test_00000-prediction.mp4",
     ]
-    assert "predicted 4 frames after 2" in capsys.readouterr().out
+    assert "predicted 4 frames from 2" in capsys.readouterr().out
 
 
 def _text(path):
@@ -328,14 +329,18 @@ def _short(path):
     [
         (lambda p: p / "none.mp4", [], "none.mp4: no such video file or folder"),
         (lambda p: _text(p / "x.mp4"), [], "x.mp4: not a readable video"),
-        (lambda p: _short(p / "x.mp4"), [], "x.mp4: too short, it has 1 frames, and the model starts from 2"),
-        (lambda p: _empty(p / "x"), [], "x: neither shards nor .png"),
+        (lambda p: _short(p / "x.mp4"), [], "x.mp4: too short: it has 1 frames, but the model needs 2 to start from"),
+        (lambda p: _empty(p / "x"), [], "x: has neither shards nor images (.png"),
         (lambda p: p / "clip.mp4", ["--clip", "1"], "--clip: only for a folder of shards"),
-        (lambda p: p / "clip.mp4", ["--frames", "0"], "--frames: must be a whole number from 1 on, not 0"),
-        (lambda p: p / "clip.mp4", ["--seed", "-1"], "--seed: must be a whole number from 0 on"),
+        (lambda p: p / "clip.mp4", ["--frames", "0"], "--frames: must be a positive integer, not 0"),
+        (lambda p: p / "clip.mp4", ["--seed", "-1"], "--seed: must be an integer of at least 0"),
         (lambda p: p / "clip.mp4", ["--model", "/none"], "/none: no such folder; give an experiment's folder"),
         (lambda p: p / "clip.mp4", ["--model", "."], "not a predictor's folder"),
-        (lambda p: p / "clip.mp4", ["--output", "x.gif", "--format", "mp4"], "does not end as --format mp4"),
+        (
+            lambda p: p / "clip.mp4",
+            ["--output", "x.gif", "--format", "mp4"],
+            "the suffix of x.gif contradicts --format mp4",
+        ),
         (lambda p: p / "clip.mp4", ["--output", "clip.mp4/x"], "clip.mp4"),
         (lambda p: p / "clip.mp4", ["--frame", "3"], "--frame"),
     ],
@@ -354,11 +359,11 @@ def test_no_model_is_one_line(video, best, tmp_path, capsys):
     assert run("--model", best) == 2
     errors = capsys.readouterr().err.splitlines()
     assert "has a best/manifest.json; run experiments/pipeline.py first" in errors[0]
-    assert "--input: say which video" in errors[1]
+    assert "--input: required, because" in errors[1]
 
 
 def test_a_finished_folder_of_shards_is_kept(best, video, tmp_path, capsys):
     flags = ("--model", best, "--input", video, "--frames", 1, "--format", "shards", "--output", tmp_path / "out")
     assert run(*flags) == 0
     assert run(*flags) == 2
-    assert "holds a finished dataset already" in capsys.readouterr().err
+    assert "already contains a finished dataset" in capsys.readouterr().err

@@ -324,7 +324,7 @@ def refusal(capfd, argv) -> str:
             ["--dataset.root", "nowhere"],
             r"dataset\.root: no shards in '.*nowhere/train'; make them with python -m raypipe",
         ),
-        (["--num-workers", "0"], r"--num-workers: must be a whole number from 1 on, not 0"),
+        (["--num-workers", "0"], r"--num-workers: must be a positive integer, not 0"),
         (["--run-name", "f-01-nll", "--resume"], r"--resume: no run 'f-01-nll' in .*leave --resume out"),
         (
             ["--run-name", "f-01-nll", "--resume-step", "12"],
@@ -397,7 +397,9 @@ def test_ctrl_c_leaves_a_run_that_resume_takes_to_the_same_end(storage, values, 
         wait_for(lambda: process.popen.poll() is not None or len(read_metrics(folder)) >= 8, 240)
         process.interrupt()
         assert process.finish(120) == 130, process.err
-        assert "raypipe.train: interrupted; the same command with --resume goes on" in process.err.splitlines()[-1]
+        assert (
+            "raypipe.train: interrupted; run the same command with --resume to continue" in process.err.splitlines()[-1]
+        )
         assert "Traceback" not in process.err
         process.gone()
     assert not (folder / "config.json").exists()

@@ -1,4 +1,4 @@
-"""What an experiment is: frozen dataclasses, read from YAML, checked where they are made."""
+"""The configuration of an experiment: frozen dataclasses, read from YAML and validated on construction."""
 
 from raypipe.common.errors import ConfigError
 from raypipe.config.experiment import (

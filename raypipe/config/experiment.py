@@ -1,7 +1,7 @@
-"""What an experiment is: frozen dataclasses, read from YAML, checked in one place.
+"""The configuration of a whole experiment: reading, validating and changing it.
 
-Every field says what it means in its metadata, which is where ``--help`` takes it from. Unknown keys,
-values of a wrong type and values out of range raise ``ConfigError`` with the field's dotted name.
+Every field has a help text in its metadata, which ``--help`` prints. Unknown keys, values of a wrong type and
+values out of range raise ``ConfigError`` with the dotted name of the field.
 """
 
 from __future__ import annotations
@@ -26,9 +26,15 @@ from raypipe.config.sections import COMPONENTS, Autoencoder, Dataset, Demo, Eval
 
 @dataclass(frozen=True)
 class Experiment(Section):
-    """All of the above. ``name`` is the folder of its files under the storage root."""
+    """The configuration of an experiment, one attribute per section.
 
-    name: str = option("demo", "folder of the experiment under the storage root; left out, the dataset's name")
+    ``name`` is also the name of the experiment's folder under the storage root. Raises ConfigError if fields of
+    different sections contradict each other.
+    """
+
+    name: str = option(
+        "demo", "name of the experiment and of its folder under the storage root (default: dataset.name)"
+    )
     dataset: Dataset = section(Dataset)
     demo: Demo = section(Demo)
     autoencoder: Autoencoder = section(Autoencoder)
@@ -40,9 +46,12 @@ class Experiment(Section):
     evaluation: Evaluation = section(Evaluation)
 
     def __post_init__(self) -> None:
-        require(bool(re.fullmatch(r"[\w.-]+", self.name)), "name", "letters, digits, '.', '_', '-'", self.name)
+        require(
+            bool(re.fullmatch(r"[\w.-]+", self.name)), "name", "made of letters, digits, '.', '_' and '-'", self.name
+        )
         augmented = self.dataset.horizontal_flip or self.dataset.color_jitter
-        require(not augmented or self.latents.mode == "off", "latents.mode", "off with augmentation", self.latents.mode)
+        rule = "off if dataset.horizontal_flip or dataset.color_jitter is set"
+        require(not augmented or self.latents.mode == "off", "latents.mode", rule, self.latents.mode)
         frames, given, horizon = self.dataset.num_frames, self.model.num_input_frames, self.evaluation.horizon
         require(frames > given, "dataset.num_frames", f"above model.num_input_frames ({given})", frames)
         rule = f"at most dataset.num_frames - model.num_input_frames ({frames - given})"
@@ -54,8 +63,8 @@ class Experiment(Section):
                     raise ConfigError(f"search.{component}: unknown field {name!r}{nearest(name, known)}")
                 if not _searchable(name):
                     raise ConfigError(
-                        f"search.{component}: {name!r} is the same for all trials, or their scores could not be "
-                        "compared; axes are settings of model, train and sde, evaluation.steps and evaluation.solvers"
+                        f"search.{component}: {name!r} must be the same in all trials, so that they are comparable; "
+                        "axes can be evaluation.steps, evaluation.solvers, fields of sde, and most of model and train"
                     )
 
 
@@ -63,16 +72,16 @@ FIXED = {
     *("model.num_input_frames", "train.component", "train.steps", "train.checkpoint_every", "train.random_seed"),
     *("train.num_workers", "train.cpus_per_worker", "train.max_failures", "train.compile", "train.flow"),
 }
-"""Fields of model and train that are not a trial's to choose: the task, its budget, and how it runs."""
+"""Fields of model and train that cannot be searched: they define the task, its budget, or how it is executed."""
 
 
 def _searchable(name: str) -> bool:
-    of_a_trial = name.split(".")[0] in ("model", "train", "sde") and name not in FIXED
-    return of_a_trial or name in ("evaluation.steps", "evaluation.solvers")
+    varies = name.split(".")[0] in ("model", "train", "sde") and name not in FIXED
+    return varies or name in ("evaluation.steps", "evaluation.solvers")
 
 
 def field_names(cls: type = Experiment, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field[Any]]]:
-    """The dotted name and the dataclass field of every leaf."""
+    """Yield the dotted name and the dataclass field of every config field that is not itself a section."""
     hints = _hints(cls)
     for f in dataclasses.fields(cls):
         hint = hints[f.name]
@@ -83,7 +92,7 @@ def field_names(cls: type = Experiment, prefix: str = "") -> Iterator[tuple[str,
 
 
 def field_default(f: dataclasses.Field[Any]) -> Any:
-    """The default of a leaf field."""
+    """The default value of a field that `field_names` yields."""
     return f.default_factory() if f.default_factory is not dataclasses.MISSING else f.default
 
 
@@ -98,7 +107,7 @@ def _adapter() -> TypeAdapter[Experiment]:
 
 
 def _known_at(path: Sequence[str | int]) -> list[str]:
-    """Names of the fields beside the last part of `path`."""
+    """Names of all fields of the section or axis that the last part of `path` was looked up in."""
     cls: Any = Experiment
     for part in path[:-1]:
         hint = _hints(cast(type, cls)).get(str(part))
@@ -107,9 +116,9 @@ def _known_at(path: Sequence[str | int]) -> list[str]:
 
 
 def from_dict(tree: Mapping[str, Any], source: str = "config") -> Experiment:
-    """Validate a nested dict. ConfigError names `source`, the field, the rule and the value.
+    """Validate a nested dict and make an Experiment of it. An experiment without a name gets the name of its dataset.
 
-    An experiment without a name takes its dataset's.
+    Raises ConfigError with `source`, the dotted name of the field, what is wrong and the value.
     """
     tree = dict(tree)
     if "name" not in tree and isinstance(tree.get("dataset"), Mapping) and "name" in tree["dataset"]:
@@ -149,7 +158,7 @@ def _validate(tree: Mapping[str, Any], source: str) -> Experiment:
 
 
 def to_dict(experiment: Any) -> dict[str, Any]:
-    """Plain types only, as YAML and JSON take them."""
+    """A config dataclass as a nested dict of plain types, which YAML and JSON can store."""
     return cast("dict[str, Any]", _plain(dataclasses.asdict(experiment)))
 
 
@@ -160,7 +169,7 @@ def _plain(value: Any) -> Any:
 
 
 def override(tree: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of a nested dict with fields replaced by dotted name; unknown names are left to `from_dict`."""
+    """A copy of a nested dict with fields replaced by dotted name. Not validated: `from_dict` refuses unknown names."""
     result = cast("dict[str, Any]", _plain(tree))
     for name, value in values.items():
         node = result
@@ -173,10 +182,10 @@ def override(tree: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, An
 
 
 def replace(experiment: Experiment, **values: Any) -> Experiment:
-    """A validated copy with other values by dotted name: `replace(e, **{"train.noise_std": 0.3})`.
+    """A validated copy with some fields changed, by dotted name: `replace(e, **{"train.noise_std": 0.3})`.
 
-    Raises ConfigError as `from_dict`. The search space is checked only if a value of `search` is among them: it takes
-    an order of magnitude longer, and a search makes a copy for each trial.
+    Raises ConfigError as `from_dict` does. The search space is validated only if a field of `search` changes: that
+    takes ten times as long as the rest, and a search makes a copy for each trial.
     """
     changed = _validate(override(to_dict(experiment), values), "override")
     if any(name.split(".")[0] == "search" for name in values):
@@ -185,7 +194,7 @@ def replace(experiment: Experiment, **values: Any) -> Experiment:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML that reads 1e-3 as a number, as YAML 1.2 does and the library does not."""
+    """YAML loader that reads 1e-3 as a number, as YAML 1.2 requires; PyYAML reads it as a string."""
 
 
 _Loader.add_implicit_resolver(
@@ -194,7 +203,7 @@ _Loader.add_implicit_resolver(
 
 
 def parse_value(text: str) -> Any:
-    """A command-line value as YAML reads it, with 1e-3 as a number."""
+    """Parse a command-line value as YAML, with 1e-3 as a number. Text that is not YAML is returned as it is."""
     try:
         return yaml.load(text, _Loader)
     except yaml.YAMLError:
@@ -202,7 +211,7 @@ def parse_value(text: str) -> Any:
 
 
 def load(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Experiment:
-    """Read and validate a YAML file, of ours or of the published code.
+    """Read and validate a YAML config of raypipe or of the reference code; `overrides` replace fields by dotted name.
 
     Raises ConfigError for a file that is missing, is not YAML or does not describe an experiment.
     """
@@ -218,14 +227,14 @@ def load(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Experi
 
 
 def read_yaml(path: str | Path) -> Mapping[str, Any]:
-    """A file's sections, not validated. Raises ConfigError if it is missing or no YAML mapping."""
+    """The content of a YAML file, not validated. Raises ConfigError if it is missing or not a YAML mapping."""
     path = Path(path)
     if not path.is_file():
-        raise ConfigError(f"{path}: no such config file; the built-in ones are in experiments/configs")
+        raise ConfigError(f"{path}: no such config file; raypipe's own are in experiments/configs")
     try:
         tree = yaml.load(path.read_text(), _Loader) or {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not YAML ({str(error).splitlines()[0]})") from None
+        raise ConfigError(f"{path}: not valid YAML ({str(error).splitlines()[0]})") from None
     if not isinstance(tree, Mapping):
         raise ConfigError(f"{path}: must be a mapping of sections, not {type(tree).__name__}")
     return tree

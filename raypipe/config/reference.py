@@ -1,7 +1,7 @@
-"""Configs of the published code, translated: `--config kth_f-01-nll.yaml` means what it meant there.
+"""Translation of the reference code's configs: `--config kth_f-01-nll.yaml` trains what the reference code trains.
 
-What has no effect on the result there is accepted and left out (`IGNORED`); what the published code fixes in
-its source (heads, dropout, no time input, no clipping) is filled in. Anything else that is not known is refused.
+Keys that do not affect the result are accepted and dropped (`IGNORED`). Settings that the reference code fixes in
+its source (number of heads, dropout, no time input, no clipping) are filled in. Any other key is an error.
 """
 
 from __future__ import annotations
@@ -18,18 +18,20 @@ COMPONENTS: Mapping[str, tuple[str, str | None]] = {
     "d": ("denoiser", None),
     "g": ("diffusion", "regression"),
 }
-"""`model.func`: what is trained, on which loss."""
+"""Component and loss for each value of `model.func`."""
 RATES: Mapping[str, float] = {"flow": 1e-5, "denoiser": 1e-4, "diffusion": 1e-4}
-"""The published learning rates, for the components that a config is not of."""
+"""The reference code's learning rates. A config has that of its own component; the search needs the others too."""
 AUTOENCODERS: Mapping[str, str] = {"ours": "vqvae", "ldm-vq": "vqgan", "sd-vae-ft-mse": "kl"}
+"""`autoencoder.type` for each value of `model.autoencoder.type`."""
 VQGANS: Mapping[str, int] = {"f8_small": 8, "f8": 8, "f16": 16}
-"""`autoencoder.config`: pixels a latent pixel, in each direction; the rest is told by the checkpoint itself."""
+"""Downsampling factor for each value of `model.autoencoder.config`; the checkpoint determines everything else."""
 STABLE_DIFFUSION = "stabilityai/sd-vae-ft-mse"
-"""Where the published code looks for `type: sd-vae-ft-mse`, from where it runs."""
+"""Folder from which the reference code loads `type: sd-vae-ft-mse`, relative to the working directory."""
 IGNORED: Mapping[str, Sequence[str]] = {
     "data": ("type", "albumentations", "total_videos"),
-    "model": ("d_ckpt_path",),  # there for previews; training a diffusion takes the flow alone
-    "training": ("num_epochs", "num_observations", "condition_frames", "frames_to_generate"),  # steps decide; previews
+    "model": ("d_ckpt_path",),  # only for previews: a diffusion is trained on its flow alone
+    # num_training_steps ends a training; the other three are only for previews
+    "training": ("num_epochs", "num_observations", "condition_frames", "frames_to_generate"),
     "training.batching": ("num_workers",),
     "evaluation": ("batching", "condition_frames", "steps"),
 }
@@ -50,19 +52,19 @@ KNOWN: Mapping[str, Sequence[str]] = {
     "training.loss_weights": ("flow_matching_loss",),
     "evaluation": ("num_observations", "frames_to_generate"),
 }  # fmt: skip
-"""The keys of each section, besides those ignored."""
+"""The keys of each section that are translated, by the dotted name of the section."""
 
 
 def is_published(tree: Mapping[str, Any]) -> bool:
-    """Whether a config is in the published form: `model` then holds the network in a section of its own."""
+    """Whether a config is one of the reference code, whose `model` section contains `vector_field_regressor`."""
     model = tree.get("model")
     return isinstance(model, Mapping) and "vector_field_regressor" in model
 
 
 def translate(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """The nested dict that `raypipe.config.from_dict` takes.
+    """Translate a config of the reference code to the nested dict that `raypipe.config.from_dict` takes.
 
-    Raises ConfigError for unknown keys, missing ones, and values that this program cannot follow.
+    Raises ConfigError for unknown or missing keys, and for values that raypipe does not support.
     """
     _check_keys(tree, "")
     get = _Reader(tree)
@@ -71,8 +73,8 @@ def translate(tree: Mapping[str, Any]) -> dict[str, Any]:
     optimizer = "training.optimizer"
     steps, rate = get(f"{optimizer}.num_training_steps"), get(f"{optimizer}.learning_rate")
     augmented = bool(get("data.random_horizontal_flip", False) or get("data.aug", False))
-    get.expect("data.input_size", size, "as large as data.crop_size; crop the videos as they are converted")
-    get.expect("model.vector_field_regressor.type", "vit", "'vit', the one network that training uses", missing=True)
+    get.expect("data.input_size", size, f"equal to data.crop_size ({size}; videos are cropped when converted)")
+    get.expect("model.vector_field_regressor.type", "vit", "'vit', the only supported network", missing=True)
     get.expect("training.loss_weights.flow_matching_loss", 1, "1", missing=True)
     return {
         "name": get("name"),
@@ -120,7 +122,10 @@ def translate(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _search(steps: int, rates: Mapping[str, float]) -> dict[str, Any]:
-    """Trials of a tenth of the length, about the published learning rates; that code knows no search."""
+    """A `search` section for the config, since the reference code has none.
+
+    Trials take a tenth of the training steps; learning rates are searched around those of the reference code.
+    """
     found: dict[str, Any] = {"rungs": 3}
     noise = {"low": 0.01, "high": 0.4, "log": True, "zero": True}
     for component, rate in rates.items():
@@ -139,58 +144,64 @@ def _autoencoder(get: _Reader, size: int) -> dict[str, Any]:
     channels = get("model.vector_field_regressor.state_size")
     factor = get.choice("model.autoencoder.config", VQGANS) if kind == "vqgan" else 8
     resolution = [size // factor] * 2
-    get.expect("model.vector_field_regressor.state_res", resolution, f"{resolution}, a {factor}th of data.crop_size")
+    get.expect("model.vector_field_regressor.state_res", resolution, f"{resolution} (data.crop_size / {factor})")
     found = {"type": kind, "channels": channels, "path": get("model.autoencoder.ckpt_path", None)}
     if kind == "kl":
         found["path"] = found["path"] or STABLE_DIFFUSION
     if kind == "vqvae":
         for name in ("encoder.out_channels", "decoder.in_channels", "vector_quantizer.embedding_dimension"):
-            get.expect(f"model.autoencoder.{name}", channels, f"as vector_field_regressor.state_size ({channels})")
+            get.expect(
+                f"model.autoencoder.{name}", channels, f"equal to vector_field_regressor.state_size ({channels})"
+            )
         found["num_embeddings"] = get("model.autoencoder.vector_quantizer.num_embeddings")
     return found
 
 
 def _flow(path: str | None) -> str | None:
-    """The run that a checkpoint's path names: `./runs/kth_run-f-01-nll/checkpoints/...` is of the run f-01-nll."""
+    """The run name in the path of a flow checkpoint: f-01-nll for `./runs/kth_run-f-01-nll/checkpoints/...`."""
     match = re.search(r"(?:^|[/_-])(f-\d+(?:-[a-z]+)?)(?=[/.]|$)", path or "")
     return match[1] if match else path
 
 
 class _Reader:
-    """Values by dotted name."""
+    """Reads values of a nested dict by dotted name. Raises ConfigError for a missing or unsupported value."""
 
     def __init__(self, tree: Mapping[str, Any]) -> None:
         self._tree = tree
 
     def __call__(self, name: str, *default: Any) -> Any:
+        """The value, else the default if one is given."""
         node: Any = self._tree
         for part in name.split("."):
             if not isinstance(node, Mapping) or part not in node:
                 if default:
                     return default[0]
-                raise ConfigError(f"{name}: must be given, as in the published configs")
+                raise ConfigError(f"{name}: missing; every config of the reference code has it")
             node = node[part]
         return node
 
     def choice(self, name: str, choices: Mapping[str, Any]) -> Any:
+        """The entry of `choices` for the value."""
         value = self(name)
         if value not in choices:
             raise ConfigError(f"{name}: must be one of {', '.join(choices)}, not {value!r}")
         return choices[value]
 
     def expect(self, name: str, value: Any, rule: str, *, missing: bool = False) -> None:
+        """Check that the value equals `value`; with `missing`, it may also be absent."""
         found = self(name, value) if missing else self(name)
         if found != value:
             raise ConfigError(f"{name}: must be {rule}, not {found!r}")
 
 
 def _check_keys(node: Mapping[str, Any], where: str) -> None:
+    """Raise ConfigError for an unknown key in the section named `where` or below it."""
     known = [*KNOWN[where], *IGNORED.get(where, ())]
     for key, value in node.items():
         name = f"{where}.{key}".lstrip(".")
         if key not in known:
-            raise ConfigError(f"unknown key {name!r} in a config of the published form{nearest(str(key), known)}")
+            raise ConfigError(f"unknown key {name!r} in a config of the reference code{nearest(str(key), known)}")
         if name in KNOWN and key in KNOWN[where]:
             if not isinstance(value, Mapping):
-                raise ConfigError(f"{name}: must be a section, not {value!r}")
+                raise ConfigError(f"{name}: must be a mapping, not {value!r}")
             _check_keys(value, name)

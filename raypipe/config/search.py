@@ -1,4 +1,4 @@
-"""The hyperparameter search of a config: axes, and what a stage spends."""
+"""The `search` section of a config: the searched axes, and the trials and training steps of each stage."""
 
 from __future__ import annotations
 
@@ -13,35 +13,37 @@ from raypipe.config.sections import COMPONENTS, Component, Objective
 
 @dataclass(frozen=True)
 class Axis(Section):
-    """One searched axis: a list of choices, or a range."""
+    """One axis of the search space: a list of choices, or a range from low to high."""
 
-    choices: list[Any] | None = option(None, "the values to choose from")
-    low: float | None = option(None, "lower end of a range")
-    high: float | None = option(None, "upper end of a range")
-    log: bool = option(False, "draw from the range on a log scale")
-    zero: bool = option(False, "0 belongs to the range too, below its lower end")
+    choices: list[Any] | None = option(None, "list of values to choose from")
+    low: float | None = option(None, "lower end of the range")
+    high: float | None = option(None, "upper end of the range")
+    log: bool = option(False, "sample the range on a log scale")
+    zero: bool = option(False, "whether 0 can be proposed too, as if it lay just below `low`")
     when: dict[str, Any] = option(
-        {}, "searched only where these other axes have these values (or one of a list); elsewhere the config's value"
+        {},
+        "condition, as {axis: value or list of values}: where those axes have other values, this one is not searched "
+        "and the trial takes the value of the config",
     )
 
     def __post_init__(self) -> None:
         given = [name for name in ("choices", "low", "high") if getattr(self, name) is not None]
         require(given in (["choices"], ["low", "high"]), "axis", "either `choices` or `low` and `high`", given)
-        require(self.choices != [], "axis.choices", "one value or more", self.choices)
+        require(self.choices != [], "axis.choices", "at least one value", self.choices)
         if self.low is not None and self.high is not None:
             require(self.low < self.high, "axis.low", f"below high ({self.high})", self.low)
             require(not self.log or self.low > 0, "axis.low", "above 0 on a log scale", self.low)
 
     def extremes(self) -> list[Any]:
-        """Values that the field must take, if it is to take all of them."""
+        """Values to validate: the field accepts every value of the axis if it accepts these."""
         return [*(self.choices or [self.low, self.high]), *([0] if self.zero else [])]
 
     def conditions(self) -> dict[str, list[Any]]:
-        """The values of other axes under which this one is searched; none: always."""
+        """`when` with every value as a list: the allowed values of each other axis. Empty: no condition."""
         return {name: value if isinstance(value, list) else [value] for name, value in self.when.items()}
 
     def applies(self, values: Mapping[str, Any]) -> bool:
-        """Whether a trial of these values has this axis."""
+        """Whether `values`, by axis name, meet the condition, so that this axis is searched."""
         return all(name in values and values[name] in allowed for name, allowed in self.conditions().items())
 
 
@@ -50,48 +52,65 @@ def _noise_axis() -> Axis:
 
 
 Scheduler = Literal["asha", "halving", "median", "pbt", "none"]
-"""`raypipe.search.schedulers` says what each is."""
+"""The schedulers that `raypipe.search.schedulers` defines."""
 
 
 PAUSING: tuple[Scheduler, ...] = ("halving", "pbt")
-"""Those whose trials wait for each other, and give their places away meanwhile."""
+"""Schedulers that pause a trial until the others reach its rung; another trial uses its resources meanwhile."""
 
 
 @dataclass(frozen=True)
 class Search(Section):
-    """The hyperparameter search of one stage after the other."""
+    """The hyperparameter search: one stage each for flow, denoiser and diffusion, in this order."""
 
-    flow_trials: int = option(8, "trials of the flow stage")
-    denoiser_trials: int = option(3, "trials of the denoiser stage")
-    diffusion_trials: int = option(6, "trials of the diffusion stage")
-    flow_steps: int = option(600, "training steps of a flow trial that is not stopped")
-    denoiser_steps: int = option(300, "training steps of a denoiser trial that is not stopped")
-    diffusion_steps: int = option(400, "training steps of a diffusion trial that is not stopped")
-    flow_refit_steps: int = option(1000, "training steps of a flow that is handed on")
-    denoiser_refit_steps: int = option(400, "training steps of a denoiser that is handed on")
-    diffusion_refit_steps: int = option(450, "training steps of a diffusion that is handed on")
+    flow_trials: int = option(8, "number of trials in the flow stage")
+    denoiser_trials: int = option(3, "number of trials in the denoiser stage")
+    diffusion_trials: int = option(6, "number of trials in the diffusion stage")
+    flow_steps: int = option(600, "training steps of a flow trial that is not stopped early")
+    denoiser_steps: int = option(300, "training steps of a denoiser trial that is not stopped early")
+    diffusion_steps: int = option(400, "training steps of a diffusion trial that is not stopped early")
+    flow_refit_steps: int = option(1000, "training steps when a finalist of the flow stage is retrained")
+    denoiser_refit_steps: int = option(400, "training steps when a finalist of the denoiser stage is retrained")
+    diffusion_refit_steps: int = option(450, "training steps when a finalist of the diffusion stage is retrained")
     scheduler: Scheduler = option(
         "asha",
-        "who is stopped early; `asha`, `halving`: all but the best 1/k of a rung, as they come or when all have come; "
-        "`median`: who is worse than the median; `pbt`: nobody, the worst copy the best and change; `none`: nobody",
+        "rule for stopping trials at a rung; asha: stop all but the best 1/k (search.reduction_factor) of the trials "
+        "that have reached the rung so far; halving: the same, once all trials have reached it; median: stop trials "
+        "that are worse than the median of the others; pbt: population based training, in which no trial stops but the "
+        "worst fifth copy the weights of the best fifth and vary their settings; none: stop no trial",
     )
-    rungs: int = option(2, "rungs, at which trials are scored and compared; 1: no trial is stopped early")
-    reduction_factor: int = option(3, "asha and halving keep the best 1/k of a rung")
-    top_k: int = option(2, "trials that a stage hands on, besides the best of each loss")
+    rungs: int = option(
+        2,
+        "number of rungs, the points at which a trial is scored and compared; 1: only at its end",
+    )
+    reduction_factor: int = option(
+        3,
+        "k: asha and halving keep the best 1/k of the trials at a rung; a rung has k times the steps of the one before",
+    )
+    top_k: int = option(
+        2,
+        "number of best trials of a stage that become finalists, in addition to the best trial of each loss; finalists "
+        "are retrained from scratch with several seeds",
+    )
     margin: float = option(
-        0.15, "a finalist this much worse than the best, trained at full length, is not handed on, whatever its loss"
+        0.15, "the next stage uses the finalists whose CRPS ratio, once retrained, is at most this far above the best"
     )
-    finalist_seeds: int = option(2, "seeds with which a stage's finalists are trained again")
-    cpus_per_trial: int = option(1, "CPUs, and torch threads, of a trial")
-    gpus_per_trial: float = option(0.0, "GPUs of a trial; a fraction shares one")
-    workers_per_trial: int = option(1, "Train workers of a trial; from 2 on a trial is a TorchTrainer")
-    max_concurrent: int | None = option(None, "trials at once; none: as many as the cluster's resources allow")
-    seed: int = option(0, "seed of the sampler")
-    sampler: Literal["tpe", "gp", "nsga2", "random"] = option("tpe", "Optuna's sampler, which proposes the trials")
+    finalist_seeds: int = option(2, "number of seeds with which each finalist is retrained")
+    cpus_per_trial: int = option(1, "CPUs, and torch threads, per worker of a trial")
+    gpus_per_trial: float = option(0.0, "GPUs per worker of a trial; a fraction shares a GPU")
+    workers_per_trial: int = option(1, "Ray Train workers per trial; with 2 or more, a trial is run by a TorchTrainer")
+    max_concurrent: int | None = option(
+        None, "largest number of concurrent trials; null: as many as fit on the cluster"
+    )
+    seed: int = option(0, "seed of the sampler and the scheduler")
+    sampler: Literal["tpe", "gp", "nsga2", "random"] = option(
+        "tpe", "Optuna sampler that proposes the trials: tpe, gp (Gaussian process), nsga2 or random"
+    )
     objectives: list[Objective] = option(
         ["crps_ratio"],
-        "what trials are ranked on; with nfe_per_frame (network evaluations a frame) too, all that are best for "
-        "their cost go on: then search evaluation.steps, with one rung",
+        "what is minimized; crps_ratio: fair CRPS of forecasts over that of repeating the last frame; with "
+        "nfe_per_frame, network evaluations per frame, as a second objective, all trials on the Pareto front become "
+        "finalists: then make evaluation.steps an axis and set search.rungs to 1",
     )
     flow: dict[str, Axis] = field(
         default_factory=lambda: {
@@ -100,14 +119,17 @@ class Search(Section):
             "model.time_input": Axis(choices=[False, True]),
             "train.learning_rate": Axis(low=1e-3, high=5e-3, log=True),
         },
-        metadata={"help": "the flow's axes, by dotted field name"},
+        metadata={
+            "help": "axes of the flow stage, as {field: axis}, such as {train.loss: {choices: [nll, mse]}} or "
+            "{train.noise_std: {low: 0.01, high: 0.4, log: true}}; replaces all default axes of the stage"
+        },
     )
     denoiser: dict[str, Axis] = field(
         default_factory=lambda: {
             "train.noise_std": Axis(low=0.03, high=0.4, log=True),
             "train.learning_rate": Axis(low=1e-3, high=4e-3, log=True),
         },
-        metadata={"help": "the denoiser's axes"},
+        metadata={"help": "axes of the denoiser stage, written as for search.flow"},
     )
     diffusion: dict[str, Axis] = field(
         default_factory=lambda: {
@@ -116,7 +138,7 @@ class Search(Section):
             "model.time_input": Axis(choices=[False, True]),
             "train.learning_rate": Axis(low=1e-3, high=4e-3, log=True),
         },
-        metadata={"help": "the diffusion's axes"},
+        metadata={"help": "axes of the diffusion stage, written as for search.flow"},
     )
 
     def __post_init__(self) -> None:
@@ -129,11 +151,12 @@ class Search(Section):
         known = self.objectives in (["crps_ratio"], ["crps_ratio", "nfe_per_frame"])
         require(known, "search.objectives", "[crps_ratio] or [crps_ratio, nfe_per_frame]", self.objectives)
         plain = self.rungs == 1 or self.scheduler == "none"
-        require(len(self.objectives) == 1 or plain, "search.scheduler", "none with two objectives", self.scheduler)
+        rule = "none with two objectives, unless search.rungs is 1"
+        require(len(self.objectives) == 1 or plain, "search.scheduler", rule, self.scheduler)
         for component in COMPONENTS:
             for name, axis in self.axes(component).items():
                 self._check_conditions(f"search.{component}: {name}: when", axis, self.axes(component))
-        # A trial of several workers holds no place of its own that it could give away.
+        # Tune does not hold the resources of a trial with several workers, so pausing the trial would not free them.
         alone, rule = self.workers_per_trial == 1, f"1 with search.scheduler {self.scheduler}"
         require(alone or not self.pauses, "search.workers_per_trial", rule, self.workers_per_trial)
 
@@ -142,23 +165,28 @@ class Search(Section):
         for name, allowed in axis.conditions().items():
             parent = axes.get(name)
             listed = parent is not None and parent.choices is not None and not parent.when
-            require(listed, where, "on axes of choices that are always searched", name)
+            require(listed, where, "an axis of this stage that has `choices` and no `when`", name)
             assert parent is not None and parent.choices is not None
             within = bool(allowed) and all(value in parent.choices for value in allowed)
             require(within, f"{where}: {name}", f"among {parent.choices}", allowed)
 
     @property
     def pauses(self) -> bool:
+        """Whether the scheduler pauses trials, see `PAUSING`."""
         return self.scheduler in PAUSING
 
     def trials(self, component: Component) -> int:
+        """Number of trials in the stage of a component."""
         return cast(int, getattr(self, f"{component}_trials"))
 
     def steps(self, component: Component) -> int:
+        """Training steps of a trial that is not stopped early."""
         return cast(int, getattr(self, f"{component}_steps"))
 
     def refit_steps(self, component: Component) -> int:
+        """Training steps of a finalist."""
         return cast(int, getattr(self, f"{component}_refit_steps"))
 
     def axes(self, component: Component) -> dict[str, Axis]:
+        """The axes of a stage, by dotted field name."""
         return cast("dict[str, Axis]", getattr(self, component))

@@ -1,4 +1,4 @@
-"""The sections of a config that say what is trained: the autoencoder, the components' network, and a training."""
+"""The sections of a config other than the search: data, autoencoder, network, SDE, training and evaluation."""
 
 from __future__ import annotations
 
@@ -18,48 +18,59 @@ LOSSES: Mapping[Component, tuple[str, ...]] = {
     "denoiser": (),
     "diffusion": ("regression", "nll"),
 }
-"""The loss choices of each component, the published one first; a denoiser has just one loss."""
+"""The losses that each component can be trained with, the default first. The denoiser has a single, unnamed loss."""
 
 
 @dataclass(frozen=True)
 class Autoencoder(Section):
-    """The network between frames and latents, and its training."""
+    """The autoencoder that maps frames to latents and back, and how it is trained."""
 
     type: Literal["conv", "vqvae", "vqgan", "kl"] = option(
-        "conv", "`conv`: small, for the demo; `vqvae`: the published one; `vqgan`, `kl`: only from `path`"
+        "conv",
+        "conv: a small network for the demo; vqvae: as in the reference code; vqgan, kl: cannot be trained here, "
+        "only loaded from autoencoder.path",
     )
-    path: str | None = option(None, "folder or published file of a trained autoencoder; none: train one")
+    path: str | None = option(
+        None, "folder or checkpoint file of a trained autoencoder, such as a released checkpoint; null: train one"
+    )
     channels: int = option(4, "channels of a latent frame")
-    width: int = option(32, "channels of the first layer (conv)")
-    num_embeddings: int = option(8192, "codes of the quantizer (vqvae)")
-    steps: int = option(2000, "training steps")
-    batch_size: int = option(8, "frames a step, over all workers")
+    width: int = option(32, "channels of the first layer (conv only)")
+    num_embeddings: int = option(8192, "size of the codebook (vqvae only)")
+    steps: int = option(2000, "training steps of the autoencoder")
+    batch_size: int = option(8, "frames per training step, over all workers")
     learning_rate: float = option(4e-3, "peak learning rate")
-    weight_decay: float = option(0.0, "AdamW's weight decay")
-    foreground_weight: float = option(3.0, "weight of pixels that differ from the clip's median frame; 1: all alike")
-    symmetries: bool = option(True, "train on flips and transposes too")
+    weight_decay: float = option(0.0, "weight decay of AdamW")
+    foreground_weight: float = option(
+        3.0, "loss weight of pixels that differ from the clip's median frame; all others have weight 1"
+    )
+    symmetries: bool = option(True, "augment training frames with random flips and transposes")
 
     def __post_init__(self) -> None:
         require_least(1, self, "autoencoder", "channels", "width", "num_embeddings", "steps", "batch_size")
         require(self.learning_rate > 0, "autoencoder.learning_rate", "above 0", self.learning_rate)
         trained = self.path is not None or self.type in ("conv", "vqvae")
-        require(trained, "autoencoder.path", f"given for a {self.type}, which is not trained here", self.path)
+        rule = f"the path of a trained {self.type} autoencoder (raypipe cannot train one)"
+        require(trained, "autoencoder.path", rule, self.path)
         require(self.foreground_weight >= 1, "autoencoder.foreground_weight", "at least 1", self.foreground_weight)
 
 
 @dataclass(frozen=True)
 class Model(Section):
-    """The network that flow, denoiser and diffusion share."""
+    """The architecture that the networks of flow, denoiser and diffusion have in common."""
 
-    num_input_frames: int = option(4, "K: latent frames in the state")
-    inner_dim: int = option(64, "width of a token")
-    depth: int = option(1, "blocks before the middle, and after it")
-    mid_depth: int = option(1, "blocks in the middle")
-    num_heads: int = option(2, "attention heads")
-    out_norm: Literal["ln", "bn"] = option("ln", "norm of the head: LayerNorm or BatchNorm")
-    dropout: float = option(0.0, "dropout in the blocks")
-    time_input: bool = option(True, "flow and diffusion see the position u inside the frame interval")
-    logit_range: tuple[float, float] = option((-9.0, 1.0), "range of log g")
+    num_input_frames: int = option(4, "K: number of given frames; the state consists of their latents")
+    inner_dim: int = option(64, "width of the transformer: features per token")
+    depth: int = option(1, "number of transformer blocks before the middle ones, and again after them")
+    mid_depth: int = option(1, "number of transformer blocks in the middle")
+    num_heads: int = option(2, "attention heads per block")
+    out_norm: Literal["ln", "bn"] = option("ln", "normalization in the output head; ln: LayerNorm, bn: BatchNorm")
+    dropout: float = option(0.0, "dropout probability in the transformer blocks")
+    time_input: bool = option(
+        True, "whether flow and diffusion get u, the time in [0, 1] within a frame interval, as an input"
+    )
+    logit_range: tuple[float, float] = option(
+        (-9.0, 1.0), "[low, high]: range of log g, where g is the output of the diffusion network"
+    )
 
     def __post_init__(self) -> None:
         require_least(1, self, "model", "num_input_frames", "inner_dim", "depth", "mid_depth", "num_heads")
@@ -72,38 +83,48 @@ class Model(Section):
 
 @dataclass(frozen=True)
 class Train(Section):
-    """One component's training."""
+    """The training of one component."""
 
-    component: Component = option("flow", "flow, denoiser or diffusion")
-    noise_std: float = option(0.1, "noise level s, in units of a latent channel's standard deviation")
+    component: Component = option("flow", "component to train: flow, denoiser or diffusion")
+    noise_std: float = option(
+        0.1, "s: standard deviation of the noise added to the state, relative to that of the latents"
+    )
     loss: Literal["nll", "mse", "regression"] | None = option(
-        None, "flow: nll or mse; diffusion: nll or regression; none: the published one"
+        None, "flow: nll or mse; diffusion: regression or nll; null: the first of these; a denoiser takes only null"
     )
     steps: int = option(1500, "training steps")
-    batch_size: int = option(16, "windows a step, over all workers")
+    batch_size: int = option(16, "windows of K + 1 frames per training step, over all workers")
     learning_rate: float = option(3e-3, "peak learning rate")
-    weight_decay: float = option(5e-6, "AdamW's weight decay")
+    weight_decay: float = option(5e-6, "weight decay of AdamW")
     schedule: Literal["cosine", "sqrt"] = option(
-        "cosine", "decay after the warm-up: cosine to 0, or as published with the square root of what is left"
+        "cosine",
+        "learning-rate decay after the warm-up; cosine: to 0; sqrt: to a thousandth of the peak, with the square root "
+        "of the fraction of steps left, as in the reference code",
     )
-    warmup_steps: int = option(75, "steps of linear warm-up")
-    clip_norm: float | None = option(1.0, "gradients are clipped to this norm; none: not at all, as published")
-    accumulate: int = option(1, "parts that a worker's share of a batch is cut into; more parts take less memory")
-    ema: float = option(0.95, "decay of the moving average of the weights, which is then the model; 0: none")
-    checkpoint_every: int = option(250, "steps between checkpoints")
-    random_seed: int = option(0, "seed of weights, windows and noise")
-    num_workers: int = option(1, "Ray Train workers")
-    cpus_per_worker: int = option(1, "CPUs, and torch threads, of a Ray Train worker")
-    max_failures: int = option(3, "worker failures a run survives")
-    compile: bool = option(False, "torch.compile the network")
-    flow: str | None = option(None, "run or trial name of the flow that a diffusion is trained on")
+    warmup_steps: int = option(75, "steps of linear learning-rate warm-up")
+    clip_norm: float | None = option(1.0, "largest norm of the gradient; null: no clipping, as in the reference code")
+    accumulate: int = option(
+        1, "gradient accumulation: micro-batches per worker and step; more of them take less memory"
+    )
+    ema: float = option(
+        0.95, "decay of the exponential moving average of the weights, which is saved as the model; 0: no averaging"
+    )
+    checkpoint_every: int = option(250, "training steps between checkpoints")
+    random_seed: int = option(0, "seed of the initial weights, the order of windows and the noise")
+    num_workers: int = option(1, "number of Ray Train workers")
+    cpus_per_worker: int = option(1, "CPUs, and torch threads, per Ray Train worker")
+    max_failures: int = option(3, "how many worker failures a run recovers from")
+    compile: bool = option(False, "compile the network with torch.compile")
+    flow: str | None = option(
+        None, "name of the flow run or trial that a diffusion is trained on; null: the best flow of the experiment"
+    )
 
     def __post_init__(self) -> None:
         require(self.noise_std >= 0, "train.noise_std", "at least 0", self.noise_std)
         require_least(1, self, "train", "steps", "batch_size", "checkpoint_every", "num_workers", "cpus_per_worker")
         require_least(0, self, "train", "warmup_steps", "max_failures", "random_seed")
         require(self.learning_rate > 0, "train.learning_rate", "above 0", self.learning_rate)
-        require(self.clip_norm is None or self.clip_norm > 0, "train.clip_norm", "above 0, or none", self.clip_norm)
+        require(self.clip_norm is None or self.clip_norm > 0, "train.clip_norm", "above 0, or null", self.clip_norm)
         require(0 <= self.ema < 1, "train.ema", "from 0 to below 1", self.ema)
         rule = f"a multiple of train.num_workers ({self.num_workers})"
         require(self.batch_size % self.num_workers == 0, "train.batch_size", rule, self.batch_size)
@@ -116,13 +137,13 @@ class Train(Section):
 
 
 def solver_name(name: Any) -> Any:
-    """A solver's name as it is now: `heun_drift` was called `heun` in earlier configs and manifests."""
+    """The current name of a solver: earlier configs and manifests call `heun_drift` `heun`."""
     return "heun_drift" if name == "heun" else name
 
 
 Solver = Annotated[Literal["euler_maruyama", "milstein", "heun_drift"], BeforeValidator(solver_name)]
 SOLVERS: tuple[Solver, ...] = ("euler_maruyama", "milstein", "heun_drift")
-"""`raypipe.sde.solvers` says what each is."""
+"""The solvers that `raypipe.sde.solvers` defines."""
 
 
 Objective = Literal["crps_ratio", "nfe_per_frame"]
@@ -130,25 +151,37 @@ Objective = Literal["crps_ratio", "nfe_per_frame"]
 
 @dataclass(frozen=True)
 class Dataset(Section):
-    """Which videos, and how clips are cut out of them."""
+    """The dataset of videos, and how frames are taken from them."""
 
-    name: str = option("demo", "the dataset's name; `demo` is simulated on first use")
+    name: str = option("demo", "name of the dataset; `demo` is simulated on first use")
     root: str | None = option(
-        None, "folder or URI (s3://, gs://, ...) with train/ val/ test/ below; none: <storage>/datasets/<name>"
+        None,
+        "folder or URI (s3://, gs://, ...) with shards in train/, val/ and test/; null: the simulated demo",
     )
-    cache: str = option("~/.cache/raypipe", "each node's folder for copies of shards whose root is a URI")
-    cache_gb: float = option(50.0, "size of that folder; what was used longest ago makes room")
-    stall_seconds: float = option(60.0, "a transfer from a URI fails when no byte comes for so long")
-    image_size: int = option(64, "frames are squares of this many pixels")
-    frame_stride: int = option(1, "take every k-th frame; one frame interval is then k video frames")
-    num_frames: int = option(12, "frames of a clip that is forecast: the given ones and the predicted ones")
-    horizontal_flip: bool = option(False, "flip half of the training clips; needs latents.mode: off")
-    color_jitter: bool = option(False, "jitter the colours of training clips; needs latents.mode: off")
+    cache: str = option(
+        "~/.cache/raypipe", "folder on each node for local copies of shards, used if dataset.root is a URI"
+    )
+    cache_gb: float = option(
+        50.0, "largest size of dataset.cache in GB; the least recently used shards are deleted first"
+    )
+    stall_seconds: float = option(60.0, "a download from dataset.root fails after this many seconds without data")
+    image_size: int = option(64, "height and width of the frames in pixels, a multiple of 8 and at least 16")
+    frame_stride: int = option(1, "k: use every k-th video frame; one frame interval is then k video frames")
+    num_frames: int = option(
+        12, "given plus predicted frames: an upper limit on model.num_input_frames + evaluation.horizon"
+    )
+    horizontal_flip: bool = option(False, "flip half of the training clips horizontally; needs latents.mode off")
+    color_jitter: bool = option(False, "randomly change the colors of training clips; needs latents.mode off")
 
     def __post_init__(self) -> None:
-        require(bool(re.fullmatch(r"[\w.-]+", self.name)), "dataset.name", "letters, digits, '.', '_', '-'", self.name)
+        require(
+            bool(re.fullmatch(r"[\w.-]+", self.name)),
+            "dataset.name",
+            "made of letters, digits, '.', '_' and '-'",
+            self.name,
+        )
         size = self.image_size
-        require(size >= 16 and size % 8 == 0, "dataset.image_size", "a multiple of 8 from 16 on", size)
+        require(size >= 16 and size % 8 == 0, "dataset.image_size", "a multiple of 8, at least 16", size)
         require(self.cache_gb > 0, "dataset.cache_gb", "above 0", self.cache_gb)
         require(self.stall_seconds > 0, "dataset.stall_seconds", "above 0", self.stall_seconds)
         require(self.frame_stride >= 1, "dataset.frame_stride", "at least 1", self.frame_stride)
@@ -156,13 +189,13 @@ class Dataset(Section):
 
 @dataclass(frozen=True)
 class Demo(Section):
-    """The simulated dataset: how many clips, and how hard they are to foresee."""
+    """The simulated dataset."""
 
-    train_clips: int = option(400, "clips of the training split")
-    val_clips: int = option(64, "clips of the validation split")
-    test_clips: int = option(128, "clips of the test split")
-    clip_frames: int = option(24, "frames a clip")
-    kick_probability: float = option(0.03, "chance that a body is kicked in a frame")
+    train_clips: int = option(400, "clips in the training split")
+    val_clips: int = option(64, "clips in the validation split")
+    test_clips: int = option(128, "clips in the test split")
+    clip_frames: int = option(24, "frames per clip")
+    kick_probability: float = option(0.03, "probability per body and frame that its velocity suddenly changes")
     seed: int = option(0, "seed of the simulation")
 
     def __post_init__(self) -> None:
@@ -172,23 +205,25 @@ class Demo(Section):
 
 @dataclass(frozen=True)
 class Latents(Section):
-    """Whether the components train on frames encoded once, or encoded anew every step."""
+    """Whether frames are encoded once, before training, or in every training step."""
 
-    mode: Literal["cache", "off"] = option("cache", "`cache`: encode every frame once; `off`: encode on the fly")
+    mode: Literal["cache", "off"] = option(
+        "cache", "cache: encode every frame once and store its latent; off: encode frames during training"
+    )
 
     @classmethod
     def from_yaml(cls, value: object) -> object:
-        """`latents: off` (which YAML reads as false) and `latents: cache` are short for the mode."""
+        """Expand the short forms `latents: off` (which YAML reads as false) and `latents: cache`."""
         return {"mode": "off"} if value is False else {"mode": value} if isinstance(value, str) else value
 
 
 @dataclass(frozen=True)
 class Sde(Section):
-    """The path between two frames, and what is learnt along it."""
+    """Constants of the path between two states and of the losses; `raypipe.sde` defines them."""
 
-    sigma: float = option(1e-7, "width of the path at its end")
-    delta: float = option(1e-3, "floor of the flow's `nll` loss")
-    zero_share: float = option(0.3, "share of draws at u = 0, where the model sees u")
+    sigma: float = option(1e-7, "sigma: weight of the earlier state at the end of the path between two states")
+    delta: float = option(1e-3, "delta: constant in the flow's nll loss, log((v - f)^2 + delta)")
+    zero_share: float = option(0.3, "fraction of training samples at u = 0; no effect if model.time_input is false")
 
     def __post_init__(self) -> None:
         require(0 <= self.sigma < 1, "sde.sigma", "from 0 to below 1", self.sigma)
@@ -198,44 +233,58 @@ class Sde(Section):
 
 @dataclass(frozen=True)
 class Evaluation(Section):
-    """The forecasts that trials and combinations are scored on."""
+    """How trials, and combinations of flow, denoiser and diffusion, are scored."""
 
-    windows: int = option(64, "held-out windows a trial is scored on")
-    test_windows: int = option(128, "test windows that the chosen combination and the baselines are scored on, once")
-    fit_windows: int = option(16, "training windows that multipliers and beta are fitted on")
-    horizon: int = option(8, "frames predicted")
-    members: int = option(4, "ensemble members of a forecast on validation")
-    test_members: int = option(4, "ensemble members of a forecast on test")
-    steps: list[int] = option([1, 2], "integration steps a frame to choose from; the first scores the trials")
+    windows: int = option(
+        64, "validation windows (given and predicted frames of a clip) on which trials and combinations are scored"
+    )
+    test_windows: int = option(128, "test windows on which the chosen combination and the baselines are scored, once")
+    fit_windows: int = option(
+        16, "training windows on which the best of evaluation.multipliers and evaluation.betas is chosen"
+    )
+    horizon: int = option(8, "number of predicted frames")
+    members: int = option(4, "ensemble members per forecast on validation windows")
+    test_members: int = option(4, "ensemble members per forecast on test windows")
+    steps: list[int] = option(
+        [1, 2], "integration steps per frame; combinations are scored with each of them, trials with the first"
+    )
     solvers: list[Solver] = option(
-        ["euler_maruyama"], "solvers to choose from: euler_maruyama, milstein, heun_drift; the first scores the trials"
+        ["euler_maruyama"],
+        "SDE solvers (euler_maruyama, milstein, heun_drift); combinations are scored with each, trials with the first",
     )
-    alphas: list[float] = option([1.0], "denoising magnitudes to choose from")
+    alphas: list[float] = option(
+        [1.0], "values of alpha, the weight of the denoiser in the drift; combinations are scored with each of them"
+    )
     multipliers: list[float] = option(
-        [0.3, 0.45, 0.65, 0.85, 1.1], "multipliers of the flow's residual std to choose a constant diffusion from"
+        [0.3, 0.45, 0.65, 0.85, 1.1],
+        "candidates for the size of a constant diffusion, in units of the flow's residual standard deviation",
     )
-    betas: list[float] = option([0.5, 0.75, 1.0, 1.5, 2.0], "diffusion magnitudes to choose from")
-    climatology_members: int = option(16, "training frames in the climatology's ensemble")
-    finalists: int = option(4, "combinations that are decoded and scored in pixels on validation")
+    betas: list[float] = option(
+        [0.5, 0.75, 1.0, 1.5, 2.0], "candidates for beta, the factor by which the diffusion network is multiplied"
+    )
+    climatology_members: int = option(
+        16, "ensemble members of the climatology baseline, which are random training frames"
+    )
+    finalists: int = option(4, "how many of the best combinations are also scored in pixels on the validation windows")
     batch_size: int | None = option(
-        None, "forecasts (windows x members) integrated at once; none: as many as fit, or as a CPU's caches like"
+        None, "forecasts (windows x members) integrated at once; null: chosen from the free GPU memory, 64 on a CPU"
     )
     compile: bool = option(
-        False, "torch.compile the networks of forecasts: minutes at first, then faster; pays where much is forecast"
+        False,
+        "compile the networks with torch.compile; takes minutes, so it saves time only if many forecasts are made",
     )
-    seed: int = option(0, "seed of windows and noise; the same for every trial")
+    seed: int = option(0, "seed of the choice of windows and of the noise; the same for all trials")
 
     def __post_init__(self) -> None:
         require_least(1, self, "evaluation", "windows", "test_windows", "fit_windows", "horizon", "finalists")
         require(self.batch_size is None or self.batch_size >= 1, "evaluation.batch_size", "at least 1", self.batch_size)
-        require(bool(self.solvers), "evaluation.solvers", "one or more", self.solvers)
+        require(bool(self.solvers), "evaluation.solvers", "a list of at least one solver", self.solvers)
         require_least(2, self, "evaluation", "members", "test_members", "climatology_members")
-        require(bool(self.steps) and min(self.steps) >= 1, "evaluation.steps", "one or more counts of 1 on", self.steps)
-        require(bool(self.alphas) and min(self.alphas) >= 0, "evaluation.alphas", "one or more from 0 on", self.alphas)
-        require(
-            bool(self.multipliers) and min(self.multipliers) > 0,
-            "evaluation.multipliers",
-            "one or more above 0",
-            self.multipliers,
-        )
-        require(bool(self.betas) and min(self.betas) > 0, "evaluation.betas", "one or more above 0", self.betas)
+        rule = "a list of one or more positive integers"
+        require(bool(self.steps) and min(self.steps) >= 1, "evaluation.steps", rule, self.steps)
+        rule = "a list of one or more numbers that are at least 0"
+        require(bool(self.alphas) and min(self.alphas) >= 0, "evaluation.alphas", rule, self.alphas)
+        rule = "a list of one or more positive numbers"
+        multipliers = self.multipliers
+        require(bool(multipliers) and min(multipliers) > 0, "evaluation.multipliers", rule, multipliers)
+        require(bool(self.betas) and min(self.betas) > 0, "evaluation.betas", rule, self.betas)

@@ -59,18 +59,21 @@ def with_loss(**delta: object) -> dict:
         ({"model": {"dropout": 1}}, "config: model.dropout: must be from 0 to below 1, not 1.0"),
         ({"model": {"logit_range": [1, -9]}}, "config: model.logit_range: must be [low, high], not (1.0, -9.0)"),
         ({"sde": {"zero_share": 1.5}}, "config: sde.zero_share: must be from 0 to 1, not 1.5"),
-        ({"dataset": {"image_size": 60}}, "config: dataset.image_size: must be a multiple of 8 from 16 on, not 60"),
+        ({"dataset": {"image_size": 60}}, "config: dataset.image_size: must be a multiple of 8, at least 16, not 60"),
         ({"dataset": {"cache_gb": 0}}, "config: dataset.cache_gb: must be above 0, not 0.0"),
         ({"dataset": {"stall_seconds": -1}}, "config: dataset.stall_seconds: must be above 0, not -1.0"),
-        ({"name": "a/b"}, "config: name: must be letters, digits, '.', '_', '-', not 'a/b'"),
+        ({"name": "a/b"}, "config: name: must be made of letters, digits, '.', '_' and '-', not 'a/b'"),
         ({"evaluation": {"members": 1}}, "config: evaluation.members: must be at least 2, not 1"),
-        ({"evaluation": {"solvers": []}}, "config: evaluation.solvers: must be one or more, not []"),
+        ({"evaluation": {"solvers": []}}, "config: evaluation.solvers: must be a list of at least one solver, not []"),
         (
             {"evaluation": {"solvers": ["euler"]}},
             "config: evaluation.solvers.0: input should be 'euler_maruyama', 'milstein' or 'heun_drift', not 'euler'",
         ),
         ({"evaluation": {"batch_size": 0}}, "config: evaluation.batch_size: must be at least 1, not 0"),
-        ({"evaluation": {"steps": []}}, "config: evaluation.steps: must be one or more counts of 1 on, not []"),
+        (
+            {"evaluation": {"steps": []}},
+            "config: evaluation.steps: must be a list of one or more positive integers, not []",
+        ),
         ({"search": {"reduction_factor": 1}}, "config: search.reduction_factor: must be at least 2, not 1"),
         # rules over more than one field
         (
@@ -89,7 +92,10 @@ def with_loss(**delta: object) -> dict:
             {"model": {"inner_dim": 64, "num_heads": 3}},
             "config: model.inner_dim: must be even and a multiple of model.num_heads (3), not 64",
         ),
-        ({"dataset": {"horizontal_flip": True}}, "config: latents.mode: must be off with augmentation, not 'cache'"),
+        (
+            {"dataset": {"horizontal_flip": True}},
+            "config: latents.mode: must be off if dataset.horizontal_flip or dataset.color_jitter is set, not 'cache'",
+        ),
         ({"dataset": {"num_frames": 4}}, "config: dataset.num_frames: must be above model.num_input_frames (4), not 4"),
         (
             {"evaluation": {"horizon": 9}},
@@ -110,7 +116,7 @@ def with_loss(**delta: object) -> dict:
             flow_axis(low=0.1),
             "config: search.flow.train.noise_std: must be either `choices` or `low` and `high`, not ['low']",
         ),
-        (flow_axis(choices=[]), "config: search.flow.train.noise_std.choices: must be one value or more, not []"),
+        (flow_axis(choices=[]), "config: search.flow.train.noise_std.choices: must be at least one value, not []"),
         (flow_axis(low=2, high=1), "config: search.flow.train.noise_std.low: must be below high (1.0), not 2.0"),
         (
             flow_axis(low=0, high=1, log=True),
@@ -127,13 +133,13 @@ def with_loss(**delta: object) -> dict:
         ),
         (
             {"search": {"flow": {"evaluation.windows": {"choices": [8, 64]}}}},
-            "config: search.flow: 'evaluation.windows' is the same for all trials, or their scores could not be "
-            "compared; axes are settings of model, train and sde, evaluation.steps and evaluation.solvers",
+            "config: search.flow: 'evaluation.windows' must be the same in all trials, so that they are comparable; "
+            "axes can be evaluation.steps, evaluation.solvers, fields of sde, and most of model and train",
         ),
         (
             flow_axis(low=0.1, high=0.2, when={"model.depth": 1}),
-            "config: search.flow: train.noise_std: when: must be on axes of choices that are always searched, "
-            "not 'model.depth'",
+            "config: search.flow: train.noise_std: when: must be an axis of this stage that has `choices` and no "
+            "`when`, not 'model.depth'",
         ),
         (
             with_loss(when={"train.loss": "huber"}),
@@ -150,7 +156,7 @@ def with_loss(**delta: object) -> dict:
         ),
         (
             {"search": {"objectives": ["crps_ratio", "nfe_per_frame"]}},
-            "config: search.scheduler: must be none with two objectives, not 'asha'",
+            "config: search.scheduler: must be none with two objectives, unless search.rungs is 1, not 'asha'",
         ),
     ],
 )
@@ -240,8 +246,8 @@ def test_defaults_are_not_shared():
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "no such config file; the built-in ones are in experiments/configs"),
-        ("train: {steps: 1", "not YAML (while parsing a flow mapping)"),
+        (None, "no such config file; raypipe's own are in experiments/configs"),
+        ("train: {steps: 1", "not valid YAML (while parsing a flow mapping)"),
         ("- a\n- b\n", "must be a mapping of sections, not list"),
         ("\xff\xfe", None),
         ("train: {steps: 0}", "train.steps: must be at least 1, not 0"),

@@ -306,14 +306,14 @@ def beaten(trial, ranked):
 @pytest.mark.parametrize(
     ("argv", "says"),
     [
-        (["--trials", "-3"], "argument --trials: must be a whole number from 1 on, not -3"),
+        (["--trials", "-3"], "argument --trials: must be a positive integer, not -3"),
         (["--trails", "3"], "unknown argument '--trails'; did you mean '--trials'?"),
         (
             ["--search.flow_trails", "3"],
             "unknown argument '--search.flow_trails'; did you mean '--search.flow_trials'?",
         ),
         (["--search.flow_trials", "0"], "search.flow_trials: must be at least 1, not 0"),
-        (["--trials", "3", "--search.flow_trials", "4"], "--trials: says the same as --search.flow_trials"),
+        (["--trials", "3", "--search.flow_trials", "4"], "--trials: sets the same field as --search.flow_trials"),
         (["--resume", "--name", "nothing"], "--resume: nothing to resume in"),
     ],
 )
@@ -353,7 +353,9 @@ def test_an_interrupted_search_goes_on_where_it_was(two_cpus, storage, values, t
         wait_for(lambda: process.popen.poll() is not None or len(ended(workspace)) >= 2, 300)
         process.interrupt()
         assert process.finish(120) == 130, process.err
-        assert "tune_flow.py: interrupted; the same command with --resume goes on" in process.err.splitlines()[-1]
+        assert (
+            "tune_flow.py: interrupted; run the same command with --resume to continue" in process.err.splitlines()[-1]
+        )
         assert "Traceback" not in process.err
         process.gone()
     raytools.check_files(workspace.folder)
