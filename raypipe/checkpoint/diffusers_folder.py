@@ -1,4 +1,4 @@
-"""Autoencoders as diffusers keeps them: a folder of `config.json` and `diffusion_pytorch_model.safetensors`."""
+"""Autoencoders as stored by diffusers: folders of `config.json` and `diffusion_pytorch_model.safetensors`."""
 
 from __future__ import annotations
 
@@ -19,35 +19,36 @@ from raypipe.models.kl import AutoencoderKL
 
 CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
 FIXED: Mapping[str, Any] = {"_class_name": "AutoencoderKL", "in_channels": 3, "out_channels": 3, "act_fn": "silu"}
+"""Entries of `config.json` for which only one value is supported."""
 OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-"""What diffusers up to 0.14, and so the published sd-vae-ft-mse, calls the parts of its attention."""
+"""Names of the attention layers up to diffusers 0.14 -> current names. sd-vae-ft-mse has the old ones."""
 
 
 @dataclass(frozen=True)
 class DiffusersFolder:
-    """config: as the file says; state: the weights, under the names that the folder has."""
+    """Content of a diffusers folder. config: content of `config.json`. state: weights by their names in the file."""
 
     config: dict[str, Any]
     state: dict[str, Tensor]
 
     @property
     def groups(self) -> int:
-        """Channels are normalised in so many groups, which no tensor tells."""
+        """Number of groups of the group normalization, which cannot be inferred from the weights."""
         return int(self.config.get("norm_num_groups", 32))
 
 
 def read(folder: Path) -> DiffusersFolder:
-    """Raises ValueError if a file is missing or torn, or if the network is not diffusers' AutoencoderKL."""
+    """Read a folder. Raises UserError if a file is missing or damaged, or if the network is not an AutoencoderKL."""
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
-            raise UserError(f"{folder}: no folder of diffusers' (no {name}); give one with {CONFIG} and {WEIGHTS}")
+            raise UserError(f"{folder}: not a diffusers folder (no {name}); give a folder with {CONFIG} and {WEIGHTS}")
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         state = load_file(folder / WEIGHTS)
     except (ValueError, OSError, SafetensorError) as error:
-        raise UserError(f"{folder}: cannot be read ({str(error).splitlines()[0]}); fetch it again") from None
+        raise UserError(f"{folder}: cannot be read ({str(error).splitlines()[0]}); download it again") from None
     if not isinstance(config, dict):
-        raise UserError(f"{folder / CONFIG}: must be a mapping, not {type(config).__name__}")
+        raise UserError(f"{folder / CONFIG}: must contain a JSON object, not a {type(config).__name__}")
     blocks = {"down_block_types": "DownEncoderBlock2D", "up_block_types": "UpDecoderBlock2D"}
     for name, expected in FIXED.items():
         if config.get(name, expected) != expected:
@@ -59,14 +60,14 @@ def read(folder: Path) -> DiffusersFolder:
 
 
 def write(folder: Path, config: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
-    """The folder, whole or not at all."""
+    """Write a folder atomically."""
     with atomic_folder(folder) as temporary:
         (temporary / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         save_file({name: tensor.contiguous() for name, tensor in state.items()}, temporary / WEIGHTS, {"format": "pt"})
 
 
 def config_of(network: AutoencoderKL) -> dict[str, Any]:
-    """What diffusers builds the same network from."""
+    """The `config.json` from which diffusers builds the same network."""
     levels, arguments = len(network.arguments["widths"]), network.arguments
     return {
         **FIXED,
@@ -80,6 +81,6 @@ def config_of(network: AutoencoderKL) -> dict[str, Any]:
 
 
 def modern(name: str) -> str:
-    """The name of a tensor in our network, whichever version of diffusers named it."""
+    """The current name of a tensor, given its name in any version of diffusers."""
     match = re.fullmatch(r"(.*\.attentions\.0)\.(query|key|value|proj_attn)\.(weight|bias)", name)
     return name if match is None else f"{match[1]}.{OLD_ATTENTION[match[2]]}.{match[3]}"

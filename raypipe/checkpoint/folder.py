@@ -1,7 +1,7 @@
-"""Checkpoints: folders of `model.safetensors` and `config.json`, beside them what a training resumes from.
+"""Save and load model folders: `model.safetensors`, `config.json` and the state that a training needs to resume.
 
-`python -m raypipe.checkpoint import` makes such a folder of a published file, `export` goes back
-(`raypipe.checkpoint.reference`). Nothing here unpickles anything.
+`raypipe.checkpoint.reference` converts checkpoint files of the reference code to such folders and back. Nothing in this
+module uses pickle.
 """
 
 from __future__ import annotations
@@ -38,40 +38,49 @@ from raypipe.models.components import build_component
 
 CONFIG, MODEL, OPTIMIZER, UNUSED = "config.json", "model.safetensors", "optimizer.safetensors", "unused.safetensors"
 LIVE = "live.safetensors"
-"""The weights in training, where the model is their moving average."""
+"""The weights that the optimizer updates, if `model.safetensors` holds their moving average."""
 PARTS = ("flow", "denoiser", "autoencoder")
-"""Folders inside the folder of an imported file that embeds other networks, unless one beside it holds them."""
+"""Subfolders of an imported model folder, for the other networks that the checkpoint file contained."""
 
 
 @dataclass(frozen=True)
 class Meta:
-    """What `config.json` says of the weights beside it. None: not known, or does not apply."""
+    """Content of `config.json`: describes the model and its training. None: unknown, or not applicable."""
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
     latent_channels: int
+    """Number of latent channels, C."""
     component: config.Component | None = None
     model: config.Model | None = None
     network: str | None = None
-    """An autoencoder's network: a name of `raypipe.models.autoencoder.NETWORKS`, and its arguments."""
+    """Network of an autoencoder: a name in `raypipe.models.autoencoder.NETWORKS`."""
     arguments: dict[str, Any] = field(default_factory=dict)
+    """Arguments from which the network of an autoencoder is built."""
     settings: config.Autoencoder | None = None
-    """What an autoencoder was trained with."""
+    """Config with which an autoencoder was trained."""
     step: int = 0
+    """Training steps done."""
     seed: int | None = None
+    """Random seed of the training."""
     noise_std: float | None = None
+    """s, the noise level in training."""
     loss: str | None = None
+    """Name of the loss in training."""
     flow: str | None = None
-    """The flow that a diffusion was trained on, by name or by the path from this folder, and its `weights_hash`."""
+    """The flow on which a diffusion was trained: its name, or its path relative to this folder."""
     flow_hash: str | None = None
+    """`weights_hash` of that flow."""
     residual_std: list[float] | None = None
-    """A flow's residual standard deviation per channel at u = 0 on training data."""
+    """Standard deviation of a flow's residual at u = 0 on training data, for each latent channel."""
     autoencoder_hash: str | None = None
+    """`autoencoder_hash` of the autoencoder whose latents the component was trained on."""
     extra: dict[str, Any] = field(default_factory=dict)
+    """Any other JSON values."""
 
     def __post_init__(self) -> None:
         if (self.component is None) != (self.model is None) or (self.component is None) == (self.network is None):
-            raise UserError("either component and model must be given, or network")
+            raise UserError("give either component and model, or network")
 
     @property
     def kind(self) -> Literal["component", "autoencoder"]:
@@ -82,11 +91,11 @@ class Meta:
 
     @classmethod
     def from_json(cls, text: str) -> Meta:
-        """Raises ValueError, naming the field, for anything that `to_json` did not write."""
+        """The inverse of `to_json`. Raises UserError, naming the field, for invalid text."""
         try:
             fields = json.loads(text)
             if isinstance(fields, dict):
-                fields.pop("kind", None)  # told by the other fields
+                fields.pop("kind", None)  # derived from the other fields
             return TypeAdapter(cls).validate_python(fields)
         except json.JSONDecodeError as error:
             raise UserError(f"not JSON ({error})") from None
@@ -103,10 +112,11 @@ def save_component(
     optimizer: torch.optim.Optimizer | None = None,
     live: nn.Module | None = None,
 ) -> None:
-    """Write a component (wrapped by DDP or torch.compile or not) and its optimizer's state, whole or not at all.
+    """Save a component, and the state of its optimizer if given, atomically.
 
-    live: the weights in training, where `module` is their average.
-    A model folder that is there is replaced; ValueError if the folder holds anything else.
+    module: the component, possibly wrapped by DDP or torch.compile. live: the module that the optimizer updates, if
+    `module` is its moving average. Replaces an existing model folder; raises UserError if the folder contains other
+    files.
     """
     with staged(folder) as temporary:
         write_model(temporary, module, meta, optimizer)
@@ -115,9 +125,10 @@ def save_component(
 
 
 def copy_component(source: str | Path, folder: str | Path, **changes: Any) -> None:
-    """Put a copy of a saved component, with all that its training resumes from, in `folder`, whole or not at all.
+    """Copy a saved component, with the state that its training needs to resume, to `folder`, atomically.
 
-    changes: fields of the copy's Meta. Raises ValueError as `load_component`, and if `folder` holds anything else.
+    changes: new values of fields of the copy's Meta. Raises UserError if `source` is not a component, or if `folder`
+    contains files that are not part of a model folder.
     """
     meta = replace(_read_kind(source, "component"), **changes)
     with staged(folder) as temporary:
@@ -127,22 +138,24 @@ def copy_component(source: str | Path, folder: str | Path, **changes: Any) -> No
 
 
 def load_component(folder: str | Path) -> nn.Module:
-    """The flow, denoiser or diffusion of a folder, in eval mode, on the CPU.
+    """Load a flow, denoiser or diffusion, in eval mode, on the CPU.
 
-    Raises ValueError if the folder holds no component, or if its files are missing, torn or do not fit.
+    Raises UserError if the folder contains no component, or if a file is missing, damaged or does not fit the network.
     """
     meta = _read_kind(folder, "component")
     assert meta.component is not None and meta.model is not None
-    with torch.device("meta"):  # draws no weights, so loading leaves the global generator alone
+    with torch.device("meta"):  # no weight initialization, which would change the state of the global generator
         module = build_component(meta.component, meta.model, meta.latent_channels)
     return fill(module, read_tensors(standing(Path(folder)) / MODEL), str(folder)).eval()
 
 
 def load_optimizer(folder: str | Path, optimizer: torch.optim.Optimizer) -> None:
-    """Put the saved state into an optimizer of the same parameters. ValueError if there is none or it differs."""
+    """Load the saved state into an optimizer. Raises UserError if there is none, or if the parameters differ."""
     path = standing(Path(folder)) / OPTIMIZER
     if not path.is_file():
-        raise UserError(f"{folder}: no optimizer state ({OPTIMIZER}) to resume from; it was saved for inference only")
+        raise UserError(
+            f"{folder}: no optimizer state ({OPTIMIZER}) to resume from; the model was saved for inference only"
+        )
     try:
         optimizer.load_state_dict(read_tree(path))
     except (ValueError, KeyError) as error:
@@ -152,9 +165,10 @@ def load_optimizer(folder: str | Path, optimizer: torch.optim.Optimizer) -> None
 def restore(
     folder: str | Path, module: nn.Module, optimizer: torch.optim.Optimizer, average: nn.Module | None = None
 ) -> int:
-    """Put a saved training's weights, optimizer and moving average in place; its step.
+    """Load the weights, optimizer state and moving average of a saved training; returns its number of steps.
 
-    Raises ValueError if the folder is of another network, or holds no optimizer.
+    module: gets the weights that the optimizer updates. average: gets their moving average. Raises UserError if the
+    folder contains another network or no optimizer state.
     """
     place = standing(Path(folder))
     meta = read_meta(folder)
@@ -177,14 +191,14 @@ def save_autoencoder(
     optimizer: torch.optim.Optimizer | None = None,
     extra: Mapping[str, Any] | None = None,
 ) -> None:
-    """As `save_component`; the scale of the latents goes with the weights."""
+    """Save an autoencoder like `save_component`. Its weights include the scale of the latents."""
     meta = autoencoder_meta(unwrap(autoencoder), settings=settings, step=step, extra=dict(extra or {}))
     with staged(folder) as temporary:
         write_model(temporary, autoencoder, meta, optimizer)
 
 
 def load_autoencoder(folder: str | Path) -> Autoencoder:
-    """The autoencoder of a folder, in eval mode, on the CPU. Raises ValueError as `load_component`."""
+    """Load an autoencoder, in eval mode, on the CPU. Raises UserError in the same cases as `load_component`."""
     meta = _read_kind(folder, "autoencoder")
     assert meta.network is not None
     try:
@@ -197,20 +211,20 @@ def load_autoencoder(folder: str | Path) -> Autoencoder:
 
 
 def autoencoder_hash(folder: str | Path) -> str:
-    """Identifies an autoencoder's weights and scale, and so the latents that it makes: sha256 in hex."""
+    """SHA-256 (hex) of an autoencoder's weights and scale, which identifies the latents that it computes."""
     _read_kind(folder, "autoencoder")
     return weights_hash(folder)
 
 
 def weights_hash(folder: str | Path) -> str:
-    """The sha256 of `model.safetensors`, in hex."""
+    """SHA-256 (hex) of `model.safetensors`."""
     read_meta(folder)
     with (standing(Path(folder)) / MODEL).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_meta(folder: str | Path) -> Meta:
-    """What a folder holds. Raises ValueError if it is no model folder."""
+    """The content of `config.json`. Raises UserError if the folder is not a model folder."""
     place = standing(Path(folder))
     for name in (CONFIG, MODEL):
         if not (place / name).is_file():
@@ -225,13 +239,14 @@ def read_meta(folder: str | Path) -> Meta:
 
 
 def autoencoder_meta(autoencoder: nn.Module, **fields: Any) -> Meta:
+    """The Meta of an autoencoder. fields: further fields of it."""
     assert isinstance(autoencoder, Autoencoder)
     network, arguments = autoencoder.architecture
     return Meta(autoencoder.latent_channels, network=network, arguments=arguments, **fields)
 
 
 def write_model(folder: Path, module: nn.Module, meta: Meta, optimizer: torch.optim.Optimizer | None = None) -> None:
-    """The files of a checkpoint, into a folder that nobody reads yet (see `staged`)."""
+    """Write the files of a model into a folder, which is not atomic: use it inside `staged`."""
     save_file(state_tensors(module), folder / MODEL)
     if optimizer is not None:
         write_tree(folder / OPTIMIZER, optimizer.state_dict())
@@ -239,18 +254,18 @@ def write_model(folder: Path, module: nn.Module, meta: Meta, optimizer: torch.op
 
 
 def staged(folder: str | Path) -> AbstractContextManager[Path]:
-    """`files.atomic_folder` for a model folder. ValueError if the folder holds anything else."""
+    """`files.atomic_folder` for a model folder. Raises UserError if the folder contains other files."""
     target = Path(folder)
     known = {CONFIG, MODEL, LIVE, OPTIMIZER, UNUSED, *PARTS}
     foreign = sorted(path.name for path in target.iterdir() if path.name not in known) if target.is_dir() else []
     if foreign or (target.exists() and not target.is_dir()):
-        found = f"it holds {foreign[0]!r}" if foreign else "it is a file"
-        raise UserError(f"{folder}: cannot save a model here, {found}; choose a new or empty folder")
+        found = f"it contains {foreign[0]!r}" if foreign else "it is a file"
+        raise UserError(f"{folder}: cannot save a model here because {found}; choose a new or empty folder")
     return atomic_folder(target)
 
 
 def _read_kind(folder: str | Path, kind: str) -> Meta:
     meta = read_meta(folder)
     if meta.kind != kind:
-        raise UserError(f"{folder}: holds a model of kind {meta.kind}, not {kind}; load it with load_{meta.kind}")
+        raise UserError(f"{folder}: contains a model of kind {meta.kind}, not {kind}; load it with load_{meta.kind}")
     return meta

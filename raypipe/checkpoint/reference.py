@@ -1,4 +1,4 @@
-"""Published checkpoint files to model folders and back: `python -m raypipe.checkpoint import|export`."""
+"""Convert checkpoint files of the reference code to model folders (import) and back (export)."""
 
 from __future__ import annotations
 
@@ -41,24 +41,27 @@ from raypipe.models.kl import AutoencoderKL
 log = logging.getLogger(__name__)
 
 DIFFUSERS = "diffusers"
-"""Stands for the file's wrapper where the weights came in a folder of diffusers'."""
+"""The wrapper (entry of a checkpoint file that holds the state dict) recorded for a diffusers folder."""
 TIME_PROJECTION = {"0.weight": (256, 1), "0.bias": (256,), "2.weight": (None, 256), "2.bias": (None,)}
-"""Shapes of the published network's unused tensors, None being inner_dim."""
+"""Shapes of the unused time projection of the reference network; None: inner_dim."""
 
 
 @dataclass(frozen=True)
 class _Part:
-    """A network of the file: what it is, which tensors it took, its weights' hash, and the way to its folder."""
+    """An imported network of a checkpoint file."""
 
     meta: Meta
     names: set[str]
+    """Names, without prefix, of the tensors that the network uses."""
     hash: str
+    """`weights_hash` of the network."""
     reference: str
+    """Path of the network's folder, relative to the imported folder."""
 
 
 @dataclass(frozen=True)
 class Imported:
-    """What a published file held, by folder: the file's own network and those that it embeds."""
+    """An imported checkpoint. folder: of its main network. parts: Meta of each network in the file, by folder."""
 
     folder: Path
     parts: Mapping[Path, Meta]
@@ -67,16 +70,20 @@ class Imported:
 def import_file(
     file: str | Path, out: str | Path, *, component: config.Component | None = None, num_heads: int = 8
 ) -> Imported:
-    """Make the model folder `out` of a published component (its flow, denoiser and autoencoder inside) or autoencoder.
+    """Convert a checkpoint file of the reference code, or a diffusers folder of an autoencoder, to a model folder.
 
-    A folder of diffusers' (sd-vae-ft-mse) is an autoencoder too.
-    An embedded network that a folder beside `out` holds already is not stored again: the new folder refers to it.
-    `component` tells what the file holds where its sizes do not; a file that embeds a flow is a diffusion's.
-    Raises ValueError if the file is missing, holds more than tensors and plain values, or no known network.
+    A component's file also contains other networks: its autoencoder, and for a diffusion also the flow and denoiser.
+    These are stored in subfolders of `out`, unless a folder next to `out` already contains them; `out` then refers to
+    that folder.
+
+    component: component in the file; None: diffusion if the file contains a flow, else inferred from the numbers of
+    channels (see `describe_component`). num_heads: number of attention heads.
+    Raises UserError if the file is missing, contains anything but tensors and plain values, or contains no known
+    network, and if `out` exists.
     """
     out = Path(out)
     if out.exists():
-        raise UserError(f"{out}: is there already; choose another folder to import to")
+        raise UserError(f"{out}: already exists; choose another folder to import to")
     top, wrapper = _read(Path(file))
     original: dict[str, Tensor] = top.pop(wrapper)
     state = {diffusers_folder.modern(name): tensor for name, tensor in original.items()}
@@ -110,9 +117,11 @@ def _import_parts(
     groups: int,
     step: int,
 ) -> dict[str, _Part]:
-    """Write every network that a file holds, those first that others refer to.
+    """Write the model folder of each network in a file; referenced networks are written before those that use them.
 
-    folder: what will be `out`, beside which embedded networks may stand already.
+    routes: see `reference_names.routes`. folder: temporary folder that becomes `out`. out: next to it, folders are
+    searched for networks that need not be stored again. groups: see `DiffusersFolder.groups`. step: training steps of
+    the main network.
     """
     prefixes = {part: prefix for prefix, part in routes.items()}
     parts: dict[str, _Part] = {}
@@ -126,7 +135,7 @@ def _import_parts(
             kind = embedded or component or ("diffusion" if "flow" in parts else None)
             module, meta = _component(used, kind, num_heads, parts)
         elif reference_names.describe_autoencoder(used) is None and part:
-            log.warning("the embedded autoencoder is none that raypipe knows; its tensors are kept for export only")
+            log.warning("the type of the autoencoder in the file is unknown; its tensors are only kept for export")
             continue
         else:
             module, meta = _autoencoder(used, groups)
@@ -166,8 +175,8 @@ def _component(
 def _autoencoder(tensors: dict[str, Tensor], groups: int) -> tuple[nn.Module, Meta]:
     spec = reference_names.describe_autoencoder(tensors, groups)
     if spec is None:
-        known = f"{reference_names.COMPONENT}*, vector_quantizer.*, quantize.*, encoder.down_blocks.*"
-        raise UserError(f"no network that raypipe knows: none of {known}")
+        known = f"{reference_names.COMPONENT}*, vector_quantizer.*, quantize.* or encoder.down_blocks.*"
+        raise UserError(f"contains no network that raypipe knows: no tensor is named {known}")
     with torch.device("meta"):
         network = build_network(spec.network, spec.arguments)
     module = Autoencoder(fill(network, tensors, spec.network))
@@ -175,19 +184,22 @@ def _autoencoder(tensors: dict[str, Tensor], groups: int) -> tuple[nn.Module, Me
 
 
 def take_autoencoder(path: Path, folder: Path) -> None:
-    """Make the model folder of a trained autoencoder: a copy of another one, or of a published file.
+    """Create the model folder of a trained autoencoder.
 
-    Raises ValueError if `path` is neither.
+    path: a model folder, which is copied, or a file or diffusers folder that `import_file` accepts. Raises UserError if
+    it is anything else or does not contain an autoencoder.
     """
     if (path / MODEL).is_file():
-        load_autoencoder(path)  # refuses what is none
+        load_autoencoder(path)  # raises if it is not an autoencoder
         with staged(folder) as temporary:
             shutil.copytree(path, temporary, dirs_exist_ok=True)
         return
     with tempfile.TemporaryDirectory(dir=_parent(folder)) as scratch:
         top = import_file(path, Path(scratch) / "model").folder
         if read_meta(top).kind != "autoencoder":
-            raise UserError(f"{path}: holds a component, not an autoencoder; give the autoencoder's own file")
+            raise UserError(
+                f"{path}: contains a component, not an autoencoder; give the checkpoint file of an autoencoder"
+            )
         top.rename(folder)
 
 
@@ -197,16 +209,17 @@ def _parent(folder: Path) -> Path:
 
 
 def export_file(folder: str | Path, file: str | Path) -> None:
-    """Write a model folder as the published code reads it; an imported one comes back tensor for tensor.
+    """Convert a model folder to a checkpoint file of the reference code.
 
-    An imported folder of diffusers' comes back as one: `file` is then the folder to make.
+    An imported model is exported with the tensors and in the format of the original file. A kl autoencoder that was
+    not imported is exported as a diffusers folder. For a diffusers folder, `file` is the folder to create.
 
-    Raises ValueError for networks that the published code does not have, if one that the folder refers to is gone, and
-    if `file` exists.
+    Raises UserError if the reference code does not have the network, if a network to which the folder refers no longer
+    exists, and if `file` exists.
     """
     file, folder = Path(file), Path(folder)
     if file.exists():
-        raise UserError(f"{file}: is there already; choose another file to export to")
+        raise UserError(f"{file}: already exists; choose another file to export to")
     meta = read_meta(folder)
     record = read_tree(folder / UNUSED) if (folder / UNUSED).is_file() else _new_record(folder, meta)
     tensors = dict(record["unused"])
@@ -233,14 +246,16 @@ def export_file(folder: str | Path, file: str | Path) -> None:
 
 
 def _new_record(folder: Path, meta: Meta) -> dict[str, Any]:
-    """How a network of our own stands in a published file."""
+    """The record that `import_file` stores in `unused.safetensors`, for a network that was trained here."""
     if meta.kind == "autoencoder":
         if meta.network not in ("vqvae", "vqgan", "kl"):
-            raise UserError(f"{folder}: a {meta.network} autoencoder has no published form; export a vqvae or vqgan")
+            raise UserError(f"{folder}: a {meta.network} autoencoder cannot be exported; only vqvae, vqgan and kl can")
         autoencoder = load_autoencoder(folder)
         if not bool((autoencoder.scale == 1).all()):
             log.warning(
-                "%s: the latents' scale has no place in a published file; components trained on it need it", folder
+                "%s: the scale of the latents is not exported, as the file format has no place for it; components "
+                "that were trained on the scaled latents do not work without it",
+                folder,
             )
         if isinstance(autoencoder.network, AutoencoderKL):
             entries = {"config": diffusers_folder.config_of(autoencoder.network)}
@@ -249,7 +264,9 @@ def _new_record(folder: Path, meta: Meta) -> dict[str, Any]:
         return {"wrapper": wrapper, "names": [], "routes": {prefix: ""}, "unused": {}, "rest": {}}
     assert meta.model is not None
     if meta.model.time_input and meta.component != "denoiser":
-        raise UserError(f"{folder}: the published network has no time input; export one trained with time_input: false")
+        raise UserError(
+            f"{folder}: the reference network has no time input; export a model trained with model.time_input: false"
+        )
     unused = {
         f"{reference_names.COMPONENT}time_projection.{name}": torch.zeros(
             [size or meta.model.inner_dim for size in shape]
@@ -261,48 +278,51 @@ def _new_record(folder: Path, meta: Meta) -> dict[str, Any]:
 
 
 def _network_tensors(folder: Path) -> dict[str, Tensor]:
-    """The tensors of `network`, whose names are the published ones; an autoencoder's scale is ours alone."""
+    """Tensors of a model by their names in the reference code, without the scale of an autoencoder."""
     meta = read_meta(folder)
     load = load_component if meta.kind == "component" else load_autoencoder
     return reference_names.under(load(folder).state_dict(), "network.")
 
 
 def _read(file: Path) -> tuple[dict[str, Any], str]:
-    """A published file's content (or a folder's of diffusers'), and the entry that holds the state dict."""
+    """Content of a checkpoint file or diffusers folder, and the name of the entry that holds the state dict."""
     if file.is_dir():
         found = diffusers_folder.read(file)
         return {DIFFUSERS: found.state, "config": found.config}, DIFFUSERS
     if not file.is_file():
-        raise UserError(f"{file}: no such file; give a checkpoint of the published code (.pth, .ckpt)")
+        raise UserError(f"{file}: no such file; give a checkpoint of the reference code (.pth, .ckpt)")
     try:
-        with warnings.catch_warnings(action="ignore"):  # of odd pickles, which are about to be refused in one line
+        with warnings.catch_warnings(action="ignore"):  # torch warns about odd pickles; the error below suffices
             top = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises a dozen types on bad bytes; whatever it is, the file is refused
+    except Exception as error:  # torch raises many exception types for invalid files
         log.debug("torch.load", exc_info=error)
         raise UserError(
-            f"{file}: not a checkpoint of tensors and plain values alone ({type(error).__name__}), so it is not read; "
-            "save its state dict by itself"
+            f"{file}: not loaded, as it is damaged or contains more than tensors and plain values "
+            f"({type(error).__name__}); save only its state dict"
         ) from None
     for wrapper in ("model", "state_dict"):
         state = top.get(wrapper) if isinstance(top, dict) else None
         if isinstance(state, dict) and state and all(isinstance(tensor, Tensor) for tensor in state.values()):
             return top, wrapper
-    raise UserError(f"{file}: not a published checkpoint: it has no state dict under 'model' or 'state_dict'")
+    raise UserError(
+        f"{file}: not a checkpoint of the reference code: it has no state dict under 'model' or 'state_dict'"
+    )
 
 
 def _step(top: Mapping[str, Any]) -> int:
+    """Training steps of a checkpoint; 0 if it does not contain their number."""
     step = top.get("global_step", 0)
     return step if isinstance(step, int) and not isinstance(step, bool) else 0
 
 
 def _plain_entries(top: Mapping[str, Any]) -> dict[str, Any]:
-    """The entries (optimizer, lr_scheduler, ...) that can be kept without pickle."""
+    """The entries besides the state dict (optimizer, lr_scheduler, ...) that can be stored without pickle."""
     kept = {}
     for name, value in top.items():
         try:
             pack(value, {})
         except ValueError as error:
-            log.warning("%s: left out, %s", name, error)
+            log.warning("the entry %r is not imported: %s", name, error)
         else:
             kept[name] = value
     return kept

@@ -1,4 +1,4 @@
-"""The published checkpoints' names: which tensors are which network, and the sizes that they tell."""
+"""Tensor names in checkpoints of the reference code: assign them to networks and infer the networks' sizes."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -11,14 +11,17 @@ from raypipe import config
 from raypipe.common.errors import UserError
 
 COMPONENT = "vector_field_regressor."
+"""Prefix of the tensors of a component's network."""
 UNUSED = ("time_projection.", "loss.", "model_ema.")
-"""Tensors that stand beside a network's own and that sampling never uses: kept, so that export gives them back."""
+"""Prefixes of tensors that the networks do not use for sampling; they are kept for export."""
 
 State = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
 class ComponentSpec:
+    """What `build_component` needs to build a component."""
+
     component: config.Component
     model: config.Model
     latent_channels: int
@@ -26,14 +29,17 @@ class ComponentSpec:
 
 @dataclass(frozen=True)
 class AutoencoderSpec:
+    """What `build_network` needs to build the network of an autoencoder."""
+
     network: str
     arguments: dict[str, Any]
 
 
 def routes(names: Iterable[str]) -> dict[str, str]:
-    """Which prefix of the names holds which network: {prefix: "" (the file's own), "flow", "denoiser", "autoencoder"}.
+    """Which networks a file contains: {prefix of the tensor names: "flow", "denoiser", "autoencoder" or ""}.
 
-    Every name of a file written under DDP begins with `module.`; without components a file is an autoencoder's.
+    "" stands for the main network, which in a file without components is an autoencoder. Files saved under DDP
+    additionally prefix each name with `module.`.
     """
     names = list(names)
     ddp = "module." if names and all(name.startswith("module.") for name in names) else ""
@@ -52,22 +58,23 @@ def routes(names: Iterable[str]) -> dict[str, str]:
 
 
 def under(state: State, prefix: str) -> dict[str, Tensor]:
-    """The tensors whose names begin with `prefix`, without it."""
+    """The tensors whose names start with `prefix`, by their names without it."""
     return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
 
 
 def is_unused(name: str) -> bool:
+    """Whether a tensor, named without its network's prefix, is one that sampling does not use."""
     return name.startswith(UNUSED)
 
 
 def describe_component(
     state: State, component: config.Component | None, num_heads: int, latent_channels: int | None
 ) -> ComponentSpec:
-    """The component with these tensors (names without prefix).
+    """Infer the configuration of a component from its tensors, named without prefix.
 
-    `component` None: a denoiser if it returns as many channels as it takes, else a flow.
-    `latent_channels` None, for a denoiser: those of 4 input frames, as published.
-    Raises ValueError if the sizes do not fit together.
+    component: None: denoiser if the network has equally many input and output channels, else flow.
+    latent_channels: C; None: for a denoiser, inferred from the 4 input frames of the reference code; other components
+    have C output channels. Raises UserError if the numbers of channels do not fit the component.
     """
     inner_dim, in_channels = _shape(state, "project_in.1.weight")
     out_channels = _shape(state, "project_out.4.weight")[0]
@@ -78,7 +85,7 @@ def describe_component(
     else:
         channels = expected = out_channels
     if out_channels != expected or channels < 1 or in_channels % channels:
-        raise UserError(f"{in_channels} channels in and {out_channels} out do not fit a {component}")
+        raise UserError(f"{in_channels} input and {out_channels} output channels do not fit a {component}")
     model = config.Model(
         num_input_frames=in_channels // channels,
         inner_dim=inner_dim,
@@ -93,11 +100,10 @@ def describe_component(
 
 
 def describe_autoencoder(state: State, groups: int = 32) -> AutoencoderSpec | None:
-    """The published VQ-VAE or a VQGAN, by its codebook's name, or a KL autoencoder; None for anything else.
+    """Infer type and configuration of an autoencoder (vqvae, vqgan or kl) from its tensors; None for other types.
 
-    groups: a KL autoencoder's, which no tensor tells.
-
-    Raises ValueError if a tensor that tells a size is missing.
+    groups: number of groups of a kl autoencoder's group normalization, which cannot be inferred. Raises UserError if a
+    tensor whose shape is needed is missing.
     """
     if "vector_quantizer.embedding.weight" in state:
         codes, channels = _shape(state, "vector_quantizer.embedding.weight")
@@ -133,9 +139,10 @@ def _kl_arguments(state: State, groups: int) -> dict[str, Any]:
 
 def _shape(state: State, name: str) -> list[int]:
     if name not in state or state[name].ndim < 2:
-        raise UserError(f"lacks the tensor {name}, which tells a size of the network")
+        raise UserError(f"lacks the tensor {name}, whose shape is needed to configure the network")
     return list(state[name].shape)
 
 
 def _count(state: State, pattern: str) -> int:
+    """Number of different values of the pattern's group at the start of the names."""
     return len({match.group(1) for name in state if (match := re.match(pattern, name))})

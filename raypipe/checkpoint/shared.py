@@ -1,4 +1,4 @@
-"""Networks that several model folders share: stored once, referred to by path and by the hash of their weights."""
+"""Networks shared by several model folders: stored once, and referred to by relative path and weights hash."""
 
 import os
 from collections.abc import Iterator
@@ -9,42 +9,46 @@ from raypipe.common.errors import UserError
 
 
 def refer(folder: Path, target: Path) -> str:
-    """The path from one model folder to another."""
+    """Path of the model folder `target`, relative to `folder`."""
     return os.path.relpath(target.absolute(), folder.absolute())
 
 
 def follow(folder: Path, reference: str, digest: str) -> Path:
-    """The folder of these weights: where `refer` said, or, after a renaming, wherever beside `folder` they are.
+    """Find the model folder that a reference points to.
 
-    Raises ValueError if they are not there.
+    If it no longer has the weights with hash `digest`, a folder with these weights is searched next to `folder`.
+    Raises UserError if there is none.
     """
-    said = at(folder, reference)
-    found = said if _holds(said, digest) else find(folder, digest)
+    expected = at(folder, reference)
+    found = expected if _has_weights(expected, digest) else find(folder, digest)
     if found is None:
         raise UserError(
-            f"{folder}: refers to the network in {said} (sha256 {digest[:12]}...), which is not there any more; "
-            "bring it back, or import the file again"
+            f"{folder}: refers to the network in {expected} (sha256 {digest[:12]}...), which no longer exists; "
+            "restore it, or import the file again"
         )
     return found
 
 
 def at(folder: Path, reference: str) -> Path:
-    """Where a reference points to."""
+    """The path that a reference points to."""
     return Path(os.path.normpath(folder / reference))
 
 
 def find(folder: Path, digest: str, like: Meta | None = None) -> Path | None:
-    """A model folder beside `folder`, or inside one there, of these weights (and of the network that `like` tells)."""
-    fits = (
+    """Search the folders next to `folder`, and the networks inside them, for a model with these weights.
+
+    like: the model must also have the same network configuration as this Meta. Returns None if there is none.
+    """
+    matches = (
         place
-        for place in _beside(folder)
-        if (like is None or _network(read_meta(place)) == _network(like)) and _holds(place, digest)
+        for place in _neighbors(folder)
+        if (like is None or _network(read_meta(place)) == _network(like)) and _has_weights(place, digest)
     )
-    return next(fits, None)
+    return next(matches, None)
 
 
-def _beside(folder: Path) -> Iterator[Path]:
-    """The model folders of the same parent, then those inside them."""
+def _neighbors(folder: Path) -> Iterator[Path]:
+    """The model folders in the parent of `folder`, then those inside the folders there."""
     parent = folder.parent
     others = sorted(path for path in parent.iterdir() if path.name[:1] != ".") if parent.is_dir() else []
     yield from filter(_is_model, others)
@@ -59,10 +63,10 @@ def _is_model(folder: Path) -> bool:
     return True
 
 
-def _holds(folder: Path, digest: str) -> bool:
+def _has_weights(folder: Path, digest: str) -> bool:
     return _is_model(folder) and weights_hash(folder) == digest
 
 
 def _network(meta: Meta) -> tuple[object, ...]:
-    """What the weights alone do not tell, such as the number of attention heads."""
+    """Network configuration: models with equal weights may differ in it, as in the number of attention heads."""
     return meta.component, meta.model, meta.network, meta.arguments, meta.latent_channels

@@ -1,4 +1,4 @@
-"""State dicts and optimizer states as safetensors: nothing is pickled, and what does not fit is said in one line."""
+"""Read and write state dicts and optimizer states as safetensors, without pickle."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from raypipe.common.errors import UserError
 
 
 def unwrap(module: nn.Module) -> nn.Module:
-    """The module inside DDP's and torch.compile's wrappers."""
+    """The module without the wrappers of DDP and torch.compile."""
     while True:
         inner = getattr(module, "_orig_mod", None)
         if inner is None and isinstance(module, nn.parallel.DistributedDataParallel):
@@ -27,11 +27,12 @@ def unwrap(module: nn.Module) -> nn.Module:
 
 
 def state_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """The state dict of a module, without wrappers, as contiguous tensors on the CPU."""
     return {name: tensor.detach().cpu().contiguous() for name, tensor in unwrap(module).state_dict().items()}
 
 
 def fill(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> nn.Module:
-    """Take over the tensors of a state dict. ValueError names those that do not fit, in one line."""
+    """Replace all tensors of a module, which may be on the meta device. Raises UserError as `check_fit`."""
     check_fit(module, tensors, source)
     expected = module.state_dict()
     module.load_state_dict({name: tensors[name].to(expected[name].dtype) for name in expected}, assign=True)
@@ -39,9 +40,10 @@ def fill(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> nn.Mo
 
 
 def check_fit(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
+    """Raise UserError, starting with `source`, unless the tensors have the names and shapes of the module's."""
     expected = module.state_dict()
-    wrong = [f"lacks {name}" for name in expected.keys() - tensors.keys()]
-    wrong += [f"has an unknown {name}" for name in tensors.keys() - expected.keys()]
+    wrong = [f"lacks the tensor {name}" for name in expected.keys() - tensors.keys()]
+    wrong += [f"has an unknown tensor {name}" for name in tensors.keys() - expected.keys()]
     wrong += [
         f"{name} is {list(tensors[name].shape)} instead of {list(tensor.shape)}"
         for name, tensor in expected.items()
@@ -53,6 +55,7 @@ def check_fit(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> 
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read a safetensors file. Raises UserError if it is missing or damaged."""
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:
@@ -60,16 +63,16 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def write_tree(path: Path, tree: Any) -> None:
-    """Nested dicts, lists and tuples of tensors and plain values, as safetensors with the structure as metadata.
+    """Write nested dicts, lists and tuples of tensors and plain values as safetensors; their structure is metadata.
 
-    Raises ValueError for values of another type.
+    Raises UserError for values of other types.
     """
     tensors: dict[str, Tensor] = {}
     save_file(tensors, path, metadata={"tree": json.dumps(pack(tree, tensors))})
 
 
 def read_tree(path: Path) -> Any:
-    """What `write_tree` wrote. Raises ValueError for another file."""
+    """Read what `write_tree` wrote. Raises UserError for other files."""
     try:
         with safe_open(path, framework="pt") as file:
             return _unpack(json.loads((file.metadata() or {})["tree"]), file)
@@ -78,7 +81,7 @@ def read_tree(path: Path) -> Any:
 
 
 def pack(value: Any, tensors: dict[str, Tensor]) -> Any:
-    """The JSON that stands for `value`, its tensors moved to `tensors`. ValueError for a type that JSON lacks."""
+    """JSON form of `value`. Copies of its tensors are added to `tensors`. Raises UserError for other types."""
     if isinstance(value, Tensor):
         key = str(len(tensors))
         tensors[key] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
@@ -89,10 +92,11 @@ def pack(value: Any, tensors: dict[str, Tensor]) -> Any:
         return {type(value).__name__: [pack(item, tensors) for item in value]}
     if value is None or isinstance(value, bool | int | float | str):
         return value
-    raise UserError(f"a {type(value).__name__} cannot be kept without pickle")
+    raise UserError(f"a {type(value).__name__} cannot be stored without pickle")
 
 
 def _unpack(value: Any, file: Any) -> Any:
+    """The inverse of `pack`, reading tensors from an open safetensors file."""
     if not isinstance(value, dict):
         return value
     ((kind, content),) = value.items()
@@ -105,4 +109,5 @@ def _unpack(value: Any, file: Any) -> Any:
 
 
 def first_line(error: Exception) -> str:
+    """First line of an exception's message, or the name of its type if it has none."""
     return (str(error) or type(error).__name__).splitlines()[0]

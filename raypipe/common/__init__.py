@@ -1,1 +1,1 @@
-"""What every other package may use: files, the device, errors, seeds, and what a terminal shows."""
+"""Helpers for all other packages: files, devices, errors, seeds and terminal output. Imports none of them."""

@@ -1,4 +1,4 @@
-"""Errors that are the user's to mend, each one line: which file or field, what is wrong, what to do."""
+"""Errors that the user can fix."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from collections.abc import Iterable
 
 
 class UserError(ValueError):
-    """Something that the user can mend: a file, a flag, a machine that is too small.
+    """An error that the user can fix, such as a damaged file, a wrong flag or too little memory.
 
     The message is one line: which file or field, what is wrong, what to do. Commands print it without a traceback and
-    exit with 2; every other exception is a defect of raypipe and keeps its traceback.
+    exit with code 2. Any other exception is a bug in raypipe and keeps its traceback.
     """
 
 
 ConfigError = UserError
-"""The name of `UserError` where a config or a flag is at fault."""
+"""Alias of `UserError` for errors in a config or a flag."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """`; did you mean 'x'?`, or the empty string if nothing is near."""
+    """`; did you mean 'x'?` with the most similar known name, or an empty string if none is similar."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else ""

@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all."""
+"""Atomic writes of files and folders, and detection of a full disk."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """A temporary name in the folder of `path`: renamed to `path` at the end, removed on any exception."""
+    """Yield a temporary path next to `path`; rename it to `path` on success, remove it on any exception."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -27,16 +27,17 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """A new folder beside `path` that takes its place if the block succeeds, and vanishes if it does not.
+    """Yield a temporary folder next to `path`; replace `path` with it on success, remove it on any exception.
 
-    An older folder first moves aside: a crash between the two renames leaves it where `standing` looks.
+    An existing folder is first renamed to a backup. If the process dies between the two renames, `standing` finds the
+    backup.
     """
     target = path.absolute()
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
     temporary.mkdir(parents=True)
     try:
         yield temporary
-        old = _aside(target)
+        old = _backup(target)
         if old.exists() and not target.exists():
             os.replace(old, target)
         shutil.rmtree(old, ignore_errors=True)
@@ -49,20 +50,20 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 def standing(path: Path) -> Path:
-    """The folder, or the older one that a crash of `atomic_folder` left aside."""
+    """The path of a folder, or of its backup if `atomic_folder` was interrupted while replacing the folder."""
     place = path.absolute()
-    return _aside(place) if not place.exists() and _aside(place).is_dir() else place
+    return _backup(place) if not place.exists() and _backup(place).is_dir() else place
 
 
-def _aside(folder: Path) -> Path:
+def _backup(folder: Path) -> Path:
     return folder.with_name(f".{folder.name}.old")
 
 
 def disk_is_full(error: BaseException, place: Path) -> bool:
-    """Whether an error, or what caused it, says that the disk which holds `place` is full, or a quota used up.
+    """Whether an error was caused by a full disk or an exceeded quota. place: the path that was being written.
 
-    Writers in C and Rust raise errors of their own: those of a full disk name the system's error, or give none
-    but leave no room behind.
+    Libraries written in C or Rust raise their own exceptions. Some include the text of the system error; for the
+    others, an OSError or RuntimeError counts if less than 64 KiB are free on the disk.
     """
     cause: BaseException | None = error
     while cause is not None:
@@ -76,10 +77,11 @@ def disk_is_full(error: BaseException, place: Path) -> bool:
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
-    """Write a file whole or not at all."""
+    """Write a file atomically."""
     with atomic_path(path) as temporary:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 def write_json(path: Path, value: Any) -> None:
+    """Write `value` as indented JSON, atomically."""
     write_atomic(path, json.dumps(value, indent=2) + "\n")

@@ -1,4 +1,4 @@
-"""What a command shows on a terminal: progress lines, its own output, and tables."""
+"""Terminal output of commands: progress bars, lines of text and tables."""
 
 import sys
 from collections.abc import Sequence
@@ -8,19 +8,19 @@ from tqdm import tqdm
 
 
 def progress_bar(name: str, total: int | None, unit: str, **more: Any) -> "tqdm[Any]":
-    """A line with a rate; in a log file, where a line cannot be drawn again, a new one every ten seconds."""
+    """A tqdm progress bar. If stderr is not a terminal, it is printed at most every ten seconds."""
     interval = 0.2 if sys.stderr.isatty() else 10.0
     return tqdm(total=total, desc=name, unit=unit, mininterval=interval, dynamic_ncols=True, **more)
 
 
 def say(text: str = "") -> None:
-    """A line of a command's own output."""
+    """Print a line to stdout and flush."""
     sys.stdout.write(text + "\n")
     sys.stdout.flush()
 
 
 def table(rows: Sequence[Sequence[object]], header: Sequence[str]) -> str:
-    """Aligned columns: text to the left, numbers to the right."""
+    """Format rows as a text table: text columns left-aligned, numeric columns right-aligned."""
     cells = [[_cell(value) for value in row] for row in rows]
     numeric = [
         all(isinstance(row[i], int | float) or row[i] is None for row in rows) and bool(rows)

@@ -1,1 +1,1 @@
-"""Videos, shards, windows, latents and the built-in dataset."""
+"""Video files, shards, training windows, the latent cache, augmentation and the built-in demo dataset."""

@@ -1,4 +1,4 @@
-"""Random changes of training clips: one draw per clip, the same for all its frames."""
+"""Data augmentation: random flip and color jitter, drawn once per clip and equal for all its frames."""
 
 from __future__ import annotations
 
@@ -10,31 +10,32 @@ from torch import Tensor
 from raypipe.data.frames import to_float, to_uint8
 
 BRIGHTNESS = CONTRAST = SATURATION = 0.1
-"""Factors are drawn from [1 - x, 1 + x]."""
+"""Brightness, contrast and saturation factors are drawn from [1 - x, 1 + x]."""
 HUE = 0.25
-"""Hue shifts are drawn from [-x, x], in turns of the colour circle."""
+"""Hue shifts are drawn from [-x, x], in turns of the color circle."""
 LUMA = (0.299, 0.587, 0.114)
-"""Weights of red, green and blue in grey (ITU-R BT.601)."""
+"""Weights of red, green and blue in the grey value (luma of ITU-R BT.601)."""
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What happens to each of n clips. flip: bool [n]; jitter: [n, 4] or None for colours as they are.
+    """Augmentation parameters of n clips.
 
-    The columns of jitter: factors of brightness, contrast and saturation; hue shift in turns.
+    flip: bool [n], whether a clip is flipped left to right. jitter: [n, 4], the factors of brightness, contrast and
+    saturation and the hue shift in turns; None for no color jitter.
     """
 
     flip: Tensor
     jitter: Tensor | None
 
     def part(self, offset: int, count: int) -> Augmentation:
-        """The clips [offset : offset + count], such as one rank's part of a global batch."""
+        """The parameters of clips [offset : offset + count], such as one rank's part of a global batch."""
         chosen = slice(offset, offset + count)
         return Augmentation(self.flip[chosen], None if self.jitter is None else self.jitter[chosen])
 
 
 def draw(count: int, generator: torch.Generator, flip: bool = True, jitter: bool = True) -> Augmentation:
-    """Draw for `count` clips. Always uses up the same random numbers, whatever is switched on."""
+    """Draw parameters for `count` clips. Consumes the same random numbers whether flip and jitter are on or off."""
     uniform = torch.rand(count, 5, generator=generator, device=generator.device)
     spread = torch.tensor([BRIGHTNESS, CONTRAST, SATURATION, HUE], device=generator.device)
     centre = torch.tensor([1.0, 1.0, 1.0, 0.0], device=generator.device)
@@ -44,11 +45,12 @@ def draw(count: int, generator: torch.Generator, flip: bool = True, jitter: bool
 
 
 def augment(frames: Tensor, augmentation: Augmentation) -> Tensor:
-    """Apply to float [b, T, 3, H, W] in [-1, 1], or to uint8 [b, T, H, W, 3] as stored: gives the same kind.
+    """Augment clips: float [b, T, 3, H, W] in [-1, 1], or uint8 [b, T, H, W, 3]. The result has the same format.
 
-    Flip, then brightness (rgb * b), contrast (mean + c (rgb - mean), mean: of the clip's grey), saturation
-    (grey + s (rgb - grey)) and hue, on rgb in [0, 1] and each clamped to it. uint8 is rounded once, at the end.
-    Raises ValueError for another shape or number of clips.
+    The order is flip, brightness (rgb * b), contrast (mean + c (rgb - mean), with the mean of the clip's grey values),
+    saturation (grey + s (rgb - grey)) and hue. The color operations work on rgb in [0, 1], and their results are
+    clamped to it. uint8 input is rounded only once, at the end. Raises ValueError for another shape or another number
+    of clips.
     """
     if frames.dtype == torch.uint8:
         return to_uint8(augment(to_float(frames), augmentation))
@@ -60,7 +62,7 @@ def augment(frames: Tensor, augmentation: Augmentation) -> Tensor:
         return frames
     brightness, contrast, saturation, hue = augmentation.jitter.to(frames).view(-1, 4, 1, 1, 1, 1).unbind(1)
     rgb = (((frames + 1) / 2) * brightness).clamp(0, 1)
-    # The mean is the clip's, not the frame's: a frame's own mean would make the contrast flicker.
+    # Use the mean of the whole clip: with a mean per frame, the contrast would flicker.
     mean = _grey(rgb).mean(dim=(1, 2, 3, 4), keepdim=True)
     rgb = (mean + contrast * (rgb - mean)).clamp(0, 1)
     grey = _grey(rgb)
@@ -74,7 +76,7 @@ def _grey(rgb: Tensor) -> Tensor:
 
 
 def _turn_hue(rgb: Tensor, turns: Tensor) -> Tensor:
-    """Shift the hue of [b, T, 3, H, W] in [0, 1] at constant HSV saturation and value."""
+    """Shift the hue of rgb [b, T, 3, H, W] in [0, 1] by `turns`, at constant HSV saturation and value."""
     value, low = rgb.amax(2, keepdim=True), rgb.amin(2, keepdim=True)
     chroma = value - low
     red, green, blue = rgb[:, :, :1], rgb[:, :, 1:2], rgb[:, :, 2:]
@@ -84,7 +86,7 @@ def _turn_hue(rgb: Tensor, turns: Tensor) -> Tensor:
         (green - blue) / scale,
         torch.where(value == green, 2 + (blue - red) / scale, 4 + (red - green) / scale),
     )
-    # HSV to RGB without cases: value - chroma * clamp(min(k, 4 - k), 0, 1), k = (n + 6 hue) mod 6, n = 5, 3, 1.
+    # HSV to RGB without branches: value - chroma * clamp(min(k, 4 - k), 0, 1), k = (n + 6 hue) mod 6, n = 5, 3, 1.
     n = torch.tensor([5.0, 3.0, 1.0], dtype=rgb.dtype, device=rgb.device).view(3, 1, 1)
     k = (n + sixths + 6 * turns) % 6
     return value - chroma * torch.minimum(k, 4 - k).clamp(0, 1)

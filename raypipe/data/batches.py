@@ -1,4 +1,4 @@
-"""Batches of windows as tensors: where shards and index arithmetic meet."""
+"""Training batches: reads the windows that the sampler selects from the shards, as tensors."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ log = logging.getLogger(__name__)
 class TrainBatch:
     """One rank's part of the global batch of a step.
 
-    data: [b, window, ...], uint8 frames or float32 latents; clips: [b], which clip each window is of.
-    total, offset: this part is [offset : offset + b] of a global batch of `total` windows, so that noise
-    drawn for all of it can be sliced.
+    data: [b, window, ...], uint8 frames or float32 latents. clips: [b], clip index of each window. total: number of
+    windows in the global batch. offset: this part is [offset : offset + b] of the global batch, to slice noise that is
+    drawn for all of it. step: global step.
     """
 
     data: Tensor
@@ -30,38 +30,39 @@ class TrainBatch:
     step: int
 
     def to(self, device: torch.device) -> TrainBatch:
-        """The same on a device; does not block if the data is pinned."""
+        """The batch with its data on a device; the copy is asynchronous if the data is pinned."""
         return replace(self, data=self.data.to(device, non_blocking=True))
 
 
 def warn_of_short_clips(shards: Shards, frames: int, stride: int = 1, *, named: int = 3) -> None:
-    """Log how many clips have no window of `frames` frames, `stride` apart, and the names of the first."""
+    """Log a warning about clips too short for a window of `frames` frames, `stride` apart; names the first `named`."""
     span = (frames - 1) * stride + 1
     short = (shards.lengths < span).nonzero()[0].tolist()
     if short:
         first = ", ".join(f"{shards.names[i]} ({shards.lengths[i]})" for i in short[:named])
         more = ", ..." if len(short) > named else ""
         log.warning(
-            "%s: %d of %d clips are left out: shorter than %d frames (%s%s)",
+            "%s: %d of %d clips are left out because they have fewer than %d frames (%s%s)",
             *(shards.folder, len(short), len(shards), span, first, more),
         )
 
 
 class WindowBatches:
-    """The batch of every global step.
+    """The training batch of each global step.
 
-    pin_memory: give pinned tensors (of torch's caching allocator, so safe to copy without blocking).
-    Raises ValueError if the sampler was made for another number of windows.
+    window: frames per window. stride: distance of the frames in a window. pin_memory: return pinned tensors (torch's
+    caching allocator keeps them alive during asynchronous copies). Raises ValueError if the sampler's number of windows
+    does not match the shards.
     """
 
     def __init__(self, shards: Shards, window: int, stride: int, sampler: Sampler, *, pin_memory: bool = False) -> None:
         self.shards, self.sampler, self.pin_memory = shards, sampler, pin_memory
         self.index = WindowIndex(shards.lengths, window, stride)
         if sampler.num_windows != len(self.index):
-            raise ValueError(f"sampler: must be of {len(self.index)} windows, not {sampler.num_windows}")
+            raise ValueError(f"sampler: must have {len(self.index)} windows, not {sampler.num_windows}")
 
     def batch(self, step: int) -> TrainBatch:
-        """This rank's part of the batch of a global step, from 0 on."""
+        """This rank's part of the batch of a global step; steps count from 0."""
         part = self.sampler.batch(step)
         clips, starts = self.index.locate(part.windows)
         content = torch.from_numpy(self.shards.windows(clips, starts, self.index.window, self.index.stride))

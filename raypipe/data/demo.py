@@ -1,7 +1,7 @@
-"""The built-in dataset: discs and polygons that collide in a box, and now and then are kicked.
+"""The built-in demo dataset: discs and polygons that collide in a box and get random kicks.
 
-Nothing ever rests, so repeating the last frame forecasts badly; the kicks cannot be foreseen, so the
-future is a distribution. Sizes and speeds are given for frames of 64 pixels and grow with the frame.
+All bodies keep moving, so repeating the last frame is a bad prediction; the kicks are unpredictable, so the future is a
+distribution. Sizes and speeds are given for frames of 64 pixels and scale with the frame size.
 """
 
 from __future__ import annotations
@@ -25,20 +25,24 @@ from raypipe.data.shards.writer import INDEX, ShardWriter
 
 SPLITS = ("train", "val", "test")
 BOX = 64.0
+"""Side of the box in pixels."""
 RADIUS = (7.0, 10.0)
+"""Range of the bodies' radii in pixels."""
 SPEED = (1.5, 3.0)
-"""Pixels a frame, of 64-pixel frames."""
+"""Range of the speeds in pixels per frame."""
 SPIN = 0.25
-"""Most radians a frame."""
+"""Largest angular velocity in radians per frame."""
 SUBSTEPS = 4
+"""Simulation steps per frame."""
 SUPERSAMPLING = 4
+"""Frames are drawn this many times larger, then averaged down."""
 
 Generator = np.random.Generator
 
 
 @dataclass(frozen=True)
 class Body:
-    """One thing in the scene. outline: corners around its centre, [n, 2], or None for a disc."""
+    """One body of the scene. outline: [n, 2], corners relative to its center, or None for a disc."""
 
     body: pymunk.Body
     radius: float
@@ -47,10 +51,10 @@ class Body:
 
 
 def make_demo(root: Path, demo: Demo, image_size: int, progress: Callable[[int, int], None] | None = None) -> None:
-    """Make `<root>/{train,val,test}/`. The same arguments give the same bytes.
+    """Write the splits `<root>/{train,val,test}/`. Equal arguments give equal bytes.
 
-    progress: called with (clips done, clips in all). A split that is finished is kept; an unfinished one
-    is made anew. Raises ValueError if a finished one was made with other settings.
+    progress: called with (number of finished clips, total number of clips). A finished split is kept, an unfinished one
+    is written again. Raises UserError if a finished split was made with other settings.
     """
     counts = dict(zip(SPLITS, (demo.train_clips, demo.val_clips, demo.test_clips), strict=True))
     seeds = dict(zip(SPLITS, np.random.SeedSequence(demo.seed).spawn(len(SPLITS)), strict=True))
@@ -62,7 +66,7 @@ def make_demo(root: Path, demo: Demo, image_size: int, progress: Callable[[int, 
         if (folder / INDEX).is_file():
             found = open_shards(folder).key
             if found != key:
-                raise UserError(f"{folder}: made with other settings ({found or 'videos'}), not {key}; delete it")
+                raise UserError(f"{folder}: made with other settings ({found or 'videos'}) than {key}; delete it")
             done += count
             continue
         with ShardWriter(folder, key=key) as writer:
@@ -89,7 +93,7 @@ def make_clip(rng: Generator, frames: int, image_size: int, kick_probability: fl
 
 
 def _add_walls(space: pymunk.Space) -> None:
-    thickness = 20.0  # thick, so that nothing fast gets through
+    thickness = 20.0  # thick enough that no fast body passes through
     low, high = -thickness, BOX + thickness
     for a, b in [
         ((low, low), (high, low)),
@@ -108,7 +112,7 @@ def _add_bodies(space: pymunk.Space, rng: Generator) -> list[Body]:
     bodies: list[Body] = []
     for i, centre in enumerate(_places(count, rng)):
         radius = float(rng.uniform(*RADIUS))
-        corners = int(rng.choice([0, 0, 3, 4, 5, 6]))  # 0 is a disc, a third of all
+        corners = int(rng.choice([0, 0, 3, 4, 5, 6]))  # 0 is a disc; a third of the bodies
         body = pymunk.Body(mass=radius**2, moment=radius**4 / 2)
         body.position = centre
         body.velocity = _velocity(rng)
@@ -117,7 +121,7 @@ def _add_bodies(space: pymunk.Space, rng: Generator) -> list[Body]:
         outline = None
         shape: pymunk.Shape
         if corners:
-            # A triangle in a circle of the same radius looks small: corners reach out for equal looks.
+            # A polygon looks smaller than its circumscribed disc, so enlarge it to compensate.
             angles = 2 * math.pi * np.arange(corners) / corners
             outline = radius * (1.15 if corners < 5 else 1.05) * np.stack([np.cos(angles), np.sin(angles)], axis=1)
             shape = pymunk.Poly(body, [(float(x), float(y)) for x, y in outline])
@@ -132,7 +136,7 @@ def _add_bodies(space: pymunk.Space, rng: Generator) -> list[Body]:
 
 
 def _places(count: int, rng: Generator) -> list[tuple[float, float]]:
-    """Centres that keep the largest bodies apart from each other and from the walls."""
+    """Random centers at which even bodies of the largest size do not overlap each other or the walls."""
     reach = RADIUS[1] * 1.15
     while True:
         centres = rng.uniform(reach, BOX - reach, size=(count, 2))
@@ -147,7 +151,7 @@ def _velocity(rng: Generator) -> tuple[float, float]:
 
 
 def _advance(space: pymunk.Space, bodies: list[Body], rng: Generator, kick_probability: float) -> None:
-    """One frame on: kicks, motion, and speeds brought back into their range (collisions trade them freely)."""
+    """Advance by one frame: kicks, motion, then clamp the speeds to their range, since collisions exchange energy."""
     kicks = rng.random(len(bodies)) < kick_probability
     for item, kicked in zip(bodies, kicks, strict=True):
         if kicked:
@@ -164,7 +168,7 @@ def _advance(space: pymunk.Space, bodies: list[Body], rng: Generator, kick_proba
 
 
 def _background(rng: Generator, pixels: int) -> Image.Image:
-    """A dark plain, or in half of the clips a dark cloth of soft blotches."""
+    """A dark background, plain or (in half of the clips) with soft blotches."""
     base = np.array(colorsys.hsv_to_rgb(rng.random(), rng.uniform(0.2, 0.5), rng.uniform(0.08, 0.18)))
     blotches = rng.uniform(0.6, 1.5, size=(6, 6, 1)) if rng.random() < 0.5 else np.ones((6, 6, 1))
     small = Image.fromarray((255 * base * blotches).clip(0, 255).astype(np.uint8))
@@ -172,7 +176,7 @@ def _background(rng: Generator, pixels: int) -> Image.Image:
 
 
 def _draw(bodies: list[Body], background: Image.Image) -> NDArray[np.uint8]:
-    """One frame: drawn `SUPERSAMPLING` times larger and averaged down; a dark rim, and a lighter heart."""
+    """Draw one frame, antialiased by supersampling. Each body has a dark rim and a lighter interior."""
     image = background.copy()
     draw = ImageDraw.Draw(image)
     scale = image.width / BOX

@@ -1,7 +1,7 @@
-"""The latent cache: every frame encoded once, in float16 shards that mirror the shards of frames.
+"""The latent cache: the latents of every frame, in float16 shards with the same names and clips as the frame shards.
 
-The encoder is an argument: this file knows no network. `key` says which encoder and dataset a cache was
-made from, and a cache with another key is never read.
+The encoder is passed as a function. `key` identifies the encoder and dataset of a cache; a cache with another key is
+never used.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from raypipe.data.shards import Shards, open_shards
 from raypipe.data.shards.writer import INDEX, PATTERN, Clip, shard_rows, write_index, write_shard
 
 Encode = Callable[[NDArray[np.uint8]], NDArray[Any]]
-"""uint8 [n, H, W, 3] -> float [n, C, h, w], for any n up to the batch size."""
+"""Encoder: uint8 frames [n, H, W, 3] to float latents [n, C, h, w], for any n up to the batch size."""
 
 TOLERANCE = 0.01
-"""Largest norm of (cached - encoded again), as a share of the norm of the frame's latents.
+"""Largest accepted relative difference |cached - encoded again| / |encoded again| of a frame's latents.
 
-Float16 rounds a value by at most 2^-11, 0.05 percent. A batch of another size, and a CPU in place of a GPU,
-add in another order: 1e-6 behind the small encoder, 2e-4 behind a VQGAN. TF32, in which NVIDIA GPUs
-convolve by default, rounds the factors of every product by at most 2^-11: emulated, 0.1 to 0.16 percent
-behind the encoders here. One percent is six times that, and far below an error: the next frame of a clip of
-bodies is 24 percent away, another clip or other weights 50 and more.
+Expected differences: float16 rounds a value by at most 2^-11, 0.05 percent. Another batch size, or a CPU instead of a
+GPU, changes the order of summation: 1e-6 for the small encoder, 2e-4 for a VQGAN. TF32, NVIDIA's default for
+convolutions, rounds the factors of each product by at most 2^-11: 0.1 to 0.16 percent for the encoders here (emulated).
+One percent is six times that, and far below an actual error: in the demo, the next frame differs by 24 percent; another
+clip or other weights differ by 50 percent or more.
 """
 
 
@@ -40,15 +40,15 @@ def encode_shard(
     key: str,
     advance: Callable[[int], None] | None = None,
 ) -> None:
-    """Write the latents of one shard of `frames`, whole or not at all; call `finish` when all are there.
+    """Write the latents of one shard of `frames` atomically. Call `finish` after all shards are encoded.
 
-    Memory: one batch of frames, and the shard's latents. advance: called with the frames of each batch.
-    Raises ValueError for latents that are not finite in float16, or that come in a wrong number.
+    Holds one batch of frames and the shard's latents in memory. shard: its index. advance: called with the number of
+    frames of each batch. Raises UserError if the latents are not finite in float16 or have a wrong shape.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size: must be at least 1, not {batch_size}")
     if not key:
-        raise ValueError("key: must not be empty; it ties a cache to its encoder and dataset")
+        raise ValueError("key: must not be empty, as it identifies the encoder and dataset of the cache")
     clips = _clips(frames, shard)
     lengths = frames.lengths[clips]
     latents: NDArray[np.float16] | None = None
@@ -68,46 +68,47 @@ def encode_shard(
 
 
 def missing_shards(frames: Shards, folder: str | Path, key: str) -> list[int]:
-    """Numbers of the shards of `frames` whose latents are not there yet, or not under this key."""
+    """Indices of the shards of `frames` whose latents are missing, damaged, or have another key."""
     return [shard for shard in range(len(frames.shard_names)) if not _is_done(Path(folder), frames, shard, key)]
 
 
 def cache_latents(frames: Shards, folder: str | Path, encode: Encode, batch_size: int, key: str) -> None:
-    """Encode all that is missing in this process; `raypipe.distributed.encoding` does it on a cluster."""
+    """Encode all missing shards in this process. On a cluster, use `raypipe.distributed.encoding`."""
     for shard in missing_shards(frames, folder, key):
         encode_shard(frames, shard, folder, encode, batch_size, key)
 
 
 def finish(frames: Shards, folder: str | Path, key: str) -> None:
-    """Declare the cache of `frames` complete. Raises ValueError naming the first shard that is not there yet."""
+    """Write the manifest, which marks the cache as complete. Raises UserError naming the first missing shard."""
     folder = Path(folder)
     missing = missing_shards(frames, folder, key)
     if missing:
         path = folder / frames.shard_names[missing[0]]
-        raise UserError(f"{path}: not encoded yet, or by another encoder; run the encoding again")
-    older = set(folder.glob(PATTERN)) - {folder / name for name in frames.shard_names}  # of a dataset with more shards
-    for path in [*older, *folder.glob(f".{PATTERN}.*.tmp")]:
+        raise UserError(f"{path}: not encoded yet, or with another encoder; run the encoding again")
+    # An earlier version of the dataset may have had more shards.
+    outdated = set(folder.glob(PATTERN)) - {folder / name for name in frames.shard_names}
+    for path in [*outdated, *folder.glob(f".{PATTERN}.*.tmp")]:
         path.unlink()
     write_index(folder)
 
 
 def open_latents(folder: str | Path, key: str) -> Shards:
-    """Open a finished cache; frames are float16 [C, h, w]. Raises ValueError if it was made under another key."""
+    """Open a finished cache; its frames are float16 [C, h, w]. Raises UserError if it is missing or has another key."""
     if not (Path(folder) / INDEX).is_file():
-        raise UserError(f"{folder}: no finished latent cache here; encode the frames first")
+        raise UserError(f"{folder}: no finished latent cache in this folder; encode the frames first")
     latents = open_shards(folder)
     if latents.key != key:
         raise UserError(
-            f"{folder}: made under the key {latents.key!r}, not {key!r} (another autoencoder or dataset);"
+            f"{folder}: has the key {latents.key!r}, not {key!r}, so it is of another autoencoder or dataset;"
             f" delete {folder}"
         )
     return latents
 
 
 def check_latents(frames: Shards, latents: Shards, encode: Encode, count: int, rng: np.random.Generator) -> None:
-    """Encode `count` frames again, of as many shards as can be, and compare them with their cache.
+    """Encode `count` random frames again, spread over the shards, and compare them with the cache.
 
-    Raises ConfigError, naming the shard, for a difference above TOLERANCE.
+    Raises ConfigError, naming the shard, if a relative difference exceeds `TOLERANCE`.
     """
     order = rng.permutation(len(frames.shard_names))
     clips = np.array([rng.choice(_clips(frames, int(order[k % len(order)]))) for k in range(count)], dtype=np.int64)
@@ -116,15 +117,17 @@ def check_latents(frames: Shards, latents: Shards, encode: Encode, count: int, r
     cached = latents.windows(clips, numbers, 1)[:, 0].astype(np.float64)
     for k, (clip, number) in enumerate(zip(clips.tolist(), numbers.tolist(), strict=True)):
         where = f"{latents.path(clip)}: clip {latents.names[clip]}, frame {number}"
-        remedy = f"delete {latents.folder}, and the same command encodes it anew"
+        remedy = f"delete {latents.folder} and run the same command again to encode the frames"
         if again.shape != cached.shape:
-            raise ConfigError(f"{where}: is {list(cached[k].shape)}, and encoded now {list(again[k].shape)}; {remedy}")
+            raise ConfigError(
+                f"{where}: cached {list(cached[k].shape)}, but encoded again {list(again[k].shape)}; {remedy}"
+            )
         difference, size = np.linalg.norm(again[k] - cached[k]), np.linalg.norm(again[k])
         if not difference <= TOLERANCE * size:
             share = difference / max(size, np.finfo(float).tiny)
             raise ConfigError(
-                f"{where}: differs from the same frame encoded now by {share:.2g} of its size, and the most is"
-                f" {TOLERANCE}; {remedy}"
+                f"{where}: the cached latents differ from the frame encoded again by {share:.2g} of their norm, more"
+                f" than {TOLERANCE}; {remedy}"
             )
 
 
@@ -133,7 +136,7 @@ def _clips(frames: Shards, shard: int) -> list[int]:
 
 
 def _is_done(folder: Path, frames: Shards, shard: int, key: str) -> bool:
-    """Whether the shard's file holds exactly its clips, under this key."""
+    """Whether the latents of a shard exist, with the same clips and lengths and under this key."""
     path = folder / frames.shard_names[shard]
     if not path.is_file():
         return False
@@ -146,7 +149,7 @@ def _is_done(folder: Path, frames: Shards, shard: int, key: str) -> bool:
 
 
 def _batches(frames: Shards, clips: list[int], size: int) -> Iterator[tuple[NDArray[np.uint8], int]]:
-    """The frames of some clips in full batches, which run across the borders of clips; each with its last clip."""
+    """Yield the frames of some clips in full batches, which may span clips, each with the index of its last clip."""
     parts: list[NDArray[np.uint8]] = []
     room = size
     for i in clips:
@@ -168,5 +171,7 @@ def _half(latents: NDArray[Any], count: int, frames: Shards, i: int) -> NDArray[
         half = latents.astype(np.float16)
     if not np.isfinite(half).all():
         largest = float(np.abs(latents).max())
-        raise UserError(f"{where}: reach {largest:.3g}, beyond float16; scale the latents to about unit size")
+        raise UserError(
+            f"{where}: not finite in float16 (largest magnitude {largest:.3g}); scale the latents to about unit size"
+        )
     return half

@@ -1,10 +1,10 @@
-"""Which frames make a batch: index arithmetic alone, without any file.
+"""Select the windows of each training batch; index arithmetic only, without file access.
 
-A *window* is `window` frames of one clip, `stride` frames apart. All windows of all clips are numbered
-0..N-1, clip after clip. The numbers are cut into as many contiguous *lanes* as a global batch has
-places; a step takes one window from every lane. So a rank, which owns neighbouring lanes, reads one
-stretch of clips, that is its own shards; and the global batch depends neither on the number of ranks
-nor on anything that happened before, so that resuming takes nothing but the step.
+A *window* is `window` frames of one clip, `stride` frames apart. All windows of all clips are numbered 0..N-1, clip
+after clip. The numbers are divided into contiguous *lanes*, one for each element of the global batch; each step takes
+one window from every lane. A rank owns neighboring lanes, so it reads a contiguous range of clips, and thus mostly its
+own shards. The global batch of a step does not depend on the number of ranks or on earlier steps, so training resumes
+from the step number alone.
 """
 
 from __future__ import annotations
@@ -14,13 +14,15 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from raypipe.common.errors import UserError
+
 Indices = NDArray[np.int64]
 
 
 class WindowIndex:
-    """All windows of clips of given lengths, numbered from 0.
+    """All windows of some clips, numbered from 0.
 
-    lengths: frames of each clip. Raises ValueError if no clip has a single window.
+    lengths: [clips], number of frames of each clip. Raises ValueError if no clip is long enough for a window.
     """
 
     def __init__(self, lengths: ArrayLike, window: int, stride: int = 1) -> None:
@@ -35,23 +37,23 @@ class WindowIndex:
         self._begins: Indices = self._ends - counts
         if len(self) == 0:
             longest = int(self.lengths.max(initial=0))
-            raise ValueError(
+            raise UserError(
                 f"lengths: a window of {window} frames, {stride} apart, needs clips of {self.span} frames,"
-                f" and the longest of {len(self.lengths)} clips has {longest}; take fewer frames or a smaller stride"
+                f" but the longest of {len(self.lengths)} clips has {longest}; take fewer frames or a smaller stride"
             )
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
 
     def borders(self, shard_of: ArrayLike) -> Indices:
-        """The windows that begin another shard: a `Sampler` reads shard after shard. shard_of: [clips]."""
+        """Numbers of the windows that are the first of a shard, for `Sampler`. shard_of: [clips], each clip's shard."""
         shards = np.asarray(shard_of, dtype=np.int64)
         if shards.shape != self.lengths.shape:
-            raise ValueError(f"shard_of: must have {len(self.lengths)} values, one a clip, not {list(shards.shape)}")
+            raise ValueError(f"shard_of: must have {len(self.lengths)} values, one per clip, not {list(shards.shape)}")
         return np.unique(self._begins[1:][shards[1:] != shards[:-1]])
 
     def locate(self, windows: ArrayLike) -> tuple[Indices, Indices]:
-        """Clip and first frame of each window number, [b] each. Raises ValueError for a number out of range."""
+        """Clip and first frame of each window, [b] each. windows: [b]. Raises ValueError for a number out of range."""
         numbers = np.asarray(windows, dtype=np.int64)
         if numbers.size and not (numbers.min() >= 0 and numbers.max() < len(self)):
             raise ValueError(f"windows: must be from 0 to {len(self) - 1}, not {numbers.min()} to {numbers.max()}")
@@ -63,8 +65,8 @@ class WindowIndex:
 class Batch:
     """One rank's part of the global batch of a step.
 
-    windows: [b] window numbers. total: windows in the global batch. offset: this part is
-    [offset : offset + b] of it, so that noise drawn for the global batch can be sliced.
+    windows: [b] window numbers. total: number of windows in the global batch. offset: this part is
+    [offset : offset + b] of the global batch, to slice noise that is drawn for all of it. step: global step.
     """
 
     windows: Indices
@@ -74,17 +76,17 @@ class Batch:
 
 
 class Sampler:
-    """The windows of every step, each window exactly once per epoch over all ranks.
+    """Selects the windows of each step; over all ranks, each window is used exactly once per epoch.
 
-    Lane l holds the windows [l*N//B, (l+1)*N//B), shuffled anew each epoch by a generator seeded with
-    (seed, epoch, l). Step i of an epoch takes element i of every lane; the last step also takes what is
-    left (at most one window per lane). Rank r owns lanes [r*B/W, (r+1)*B/W).
+    With N windows, global batch size B and W ranks: lane l holds the windows [l*N//B, (l+1)*N//B), shuffled in each
+    epoch by a generator seeded with (seed, epoch, l). Step i of an epoch takes element i of every lane; the last step
+    also takes the remaining windows (at most one per lane). Rank r owns lanes [r*B/W, (r+1)*B/W).
 
-    borders: window numbers that begin another shard (see `WindowIndex.borders`). A lane that reaches over
-    some is shuffled in blocks: the part of each shard by itself, and the shards among each other. So it
-    reads one shard to its end before it opens the next, which slow storage needs.
+    borders: numbers of the windows that are the first of a shard (see `WindowIndex.borders`). In a lane with windows of
+    several shards, the order of the shards is shuffled, and the windows within each shard. The lane thus reads one
+    shard completely before the next, as slow storage requires.
 
-    Raises ValueError if the batch does not divide among the ranks, or a rank would have no window.
+    Raises ValueError if the batch size is not a multiple of the number of ranks, or a rank would have no window.
     """
 
     def __init__(
@@ -112,7 +114,7 @@ class Sampler:
         self._shuffled: list[Indices] = []
 
     def batch(self, step: int) -> Batch:
-        """This rank's windows at a global step, from 0 on."""
+        """This rank's windows at a global step; steps count from 0."""
         if step < 0:
             raise ValueError(f"step: must be at least 0, not {step}")
         epoch, i = divmod(step, self.steps_per_epoch)
@@ -122,7 +124,7 @@ class Sampler:
         if i < self.steps_per_epoch - 1:
             windows = np.array([lane[i] for lane in self._shuffled], dtype=np.int64)
             return Batch(windows, self.batch_size, self._lanes.start, step)
-        # The lanes before this rank's hold `borders[start]` windows, and have given i of them a lane.
+        # The lanes before this rank's hold `borders[start]` windows, of which i per lane are already used.
         windows = np.concatenate([lane[i:] for lane in self._shuffled])
         offset = int(self._borders[self._lanes.start]) - i * self._lanes.start
         return Batch(windows, self.num_windows - i * self.batch_size, offset, step)

@@ -1,4 +1,4 @@
-"""Who makes shards: this process, processes beside it, or tasks on the Ray cluster that is up."""
+"""Run the tasks of a conversion in this process, in local processes, or on a running Ray cluster."""
 
 from __future__ import annotations
 
@@ -14,12 +14,15 @@ from raypipe.data.conversion.processes import ProcessDiedError, run_in_processes
 from raypipe.data.conversion.shard import Outcome, Task
 
 Run = Callable[[Sequence[Task], Callable[[int], None]], Generator[tuple[Task, Outcome], None, None]]
-"""Makes tasks, telling how many frames were added; gives them as they end."""
+"""Runner of conversion tasks, with a callback for the number of new frames; yields each result when it is done."""
 
 
 @contextmanager
 def choose_runner(workers: int | None) -> Iterator[Run]:
-    """What makes shards: this process, processes beside it, or tasks on a Ray cluster that is up."""
+    """Choose the runner: this process for one worker, else a running Ray cluster, else local processes.
+
+    workers: number of processes or of Ray tasks at a time; None for the number of CPUs of the machine or cluster.
+    """
     if workers == 1:
         yield _run_here
         return
@@ -42,7 +45,7 @@ def _run_locally(
         yield from _run_here(tasks, progress)
         return
     try:
-        # Closed by hand: an interrupted loop would leave it, and the processes, to the garbage collector.
+        # Without closing(), an interrupted loop would leave the worker processes running until garbage collection.
         with closing(run_in_processes(resuming.make, tasks, workers, progress)) as results:
             yield from results
     except ProcessDiedError as error:
@@ -51,16 +54,16 @@ def _run_locally(
 
 def _died(task: Task, how: str) -> str:
     return (
-        f"{task.path}: the process making it was {how}, out of memory or disk space perhaps; the same command goes on"
-        f" from here, with fewer --num-workers if memory is short"
+        f"{task.path}: the process writing it died ({how}), perhaps out of memory or disk space; run the same command"
+        f" again to resume, with fewer --num-workers if memory is short"
     )
 
 
 @contextmanager
 def _cluster() -> Iterator[int | None]:
-    """Join the Ray that is up (`connection.join`); never start one. Gives its CPUs, None without one."""
+    """Connect to a running Ray cluster (`connection.join`), never start one. Yields its number of CPUs, or None."""
     if os.environ.get("RAY_ADDRESS") == "local":
-        yield None  # without importing Ray
+        yield None  # skip the slow import of Ray
         return
     import ray
 
@@ -99,7 +102,7 @@ def _run_on_ray(
                 except RayTaskError as error:
                     raise (error.cause if isinstance(error.cause, UserError) else error) from None
                 except RayError as error:
-                    raise UserError(_died(task, f"lost ({type(error).__name__})")) from None
+                    raise UserError(_died(task, type(error).__name__)) from None
                 progress(outcome.frames)
                 yield task, outcome
     finally:

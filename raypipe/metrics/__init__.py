@@ -1,1 +1,1 @@
-"""What a forecast is scored with."""
+"""Metrics of forecasts: ensemble scores and image metrics."""

@@ -1,4 +1,4 @@
-"""Scores of an ensemble of forecasts, and of one forecast against another."""
+"""Scores of ensemble forecasts, and paired differences between two of them; `raypipe.sde` defines crps_ratio."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean and its standard error over windows."""
+    """An estimate and its standard error over windows (nan for a single window)."""
 
     value: float
     se: float
@@ -19,10 +19,10 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Score:
-    """How an ensemble did, per window and step of the horizon; every array is [windows, horizon].
+    """Scores of ensemble forecasts per window and predicted frame; every array is [windows, horizon].
 
-    crps: fair CRPS, averaged over a frame's values; reference: the CRPS of persistence, which is its mean
-    absolute error; variance: mean variance of the members; error: mean squared error of their mean.
+    crps: fair CRPS; reference: CRPS of persistence, which is its absolute error; variance: variance of the members;
+    error: squared error of the ensemble mean. All are means over the elements of a frame. members: ensemble size M.
     """
 
     crps: Array
@@ -33,22 +33,25 @@ class Score:
 
     @property
     def ratio(self) -> Estimate:
-        """crps_ratio: 0 is perfect, 1 no better than repeating the last frame."""
+        """crps_ratio, mean CRPS over that of persistence: 0 is perfect, 1 is as good as repeating the last frame."""
         return ratio_of_means(self.crps.mean(1), self.reference.mean(1))
 
     @property
     def ratio_by_step(self) -> Array:
-        """crps_ratio at each step of the horizon, [horizon]."""
+        """crps_ratio of each predicted frame, [horizon]."""
         return np.asarray(self.crps.mean(0) / self.reference.mean(0))
 
     @property
     def spread_skill(self) -> float:
-        """Spread over error of the mean, 1 for a reliable ensemble (Fortin et al. 2014): sqrt((M+1)/M var / mse)."""
+        """sqrt((M+1)/M variance / error), which is 1 for a reliable ensemble (Fortin et al. 2014)."""
         spread = self.variance.mean() * (self.members + 1) / self.members
         return float(np.sqrt(spread / self.error.mean()))
 
     def minus(self, other: "Score") -> Estimate:
-        """Difference of the two ratios, paired by window: its error is a fraction of either score's."""
+        """crps_ratio minus that of `other` on the same windows.
+
+        The standard error is that of the paired differences, which is usually far below that of either ratio.
+        """
         assert self.crps.shape == other.crps.shape
         gap = self.crps.mean(1) - other.crps.mean(1)
         return ratio_of_means(gap, self.reference.mean(1))
@@ -62,10 +65,12 @@ def ratio_of_means(top: Array, bottom: Array) -> Estimate:
 
 
 def fair_crps(members: Tensor, truth: Tensor) -> Tensor:
-    """mean_i |x_i - y| - sum_{i<j} |x_i - x_j| / (M (M - 1)): unbiased in the number of members (Ferro 2014).
+    """Fair CRPS, mean_i |x_i - y| - sum_{i<j} |x_i - x_j| / (M (M - 1)), per element (Ferro 2014).
 
-    members: [n, M, ...], truth: [n, ...]; returns [n, ...]. The pairwise sum comes from the sorted members. The
-    dimensions after M broadcast: members that are the same at all steps are given, and sorted, once.
+    "Fair" means that its expectation does not depend on the number of members M. For M = 1 it is the absolute error.
+
+    members: [n, M, ...]; truth: [n, ...]; returns [n, ...]. The dimensions after M broadcast, so members that are the
+    same for all steps can be passed once. The sum over pairs is computed from the sorted members.
     """
     count = members.shape[1]
     error = (members - truth[:, None]).abs().mean(1)
@@ -78,7 +83,7 @@ def fair_crps(members: Tensor, truth: Tensor) -> Tensor:
 
 
 def score(members: Tensor, truth: Tensor, last: Tensor) -> Score:
-    """Score forecasts [n, M, H, ...] of truth [n, H, ...], given the last known frame [n, ...]."""
+    """Score forecasts, members [n, M, H, ...], against truth [n, H, ...]. last: the last given frame, [n, ...]."""
     per_frame = tuple(range(2, truth.ndim))
 
     def mean(values: Tensor) -> Array:

@@ -1,24 +1,24 @@
-"""Metrics of frames against frames. Leading dimensions broadcast, so that nothing is computed twice."""
+"""Image metrics that compare frames. The leading dimensions of both arguments broadcast."""
 
 import torch
 from torch import Tensor
 
 
 def psnr(prediction: Tensor, truth: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio in dB of frames [..., 3, H, W] in [-1, 1] (peak to peak 2), [...].
+    """Peak signal-to-noise ratio in dB, [...], of frames [..., 3, H, W] in [-1, 1], whose range is 2.
 
-    Infinite where they are equal.
+    It is infinite for equal frames.
     """
     return 10 * torch.log10(4 / (prediction - truth).square().mean((-3, -2, -1)))
 
 
 def ssim(prediction: Tensor, truth: Tensor) -> Tensor:
-    """Structural similarity of frames [..., 3, H, W] in [-1, 1], [...] (Wang et al. 2004).
+    """Structural similarity, [...], of frames [..., 3, H, W] in [-1, 1] (Wang et al. 2004).
 
-    Gaussian window of 11 pixels and sigma 1.5, k1 = 0.01, k2 = 0.03, averaged over the pixels whose window
-    fits and over channels.
+    The window is Gaussian, 11 x 11 pixels with standard deviation 1.5; k1 = 0.01, k2 = 0.03. The index is averaged over
+    channels and over all positions where the window lies within the frame, so H and W must be at least 11.
     """
-    # As products of matrices, which a CPU does ten times as fast as convolutions of one channel.
+    # Matrix products: on a CPU ten times as fast as convolutions with a single channel.
     rows, columns = (_gaussian(size, truth) for size in truth.shape[-2:])
 
     def blur(t: Tensor) -> Tensor:
@@ -33,7 +33,7 @@ def ssim(prediction: Tensor, truth: Tensor) -> Tensor:
 
 
 def _gaussian(size: int, like: Tensor) -> Tensor:
-    """The weights [size - 10, size] of each pixel in each window that fits."""
+    """Matrix [size - 10, size] that blurs a dimension of `size` pixels: each row holds one position of the window."""
     pixels = torch.arange(size, device=like.device, dtype=like.dtype)
     offsets = pixels - pixels[5:-5, None]
     weights = torch.exp(-offsets.square() / (2 * 1.5**2)).masked_fill(offsets.abs() > 5, 0)

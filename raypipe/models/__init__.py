@@ -1,1 +1,1 @@
-"""The networks: the backbone of flow, denoiser and diffusion, and the autoencoders."""
+"""The networks: flow, denoiser and diffusion with their common backbone, and the autoencoders."""

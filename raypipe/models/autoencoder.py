@@ -1,4 +1,4 @@
-"""The autoencoder that the rest of raypipe sees: latents of unit scale, whichever network makes them."""
+"""`Autoencoder`: wraps one of several networks and scales its latents to unit standard deviation."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple, Protocol, cast
@@ -16,7 +16,11 @@ from raypipe.models.vqvae import VQVAE
 
 
 class Network(Protocol):
-    """What an autoencoder's network offers: raw latents, before quantization, and frames from quantized ones."""
+    """The interface of an autoencoder network.
+
+    encode: frames [b, 3, H, W] -> raw latents [b, channels, h, w], before quantization and scaling. decode: (quantized)
+    raw latents -> frames. downsampling: H/h and W/w. arguments: those of the constructor, as stored in checkpoints.
+    """
 
     channels: int
     downsampling: int
@@ -29,7 +33,7 @@ class Network(Protocol):
 
 
 class Reconstruction(NamedTuple):
-    """Frames [b, 3, H, W], not clamped, and the quantizer's loss (0 without one)."""
+    """Reconstructed frames [b, 3, H, W], not clamped, and the loss of the quantizer (0 if there is none)."""
 
     frames: Tensor
     auxiliary_loss: Tensor
@@ -44,7 +48,7 @@ NETWORKS: Mapping[str, type[nn.Module]] = {
 
 
 class Autoencoder(nn.Module):
-    """`network` between frames and raw latents, and `scale` [C]: latents are raw latents divided by it."""
+    """A network and the scale of its latents: latents are the raw latents of `network` divided by `scale` [C]."""
 
     scale: Tensor
 
@@ -59,24 +63,24 @@ class Autoencoder(nn.Module):
 
     @property
     def latent_channels(self) -> int:
-        """C."""
+        """Number of latent channels, C."""
         return self._net.channels
 
     @property
     def downsampling(self) -> int:
-        """H/h and W/w."""
+        """Downsampling factor, H/h and W/w."""
         return self._net.downsampling
 
     @property
     def architecture(self) -> tuple[str, dict[str, Any]]:
-        """The network's name and arguments: `build_network(*architecture)` makes one like it."""
+        """Name and arguments of the network: `build_network(*architecture)` creates the same architecture."""
         name = next(name for name, cls in NETWORKS.items() if isinstance(self.network, cls))
         return name, self._net.arguments
 
     def encode_raw(self, frames: Tensor) -> Tensor:
-        """Frames [b, 3, H, W] in [-1, 1] -> latents [b, C, h, w] not divided by the scale.
+        """Frames [b, 3, H, W] in [-1, 1] -> raw latents [b, C, h, w], before quantization and scaling.
 
-        Raises ValueError unless H and W are multiples of `downsampling`.
+        Raises UserError unless H and W are multiples of `downsampling`.
         """
         factor = self.downsampling
         if frames.ndim != 4 or frames.shape[1] != 3 or frames.shape[2] % factor or frames.shape[3] % factor:
@@ -86,11 +90,14 @@ class Autoencoder(nn.Module):
         return self._net.encode(frames)
 
     def encode(self, frames: Tensor) -> Tensor:
-        """Frames [b, 3, H, W] in [-1, 1] -> latents [b, C, h, w], before quantization, of about unit scale."""
+        """Frames [b, 3, H, W] in [-1, 1] -> latents [b, C, h, w], before quantization; raises as `encode_raw`."""
         return self.encode_raw(frames) / self.scale[:, None, None]
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Latents [b, C, h, w] as `encode` gives them -> frames [b, 3, H, W] in [-1, 1]; quantizes where it can."""
+        """Latents [b, C, h, w], as from `encode` -> frames [b, 3, H, W], clamped to [-1, 1].
+
+        The latents are quantized if the network has a quantizer. Raises UserError for any other shape.
+        """
         if latents.ndim != 4 or latents.shape[1] != self.latent_channels:
             raise UserError(f"latents: must be [b, {self.latent_channels}, h, w], not {list(latents.shape)}")
         raw = latents * self.scale[:, None, None]
@@ -98,7 +105,7 @@ class Autoencoder(nn.Module):
         return self._net.decode(raw if quantizer is None else quantizer(raw).latents).clamp(-1, 1)
 
     def reconstruct(self, frames: Tensor) -> Reconstruction:
-        """Frames through both halves, for training: gradients pass the quantizer straight through."""
+        """Encode, quantize and decode frames [b, 3, H, W] in training; the quantizer's gradient is straight-through."""
         raw = self.encode_raw(frames)
         quantizer = self._net.quantizer
         if quantizer is None:
@@ -107,12 +114,12 @@ class Autoencoder(nn.Module):
         return Reconstruction(self._net.decode(quantized.latents), quantized.loss)
 
     def forward(self, frames: Tensor) -> Reconstruction:
-        """`reconstruct`, where DDP looks for it."""
+        """Same as `reconstruct`, since DistributedDataParallel calls `forward`."""
         return self.reconstruct(frames)
 
 
 def build_network(name: str, arguments: Mapping[str, Any]) -> nn.Module:
-    """The network `name` of NETWORKS with new weights. Raises ValueError for an unknown name or argument."""
+    """Create the network `name` of NETWORKS with new weights. Raises UserError for an unknown name or argument."""
     if name not in NETWORKS:
         raise UserError(f"autoencoder network: must be one of {', '.join(NETWORKS)}, not {name!r}")
     try:
@@ -122,7 +129,7 @@ def build_network(name: str, arguments: Mapping[str, Any]) -> nn.Module:
 
 
 def build_autoencoder(settings: config.Autoencoder) -> Autoencoder:
-    """A new autoencoder; its weights are drawn from torch's global generator: seed it first."""
+    """Create an autoencoder. Its weights are drawn from torch's global generator, so call torch.manual_seed first."""
     arguments = {
         "conv": {"channels": settings.channels, "width": settings.width},
         "vqvae": {"channels": settings.channels, "num_embeddings": settings.num_embeddings},
@@ -132,10 +139,10 @@ def build_autoencoder(settings: config.Autoencoder) -> Autoencoder:
 
 @torch.no_grad()
 def measure_scale(autoencoder: Autoencoder, batches: Iterable[Tensor]) -> Tensor:
-    """Standard deviation per channel, about its mean, of the raw latents of frames [b, 3, H, W]: [C].
+    """Standard deviation, per channel [C], of the raw latents of batches of frames [b, 3, H, W].
 
-    Batches are merged by the update of Chan et al. (1979), in float64: raw latents may lie far from 0.
-    Raises ValueError if there are no frames, or if a channel is constant or not finite.
+    The statistics of batches are merged as in Chan et al. (1979), in float64, which is accurate for channels whose mean
+    is far from 0. Raises UserError if there are no frames, or if a channel is constant or not finite.
     """
     count = 0
     mean = squares = torch.zeros(autoencoder.latent_channels, dtype=torch.float64)

@@ -1,7 +1,7 @@
-"""The network that flow, denoiser and diffusion share: a U-shaped transformer over the latent's pixels.
+"""The architecture of flow, denoiser and diffusion: a U-shaped transformer over the pixels of a latent frame.
 
-Parameters have the names of the published checkpoints, so these load strictly but for `time_projection`,
-which the published network never uses and this one does not have.
+Parameters are named as in the reference network. Released checkpoints load strictly, except for `time_projection`,
+which the reference network does not use and which does not exist here.
 """
 
 from typing import cast
@@ -14,13 +14,14 @@ from raypipe.common.errors import UserError
 from raypipe.models.attention import Linear, SelfAttention
 
 MAX_SIZE = 512
-"""Largest height and width of a latent frame: rows of the tables of position embeddings."""
+"""Largest height and width of a latent frame: the number of row and of column embeddings."""
 
 
 class Dropout(nn.Dropout):
-    """`nn.Dropout`, on a CPU in a third of the time: there its draws cost more than all norms together.
+    """`nn.Dropout` that takes a third of the time on a CPU, where random numbers cost more than all norms together.
 
-    Four elements share one draw of 64 bits, 16 bits each, so the share that is dropped is a multiple of 2^-16.
+    On a CPU, each random 64-bit integer serves four elements, with 16 bits each; so the dropout probability is rounded
+    to a multiple of 2^-16.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -33,7 +34,7 @@ class Dropout(nn.Dropout):
 
 
 class Block(nn.Module):
-    """A pre-norm transformer block, as `nn.TransformerEncoderLayer(norm_first=True, activation="gelu")`."""
+    """A pre-norm transformer block: `nn.TransformerEncoderLayer(norm_first=True, activation="gelu")` for images."""
 
     def __init__(self, dim: int, num_heads: int, dropout: float) -> None:
         super().__init__()
@@ -53,7 +54,7 @@ class Block(nn.Module):
 
 
 class PositionEncoding(nn.Module):
-    """Learned embeddings of column and row, side by side."""
+    """Learned embeddings of column and row, dim / 2 features each, concatenated."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -63,7 +64,7 @@ class PositionEncoding(nn.Module):
         nn.init.uniform_(self.row_embed.weight)
 
     def forward(self, height: int, width: int) -> Tensor:
-        """[height, width, dim]."""
+        """The embeddings of all pixels, [height, width, dim]. Raises UserError above MAX_SIZE."""
         if max(height, width) > MAX_SIZE:
             raise UserError(f"latent frames: must be at most {MAX_SIZE} high and wide, not {height} x {width}")
         columns = self.col_embed.weight[:width].expand(height, -1, -1)
@@ -72,7 +73,7 @@ class PositionEncoding(nn.Module):
 
 
 class Permute(nn.Module):
-    """A change of layout as a step of a `nn.Sequential`."""
+    """`Tensor.permute` as a module, for use in `nn.Sequential`."""
 
     def __init__(self, *dims: int) -> None:
         super().__init__()
@@ -83,9 +84,10 @@ class Permute(nn.Module):
 
 
 class Backbone(nn.Module):
-    """Tokens are the pixels of the latent frames; a block's output before the middle is fed to its mirror after it.
+    """U-shaped transformer whose tokens are the pixels of the state.
 
-    Raises ValueError if `time_input` is set and `u` is missing or not of shape [b].
+    The output of each block before the middle is also an input of the corresponding block after it, as in a U-Net.
+    time_input: add one Linear(1, inner_dim) of u to all tokens.
     """
 
     def __init__(
@@ -123,7 +125,10 @@ class Backbone(nn.Module):
         )
 
     def forward(self, x: Tensor, u: Tensor | None = None) -> Tensor:
-        """State [b, in_channels, h, w] and position u [b] in the frame interval -> [b, out_channels, h, w]."""
+        """State [b, in_channels, h, w] and time u [b] within the frame interval -> [b, out_channels, h, w].
+
+        Raises UserError if `time_input` is set and `u` is missing or not of shape [b].
+        """
         height, width = x.shape[-2:]
         tokens: Tensor = self.project_in(x) + self.position_encoding(height, width)
         if self.time_input is not None:
@@ -133,14 +138,14 @@ class Backbone(nn.Module):
                     f"u: a network with time_input needs one value per state, [{len(x)}], but it is {found}"
                 )
             tokens = tokens + self.time_input(u[:, None])[:, None, None]
-        kept: list[Tensor] = []
+        skips: list[Tensor] = []
         for block in self.in_blocks:
             tokens = block(tokens)
-            kept.append(tokens)
+            skips.append(tokens)
         for block in self.mid_blocks:
             tokens = block(tokens)
         for pair in self.out_blocks:
             merge, block = cast(nn.ModuleList, pair)
-            tokens = block(merge(torch.cat([kept.pop(), tokens], dim=-1)))
+            tokens = block(merge(torch.cat([skips.pop(), tokens], dim=-1)))
         out: Tensor = self.project_out(tokens)
         return out

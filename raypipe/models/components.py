@@ -1,4 +1,4 @@
-"""Flow, denoiser and diffusion: what the parts of the SDE make of the shared network's output."""
+"""The networks of the SDE: flow, denoiser and diffusion, as defined in `raypipe.sde`."""
 
 from collections.abc import Callable, Mapping
 
@@ -10,33 +10,33 @@ from raypipe.models.backbone import Backbone
 
 
 class Flow(nn.Module):
-    """f: the velocity of the state's last frame, per frame interval."""
+    """The flow f: velocity of the last frame of the state, in latent units per frame interval."""
 
     def __init__(self, network: Backbone) -> None:
         super().__init__()
         self.network = network
 
     def forward(self, x: Tensor, u: Tensor | None = None) -> Tensor:
-        """State [b, K*C, h, w], position u [b] in the frame interval -> velocity [b, C, h, w]."""
+        """State [b, K*C, h, w] and time u [b] within the frame interval -> velocity [b, C, h, w]."""
         out: Tensor = self.network(x, u)
         return out
 
 
 class Denoiser(nn.Module):
-    """d: minus the noise in the state. It never sees u, which `forward` takes only to be called like the others."""
+    """The denoiser d: an estimate of -eps, where eps is the noise in the state."""
 
     def __init__(self, network: Backbone) -> None:
         super().__init__()
         self.network = network
 
     def forward(self, x: Tensor, u: Tensor | None = None) -> Tensor:
-        """State [b, K*C, h, w] -> [b, K*C, h, w]."""
+        """State [b, K*C, h, w] -> [b, K*C, h, w]. u is ignored, and accepted so that all networks are called alike."""
         out: Tensor = self.network(x)
         return out
 
 
 class Diffusion(nn.Module):
-    """g: the diffusion coefficient of the state's last frame, positive; its logarithm lies in `logit_range`."""
+    """The diffusion g: positive diffusion coefficient of the last frame of the state, with log g in `logit_range`."""
 
     def __init__(self, network: Backbone, logit_range: tuple[float, float] = (-9.0, 1.0)) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class Diffusion(nn.Module):
         self.logit_range = logit_range
 
     def raw(self, x: Tensor, u: Tensor | None = None) -> Tensor:
-        """The network's head o [b, C, h, w], any real number."""
+        """The raw output o of the network, [b, C, h, w], unbounded."""
         out: Tensor = self.network(x, u)
         return out
 
@@ -54,7 +54,7 @@ class Diffusion(nn.Module):
         return low + (torch.tanh(self.raw(x, u)) + 1) * ((high - low) / 2)
 
     def forward(self, x: Tensor, u: Tensor | None = None) -> Tensor:
-        """State [b, K*C, h, w], position u [b] in the frame interval -> g [b, C, h, w]."""
+        """State [b, K*C, h, w] and time u [b] within the frame interval -> g [b, C, h, w]."""
         return self.log_g(x, u).exp()
 
 
@@ -92,9 +92,10 @@ _BUILDERS: Mapping[str, Callable[[config.Model, int], nn.Module]] = {
 
 
 def build_component(component: str, model: config.Model, latent_channels: int) -> nn.Module:
-    """A new `flow`, `denoiser` or `diffusion` for latents of `latent_channels` channels.
+    """Create a `flow`, `denoiser` or `diffusion` for latents of `latent_channels` channels.
 
-    Weights are drawn from torch's global generator: seed it first. Raises ValueError for another component.
+    Its weights are drawn from torch's global generator, so call torch.manual_seed first. Raises ValueError for an
+    unknown component or if latent_channels is below 1.
     """
     if component not in _BUILDERS:
         raise ValueError(f"component: must be one of {', '.join(_BUILDERS)}, not {component!r}")

@@ -1,7 +1,7 @@
-"""The KL autoencoder of latent diffusion (arXiv 2112.10752), with the parameter names of diffusers' `AutoencoderKL`.
+"""The KL autoencoder of latent diffusion (arXiv 2112.10752), such as `sd-vae-ft-mse`.
 
-`sd-vae-ft-mse` is this network. The names of its attention are those of diffusers from 0.15 on; files written
-before say query, key, value and proj_attn.
+Parameters are named as in `AutoencoderKL` of diffusers 0.15 or later. Older versions name the layers of the attention
+query, key, value and proj_attn.
 """
 
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ class ResnetBlock(nn.Module):
 
 
 class Attention(nn.Module):
-    """Single-head attention over all pixels."""
+    """Residual single-head self-attention over all pixels."""
 
     def __init__(self, channels: int, groups: int) -> None:
         super().__init__()
@@ -46,6 +46,8 @@ class Attention(nn.Module):
 
 
 class Middle(nn.Module):
+    """The layers at the lowest resolution: residual block, attention, residual block."""
+
     def __init__(self, channels: int, groups: int) -> None:
         super().__init__()
         self.resnets = nn.ModuleList(ResnetBlock(channels, channels, groups) for _ in range(2))
@@ -57,7 +59,7 @@ class Middle(nn.Module):
 
 
 class Resample(nn.Module):
-    """Half the size (padded at the right and bottom only), or twice."""
+    """Halve height and width (stride 2, padded at the right and bottom only) or double them (stride 1)."""
 
     def __init__(self, channels: int, stride: int) -> None:
         super().__init__()
@@ -72,7 +74,7 @@ class Resample(nn.Module):
 
 
 class Level(nn.Module):
-    """The residual blocks of one resolution, then `resampler` ("downsamplers" or "upsamplers") if given."""
+    """The residual blocks of one resolution. resampler: "downsamplers" or "upsamplers" after them, or None."""
 
     def __init__(self, in_channels: int, channels: int, num_blocks: int, groups: int, resampler: str | None) -> None:
         super().__init__()
@@ -133,7 +135,10 @@ class Decoder(nn.Module):
 
 
 class AutoencoderKL(nn.Module):
-    """[b, 3, H, W] <-> [b, channels, H/f, W/f] with f = 2^(len(widths) - 1); the defaults are sd-vae-ft-mse's."""
+    """KL autoencoder for frames [b, 3, H, W], latents [b, channels, H/f, W/f], with f = 2^(len(widths) - 1).
+
+    The defaults are those of sd-vae-ft-mse.
+    """
 
     quantizer = None
 
@@ -159,10 +164,10 @@ class AutoencoderKL(nn.Module):
         self.post_quant_conv = nn.Conv2d(channels, channels, 1)
 
     def encode(self, frames: Tensor) -> Tensor:
-        """Frames [b, 3, H, W] in [-1, 1] -> the posterior's mean [b, channels, h, w].
+        """Frames [b, 3, H, W] in [-1, 1] -> mean of the posterior, [b, channels, h, w].
 
-        Not multiplied by Stable Diffusion's 0.18215, which the published video models leave out too; they draw
-        from the posterior, whose deviation is small beside their noise.
+        As in the reference code, it is not multiplied by the factor 0.18215 of Stable Diffusion. The reference code
+        samples from the posterior, whose standard deviation is small compared to the injected noise.
         """
         mean, _ = torch.chunk(self.quant_conv(self.encoder(frames)), 2, dim=1)
         return mean

@@ -1,4 +1,4 @@
-"""Vector quantization (van den Oord et al. 2017, arXiv 1711.00937) of latent pixels."""
+"""Vector quantization of the pixels of a latent (van den Oord et al. 2017, arXiv 1711.00937)."""
 
 from typing import NamedTuple
 
@@ -6,18 +6,18 @@ import torch
 from torch import Tensor, nn
 
 COMMITMENT = 0.25
-"""Weight of the pull of the codes, against that of the latents, as the published loss has it."""
+"""Weight of the codebook term of the loss, as in the reference code. The paper weights the commitment term instead."""
 
 
 class Quantized(NamedTuple):
-    """Latents at their nearest codes, [b, channels, h, w], and the quantizer's loss (a scalar)."""
+    """Quantized latents [b, channels, h, w], and the loss of the quantizer (a scalar)."""
 
     latents: Tensor
     loss: Tensor
 
 
 class Quantizer(nn.Module):
-    """A codebook of `num_embeddings` vectors of `channels`."""
+    """Quantizer with a codebook of `num_embeddings` vectors, [num_embeddings, channels]."""
 
     def __init__(self, num_embeddings: int, channels: int) -> None:
         super().__init__()
@@ -25,9 +25,9 @@ class Quantizer(nn.Module):
         nn.init.uniform_(self.embedding.weight, -1 / num_embeddings, 1 / num_embeddings)
 
     def forward(self, z: Tensor) -> Quantized:
-        """[b, channels, h, w] -> the nearest codes; gradients pass straight through to `z`.
+        """Replace each pixel of z, [b, channels, h, w], by its nearest code q, with a straight-through gradient.
 
-        The loss is mean((sg[q] - z)^2) + 0.25 mean((q - sg[z])^2), sg being stop-gradient.
+        The loss is mean((sg[q] - z)^2) + COMMITMENT mean((q - sg[z])^2), where sg is the stop-gradient.
         """
         vectors = z.movedim(1, -1)
         codes = self.embedding(self._nearest(vectors.reshape(-1, z.shape[1]).detach())).view(vectors.shape)
@@ -37,7 +37,7 @@ class Quantizer(nn.Module):
 
     @torch.no_grad()
     def _nearest(self, vectors: Tensor) -> Tensor:
-        """Index of the nearest code of each vector [n, channels]; chunks keep the distances' table small."""
+        """Index [n] of the nearest code of each vector [n, channels], in chunks that limit the memory for distances."""
         codes = self.embedding.weight
         norms = codes.square().sum(dim=1)
         return torch.cat(

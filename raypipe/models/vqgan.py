@@ -1,4 +1,4 @@
-"""The latent-diffusion VQGANs (arXiv 2112.10752, `VQModel`), with the parameter names of their checkpoints."""
+"""The VQGANs of latent diffusion (arXiv 2112.10752), with the parameter names of its class `VQModel`."""
 
 from collections.abc import Sequence
 
@@ -29,7 +29,7 @@ class ResnetBlock(nn.Module):
 
 
 class Attention(nn.Module):
-    """Single-head attention over all pixels, its projections being convolutions 1x1."""
+    """Residual single-head self-attention over all pixels, with 1x1 convolutions as projections."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -48,6 +48,8 @@ class Attention(nn.Module):
 
 
 class Middle(nn.Module):
+    """The layers at the lowest resolution: residual block, attention, residual block."""
+
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.block_1 = ResnetBlock(channels, channels)
@@ -60,6 +62,8 @@ class Middle(nn.Module):
 
 
 class Downsample(nn.Module):
+    """Halve height and width."""
+
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, stride=2)
@@ -70,6 +74,8 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
+    """Double height and width."""
+
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
@@ -80,7 +86,7 @@ class Upsample(nn.Module):
 
 
 class Level(nn.Module):
-    """The residual blocks of one resolution, each with attention if `attention`, then `resample` if given."""
+    """The residual blocks of one resolution, each followed by attention if `attention`, then `resample` if given."""
 
     def __init__(
         self, in_channels: int, channels: int, num_blocks: int, attention: bool, resample: type[nn.Module] | None
@@ -145,10 +151,10 @@ class Decoder(nn.Module):
 
 
 class VQGAN(nn.Module):
-    """[b, 3, H, W] <-> [b, channels, H/f, W/f] with f = 2^(len(ch_mult) - 1).
+    """VQGAN for frames [b, 3, H, W], latents [b, channels, H/f, W/f], with f = 2^(len(ch_mult) - 1).
 
-    `attention_levels` are the indices into `ch_mult` whose blocks attend (the published configurations say
-    this by a resolution: f8_small 2, f8 3, f16 4).
+    attention_levels: indices into `ch_mult` of the levels with attention. The configurations of the reference code
+    state a resolution instead, which corresponds to level 2 for f8_small, 3 for f8 and 4 for f16.
     """
 
     def __init__(

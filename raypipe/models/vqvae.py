@@ -1,4 +1,4 @@
-"""The published VQ-VAE (`type: ours`), downsampling 8, with the parameter names of its checkpoints."""
+"""The VQ-VAE of the reference code (`type: ours` in its configs), with the parameter names of released checkpoints."""
 
 from itertools import pairwise
 
@@ -9,7 +9,9 @@ from raypipe.models.attention import SelfAttention
 from raypipe.models.quantizer import Quantizer
 
 WIDTHS = (32, 64, 128, 256)
+"""Channels at each resolution of the encoder."""
 SLOPE = 0.2
+"""Negative slope of leaky ReLU."""
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
@@ -17,7 +19,7 @@ def group_norm(channels: int) -> nn.GroupNorm:
 
 
 class Residual(nn.Module):
-    """Two convolutions and a skip, halving the image `pool` = 2 times or 1."""
+    """Residual block of two convolutions. pool: factor by which height and width are reduced, 1 or 2."""
 
     def __init__(self, in_channels: int, out_channels: int, pool: int = 1) -> None:
         super().__init__()
@@ -38,7 +40,7 @@ class Residual(nn.Module):
 
 
 class Middle(nn.Module):
-    """A residual, single-head attention over all pixels added, a residual."""
+    """The layers at the lowest resolution: residual block, single-head self-attention with skip, residual block."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -69,6 +71,8 @@ class Encoder(Middle):
 
 
 class Upsample(nn.Module):
+    """Double height and width."""
+
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
@@ -93,7 +97,7 @@ class Decoder(Middle):
 
 
 class VQVAE(nn.Module):
-    """[b, 3, H, W] <-> [b, channels, H/8, W/8]; H and W are multiples of 8."""
+    """VQ-VAE for frames [b, 3, H, W], latents [b, channels, H/8, W/8]; H and W are multiples of 8."""
 
     downsampling = 8
 

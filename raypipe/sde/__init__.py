@@ -1,1 +1,84 @@
-"""The neural SDE: the path it is trained on, its losses, its dynamics, and how it is integrated."""
+"""The neural SDE for video prediction: notation, training targets, losses, dynamics, prediction and score.
+
+The model is that of arXiv 2501.18871. The reference code is NeuralSDE/NeuralSDE on GitHub, which builds on
+Araachie/river. Other modules cite this text as `raypipe.sde`. Shapes leave out the batch dimension; tensors are
+float32. Each heading names the modules that implement the section; a name such as sde.sigma is a config field.
+
+Notation (raypipe.models.autoencoder, raypipe.sde.path)
+
+    t        index of a frame; one frame interval is one unit of time
+    u        time within a frame interval, from 0 to 1                                        scalar
+    x_t      frame t, values in [-1, 1]                                                       [3, H, W]
+    E        encoder of the autoencoder; E(x_t) is taken before quantization                  [C, h, w]
+    scale    standard deviation of E(x_t) on training frames, per channel                     [C]
+    z_t      latent E(x_t) / scale                                                            [C, h, w]
+    K        number of frames in the state (model.num_input_frames)
+    X_t      state (z_{t-K+1}, ..., z_t), concatenated along the channels                     [K*C, h, w]
+
+Path and targets (raypipe.sde.path)
+
+    X_u = (1 - (1-sigma) u) X_t + u X_{t+1}     straight path between two states, u ~ U(0, 1) [K*C, h, w]
+    X~  = X_u + eps                             noise injection, eps ~ N(0, s^2 I)            [K*C, h, w]
+    v   = z_{t+1} - (1-sigma) z_t               velocity target, of the last frame            [C, h, w]
+
+    s is the noise level (train.noise_std) and sigma = 1e-7 (sde.sigma). v equals the last frame of
+    (X_{t+1} - (1-sigma) X_u) / (1 - (1-sigma) u), but is computed without the division, whose denominator
+    approaches sigma as u approaches 1.
+
+Networks (raypipe.models.components; their common architecture is raypipe.models.backbone)
+
+    f(X, u)  flow: velocity of the last frame                                                 [C, h, w]
+    d(X)     denoiser: estimate of -eps                                                       [K*C, h, w]
+    o(X, u)  raw output of the diffusion network                                              [C, h, w]
+    g(X, u)  diffusion: log g = lo + (tanh(o) + 1)/2 (hi - lo)                                [C, h, w]
+
+    [lo, hi] = [-9, 1] (model.logit_range). A constant diffusion, g = std [C] per channel, stands in for the
+    network where none is trained (raypipe.sde.dynamics.ConstantDiffusion).
+
+    Time input: if model.time_input is set, flow and diffusion also see u. One Linear(1, inner_dim) of u is added to
+    all tokens, and u is set to 0 in a fraction sde.zero_share of the training samples. The reference code has no time
+    input. Without it, the end of one interval and the start of the next are the same input with two different
+    velocities, and the network learns an average of the two. The denoiser never sees u.
+
+Losses (raypipe.sde.losses, raypipe.training.component); mean is over the batch and all elements
+
+    flow       nll         mean(log((v - f)^2 + delta) - log delta),  f = f(X~, u)
+               mse         mean((v - f)^2)
+    denoiser               mean((d + eps)^2),  d = d(X~)
+    diffusion  regression  mean((g - |r|)^2) + mean((log g - log(r^2 + 1e-6)/2)^2),  g = g(X~, u)
+               nll         mean(r^2/(2 g^2) + log g)
+
+    delta = 1e-3 (sde.delta). r = v - f(X~, u) is the residual of a trained flow, whose weights are frozen  [C, h, w].
+
+    The nll of the diffusion is the negative log-likelihood of r ~ N(0, g^2), up to a constant. Minimized over g, it
+    is log(r^2)/2 up to a constant; the nll of the flow is twice that, with delta added to r^2.
+
+Dynamics (raypipe.sde.dynamics)
+
+    dX = [F(X, u) + alpha d(X)] du + beta G(X, u) dW          Ito SDE with diagonal noise     [K*C, h, w]
+
+    F = (z_{t-K+2} - z_{t-K+1}, ..., z_t - z_{t-1}, f)        drift                           [K*C, h, w]
+    G = (0, ..., 0, g)                                        diagonal of the diffusion       [K*C, h, w]
+
+    The older frames move along straight lines to their successors, which are known; only the last frame follows the
+    flow and receives noise. alpha (evaluation.alphas) is the denoising magnitude. The derivation of the reference code
+    requires alpha >= 1; smaller values are accepted here, and 0 omits the denoiser. beta (evaluation.betas) is the
+    diffusion magnitude; 0 makes the forecast deterministic.
+
+Prediction (raypipe.sde.rollout, raypipe.sde.solvers, raypipe.sde.brownian)
+
+    1. Integrate the SDE from X = X_t at u = 0 to u = 1 in n steps (evaluation.steps) of a solver.
+    2. The last frame of the result, [C, h, w], is the predicted z_{t+1}.
+    3. Append it to the window of K frames, drop the oldest frame, and repeat with t + 1.
+
+    In-between frames are the last frame of the solution at u = 1/k, ..., (k-1)/k. The members of an ensemble differ
+    only in their Brownian motion W. Decoding multiplies a latent by scale and passes it to the decoder.
+
+Score (raypipe.metrics.ensemble), on latents: members y_1, ..., y_M of a forecast and the truth y
+
+    crps       = mean_i |y_i - y| - sum_{i<j} |y_i - y_j| / (M (M-1))     fair ensemble CRPS, per element
+    crps_ratio = mean(crps) / mean(|z_t - y|)
+
+    z_t is the last given frame. The denominator is the CRPS of persistence, the forecast that repeats z_t. Both means
+    are over windows, predicted frames and elements. 0 is a perfect forecast; 1 is as good as persistence.
+"""

@@ -1,7 +1,7 @@
-"""Brownian motion as a function of (seed, window, member, frame, time), and of nothing else.
+"""Brownian motion as a deterministic function of (seed, window, member, frame, time).
 
-Forecasts that share these five share their noise, whatever they are batched with, however many members there
-are, into how many steps a frame is cut, which solver takes them and which in-between frames are read out.
+The noise of a forecast therefore does not depend on the batch, the number of members, the number of integration
+steps, the solver or the in-between frames.
 """
 
 import hashlib
@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 
 Wiener = Callable[[Sequence[Fraction]], list[Tensor]]
-"""W at ascending rational times in (0, 1], one tensor a time; W_0 = 0."""
+"""Values of a Brownian motion W with W(0) = 0: ascending rational times in (0, 1] -> one tensor per time."""
 
 
 def forecast_keys(seed: int, windows: Tensor, members: Tensor) -> Tensor:
-    """The key of each forecast's noise, int64 [b], from the numbers of its window and member, int64 [b].
+    """Random key of each forecast, int64 [b], from the indices of its window and member, int64 [b].
 
-    The noise is made where these lie: on a GPU nothing is copied, and its integers are those of the CPU.
+    The keys are on the device of `windows`, and so is the noise that `brownian` makes from them. They are integers, so
+    a CPU and a GPU give the same keys.
     """
     digest = hashlib.blake2b(str(int(seed)).encode(), digest_size=8).digest()
     start = torch.full_like(windows, int.from_bytes(digest, "little", signed=True))
@@ -27,22 +28,24 @@ def forecast_keys(seed: int, windows: Tensor, members: Tensor) -> Tensor:
 
 
 def brownian(keys: Tensor, frame: int, shape: Sequence[int]) -> Wiener:
-    """The motions [b, *shape] that drive predicted frame number `frame` of the forecasts with these keys, [b].
+    """Brownian motions [b, *shape] over the interval of predicted frame number `frame`, for forecasts with keys [b].
 
-    Every rational time has its own value. p/q lies between its Farey parents a/b and c/d, which are neighbours
-    among all fractions with denominators below q = b + d; so, given these, it depends on the parents alone, and
-    Levy's bridge between them comes to
+    Values are drawn along the Stern-Brocot tree of fractions. p/q lies between its Farey parents a/b and c/d, which
+    are neighbors among all fractions with denominators below q = b + d. Given the values at those fractions, W(p/q)
+    depends only on its parents, and the Brownian bridge between them is
 
-        W(p/q) = (b W(a/b) + d W(c/d) + Z(p/q)) / q,   Z standard normal,
+        W(p/q) = (b W(a/b) + d W(c/d) + Z(p/q)) / q,   Z standard normal.
 
-    or, for V(p/q) = q W(p/q), V(p/q) = V(a/b) + V(c/d) + Z(p/q), from V(0/1) = 0 and V(1/1) = Z(1/1). W at
-    the times of 2 steps is therefore, to the bit, W at every other time of 4, or at three of the times of 6.
-    (Levy's construction halves instead, and reaches no third or tenth.)
+    With V(p/q) = q W(p/q), this is V(p/q) = V(a/b) + V(c/d) + Z(p/q), from V(0/1) = 0 and V(1/1) = Z(1/1).
+
+    So each rational time has one value, whichever times are asked for: a forecast in 2 steps sees bitwise the values
+    of every other step of 4, or every third of 6. Levy's construction, which halves intervals, does not reach thirds
+    or tenths.
     """
-    own = _absorb(keys, frame)
+    frame_keys = _absorb(keys, frame)
 
     def normal(p: int, q: int) -> Tensor:
-        values = standard_normal(_absorb(_absorb(own, q), p), math.prod(shape))
+        values = standard_normal(_absorb(_absorb(frame_keys, q), p), math.prod(shape))
         return values.view(len(keys), *shape)
 
     def wiener(times: Sequence[Fraction]) -> list[Tensor]:
@@ -68,22 +71,25 @@ def brownian(keys: Tensor, frame: int, shape: Sequence[int]) -> Wiener:
 
 
 def standard_normal(keys: Tensor, count: int) -> Tensor:
-    """`count` standard normals for every key [b], float32 [b, count]: SplitMix64, then Box and Muller's transform.
+    """`count` standard normals for each key [b], float32 [b, count], by SplitMix64 and the Box-Muller transform.
 
-    SplitMix64 (Steele, Lea and Flood 2014) counts up from the key and mixes the count; each of its 64-bit words
-    gives two uniforms and so two normals, at most 6.7 in size. In float64, so that devices round alike.
+    SplitMix64 (Steele, Lea and Flood 2014) counts up from the key and mixes the count. Each of its 64-bit words gives
+    two uniforms and so two normals, of magnitude at most 6.7. The transform is computed in float64, so that results on
+    different devices agree after rounding to float32.
     """
     pairs = (count + 1) // 2
     counter = torch.arange(1, pairs + 1, device=keys.device) * _GOLDEN
     words = _mix(keys[:, None] + counter)
-    uniform = (words >> 32).double().add_(2**31 + 0.5).mul_(2.0**-32)  # the upper half, signed; never 0 or 1
+    uniform = (
+        (words >> 32).double().add_(2**31 + 0.5).mul_(2.0**-32)
+    )  # from the upper 32 bits, as a signed number; never 0 or 1
     angle = words.bitwise_and_(0xFFFFFFFF).double().mul_(2 * math.pi * 2.0**-32)
     radius = uniform.log_().mul_(-2).sqrt_()
     return torch.cat([(angle.cos() * radius).float(), (angle.sin_() * radius).float()], dim=1)[:, :count]
 
 
 def _signed(word: int) -> int:
-    """A 64-bit word as torch's int64 has it; its products wrap around as unsigned ones do."""
+    """The int64 with the same bits as an unsigned 64-bit word. Products of both wrap around to the same bits."""
     return word - (1 << 64) if word >> 63 else word
 
 
@@ -93,17 +99,17 @@ _SECOND = _signed(0x94D049BB133111EB)
 
 
 def _absorb(state: Tensor, word: Tensor | int) -> Tensor:
-    """A new state for every word: different words never give one state the same successor."""
+    """Hash `word` into `state`. For a given state, different words give different results."""
     return _mix((state ^ word) + _GOLDEN)
 
 
 def _mix(z: Tensor) -> Tensor:
-    """SplitMix64's finalizer, a bijection of 64-bit words."""
+    """The finalizer of SplitMix64, a bijection of 64-bit words."""
     z = (z ^ _shift(z, 30)).mul_(_FIRST)
     z.bitwise_xor_(_shift(z, 27)).mul_(_SECOND)
     return z.bitwise_xor_(_shift(z, 31))
 
 
 def _shift(z: Tensor, bits: int) -> Tensor:
-    """To the right, filling with zeros, which int64's own shift does not."""
+    """Logical right shift. `>>` on int64 is arithmetic: it fills with the sign bit."""
     return (z >> bits).bitwise_and_((1 << (64 - bits)) - 1)

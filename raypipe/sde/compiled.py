@@ -1,4 +1,4 @@
-"""The networks that see one input as one compiled graph, or as they are where nothing can compile them."""
+"""Evaluate several networks on one input as a single graph of torch.compile, or uncompiled if that fails."""
 
 import logging
 from collections.abc import Sequence
@@ -12,18 +12,18 @@ from raypipe.sde.dynamics import Evaluate, Field, evaluate
 log = logging.getLogger(__name__)
 
 GRAPHS = 64
-"""Most graphs of a process. One serves all models of an architecture, but each choice of fields has its own."""
+"""Largest number of graphs per process. Each architecture needs one for each set of fields that is evaluated."""
 
 
 class CompiledEvaluate:
-    """`evaluate`, compiled at its first call.
+    """`raypipe.sde.dynamics.evaluate`, compiled at the first call.
 
-    Weights and the batch's size are inputs of the graph: other models of the same architecture and other batches
-    are not compiled anew. What cannot be compiled is evaluated as it is, after one warning.
+    Weights and batch size are inputs of the graph, so other models of the same architecture and other batch sizes do
+    not compile again. If compilation fails, a warning is logged once and the networks are evaluated uncompiled.
     """
 
     def __init__(self) -> None:
-        self._evaluate: Evaluate = torch.compile(  # type: ignore[call-overload]  # whose overloads lack the limit
+        self._evaluate: Evaluate = torch.compile(  # type: ignore[call-overload]  # overloads lack recompile_limit
             evaluate, fullgraph=True, dynamic=True, recompile_limit=GRAPHS
         )
 
@@ -31,12 +31,12 @@ class CompiledEvaluate:
         from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 
         rows = len(x)
-        if rows == 1:  # the one size that compilers make a graph of its own for
+        if rows == 1:  # torch.compile would specialize a graph to batch size 1
             x, u = x.repeat(2, 1, 1, 1), u.repeat(2)
         try:
             answers = self._evaluate(tuple(fields), x, u)
         except (TorchDynamoException, FailOnRecompileLimitHit) as error:
-            log.warning("forecasts go on without torch.compile, which failed: %s", str(error).splitlines()[0])
+            log.warning("torch.compile failed, so the networks run uncompiled: %s", str(error).splitlines()[0])
             self._evaluate = evaluate
             answers = evaluate(fields, x, u)
         return [answer[:rows] for answer in answers]
@@ -44,5 +44,5 @@ class CompiledEvaluate:
 
 @cache
 def compiled_evaluate() -> Evaluate:
-    """The one of this process."""
+    """The `CompiledEvaluate` that is shared by the whole process."""
     return CompiledEvaluate()

@@ -1,4 +1,4 @@
-"""What flow f, denoiser d and diffusion g are trained to minimise (the design's section 1)."""
+"""Training losses of flow f, denoiser d and diffusion g; `raypipe.sde` defines the symbols. All return a scalar."""
 
 import math
 
@@ -7,26 +7,26 @@ from torch import Tensor
 
 
 def flow_nll(prediction: Tensor, velocity: Tensor, delta: float) -> Tensor:
-    """mean(log((v - f)^2 + delta) - log delta): 0 where the flow is exact, and forgiving of outliers."""
+    """mean(log((v - f)^2 + delta) - log delta), v and f [b, C, h, w]: 0 if the flow is exact, and robust to outliers."""
     return ((velocity - prediction).square() + delta).log().mean() - math.log(delta)
 
 
 def flow_mse(prediction: Tensor, velocity: Tensor) -> Tensor:
-    """mean((v - f)^2): its minimiser is the conditional mean of the velocity."""
+    """mean((v - f)^2), v and f [b, C, h, w], which is minimized by the conditional mean of the velocity."""
     return (velocity - prediction).square().mean()
 
 
 def denoiser(prediction: Tensor, noise: Tensor) -> Tensor:
-    """mean((d + eps)^2): d points back, from the noisy state to the clean one."""
+    """mean((d + eps)^2), d and eps [b, K*C, h, w]: d points from the noisy state to the clean one."""
     return (prediction + noise).square().mean()
 
 
 def diffusion_regression(g: Tensor, residual: Tensor) -> Tensor:
-    """mean((g - |r|)^2) + mean((log g - log(r^2 + 1e-6) / 2)^2), as published."""
+    """mean((g - |r|)^2) + mean((log g - log(r^2 + 1e-6)/2)^2), g and r [b, C, h, w]: the loss of the reference code."""
     log_residual = 0.5 * (residual.square() + 1e-6).log()
     return (g - residual.abs()).square().mean() + (g.log() - log_residual).square().mean()
 
 
 def diffusion_nll(g: Tensor, residual: Tensor) -> Tensor:
-    """mean(r^2 / (2 g^2) + log g): the Gaussian log score, least where g is the residual's true scale."""
+    """mean(r^2/(2 g^2) + log g), g and r [b, C, h, w]: Gaussian NLL, minimized by the standard deviation of r."""
     return (residual.square() / (2 * g.square()) + torch.log(g)).mean()

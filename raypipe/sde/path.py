@@ -1,4 +1,4 @@
-"""The straight path between two states, and the noise put on it (the design's section 1).
+"""The straight path between two states, with noise injection; `raypipe.sde` defines the symbols.
 
 X_u = (1 - (1 - sigma) u) X_t + u X_{t+1},   X~ = X_u + eps,   eps ~ N(0, s^2 I)
 """
@@ -6,14 +6,15 @@ X_u = (1 - (1 - sigma) u) X_t + u X_{t+1},   X~ = X_u + eps,   eps ~ N(0, s^2 I)
 from dataclasses import dataclass
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 
 @dataclass(frozen=True)
 class PathSample:
-    """Where on the path the components are trained.
+    """Training samples on the path.
 
-    noisy: X~ [b, K*C, h, w]; noise: eps, of the same shape; time: u [b]; velocity: v [b, C, h, w], of the last frame.
+    noisy: X~ [b, K*C, h, w]; noise: eps [b, K*C, h, w]; time: u [b]; velocity: v of the last frame, [b, C, h, w].
     """
 
     noisy: Tensor
@@ -24,22 +25,22 @@ class PathSample:
 
 @dataclass(frozen=True)
 class Draws:
-    """The random numbers of one batch: time u [b] in [0, 1), and a standard normal [b, K*C, h, w]."""
+    """The random numbers of one batch. time: u [b] in [0, 1); normal: standard normals [b, K*C, h, w]."""
 
     time: Tensor
     normal: Tensor
 
 
 def stack(frames: Tensor) -> Tensor:
-    """[b, K, C, h, w] -> the state [b, K*C, h, w]."""
-    return frames.flatten(1, 2)
+    """Concatenate latents [b, K, C, h, w] along the channels to the state [b, K*C, h, w]."""
+    return rearrange(frames, "b k c h w -> b (k c) h w")
 
 
 def draw(generator: torch.Generator, total: int, state_shape: tuple[int, ...], zero_share: float) -> Draws:
-    """Draws for a batch of `total` states of shape [K*C, h, w]; a share of the times is exactly 0.
+    """Draw the random numbers for a global batch of `total` states of shape [K*C, h, w].
 
-    Workers that split a batch draw all of it from one generator and keep their slice, so that what is
-    learnt does not depend on how many they are.
+    zero_share: probability that a time u is exactly 0. Each worker draws the global batch from the same generator and
+    keeps its slice, so that training does not depend on the number of workers.
     """
     device = generator.device
     time = torch.rand(total, generator=generator, device=device)
@@ -49,7 +50,10 @@ def draw(generator: torch.Generator, total: int, state_shape: tuple[int, ...], z
 
 
 def sample_path(window: Tensor, draws: Draws, noise_std: float, sigma: float) -> PathSample:
-    """A noisy point on the path of each window of K + 1 latents, [b, K+1, C, h, w]."""
+    """A noisy point on the path of each window of K + 1 latents, [b, K+1, C, h, w].
+
+    noise_std: s; sigma: see `raypipe.sde`.
+    """
     start, end = stack(window[:, :-1]), stack(window[:, 1:])
     u = draws.time[:, None, None, None]
     noise = noise_std * draws.normal
@@ -58,5 +62,8 @@ def sample_path(window: Tensor, draws: Draws, noise_std: float, sigma: float) ->
 
 
 def velocity(window: Tensor, sigma: float) -> Tensor:
-    """v = z_{t+1} - (1 - sigma) z_t, [b, C, h, w]: what (X_{t+1} - (1-sigma) X_u) / (1 - (1-sigma) u) comes to."""
+    """v = z_{t+1} - (1 - sigma) z_t, [b, C, h, w], of each window of K + 1 latents, [b, K+1, C, h, w].
+
+    This is the last frame of (X_{t+1} - (1-sigma) X_u) / (1 - (1-sigma) u), without the division.
+    """
     return window[:, -1] - (1 - sigma) * window[:, -2]

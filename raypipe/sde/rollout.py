@@ -1,9 +1,10 @@
-"""Forecasts: the SDE integrated frame after frame, the window of known frames sliding along."""
+"""Forecasts: integrate the SDE over one frame interval after another, each time appending the predicted frame."""
 
 from collections.abc import Sequence
 from fractions import Fraction
 
 import torch
+from einops import rearrange, repeat
 from torch import Tensor
 
 from raypipe.sde.batching import in_batches
@@ -28,26 +29,30 @@ def rollout(
     batch_size: int | None = None,
     device: torch.device | None = None,
 ) -> Tensor:
-    """Forecasts of `horizon` frames after each context of K latents, [n, K, C, h, w], or [n, members, K, C, h, w].
+    """Ensemble forecasts of the `horizon` frames that follow each context of K latents.
 
-    One frame interval is integrated in `steps` steps of the `solver`, one of SOLVERS; its last frame joins the
-    window. With interpolate = k every interval also yields the frames at 1/k, ..., (k-1)/k of it, before its
-    whole one: no evaluation more, the same whole frames, and of k = 4 every other is a frame of k = 2.
+    context: [n, K, C, h, w], or one context per member, [n, members, K, C, h, w].
+    steps, solver: integration steps per frame interval, and a key of SOLVERS.
+    members: forecasts per context. They are equal if the forecast is deterministic and their contexts are equal.
+    seed, windows, first_frame: the noise of a forecast depends only on the seed, the number of its window in `windows`
+        (None: its position), the member and the number of the predicted frame, counted from `first_frame`. It does not
+        depend on solver and steps, which are thus compared on the same Brownian paths. To continue a rollout of n
+        frames, pass the last K frames of each member as its context, and first_frame + n.
+    interpolate: k > 1 also returns the frames at 1/k, ..., (k-1)/k of each interval, before the frame at its end. They
+        need no extra network evaluations; the frame at any time is the same for every k that includes it.
+    batch_size: forecasts integrated at once (None: see `raypipe.sde.batching`). It changes results only by rounding.
+    device: device to integrate on (None: that of `context`).
 
-    The noise of a forecast depends on the seed, the window's number in `windows` (its position, if left out), the
-    member and the frame's number, which begins at `first_frame`: to go on where a rollout of n frames ended, give
-    each member's last K frames as its context, and n. Nor does it depend on solver and steps: these are compared on
-    the same Brownian paths. At most `batch_size` forecasts are integrated at once (None: as many as pay) on
-    `device`, which changes results by rounding alone.
-
-    Returns [n, members, horizon * interpolate, C, h, w] on the CPU. Members of a deterministic forecast that
-    begin alike are equal.
+    Returns [n, members, horizon * interpolate, C, h, w] on the CPU.
     """
     assert context.ndim in (5, 6) and horizon >= 1 and interpolate >= 1 and first_frame >= 0
     assert context.ndim == 5 or context.shape[1] == members
     numbers = range(len(context)) if windows is None else windows
     drawn = members if dynamics.stochastic or context.ndim == 6 else 1
-    starts = context.flatten(0, 1) if context.ndim == 6 else context.repeat_interleave(drawn, dim=0)
+    if context.ndim == 6:
+        starts = rearrange(context, "n m k c h w -> (n m) k c h w")
+    else:
+        starts = repeat(context, "n k c h w -> (n m) k c h w", m=drawn)
     window = torch.tensor([int(w) for w in numbers]).repeat_interleave(drawn)
     member = torch.arange(drawn).repeat(len(context))
     place = device or context.device
@@ -60,7 +65,7 @@ def rollout(
         return _rollout(dynamics, starts[rows].to(place), keys, frames, SOLVERS[solver].step, steps, interpolate)
 
     rolled = in_batches(run, len(starts), batch_size, place)
-    return rolled.view(len(context), drawn, *rolled.shape[1:]).expand(-1, members, -1, -1, -1, -1)
+    return rearrange(rolled, "(n m) t c h w -> n m t c h w", m=drawn).expand(-1, members, -1, -1, -1, -1)
 
 
 def _rollout(
@@ -72,7 +77,7 @@ def _rollout(
     steps: int,
     interpolate: int,
 ) -> Tensor:
-    """One forecast a row: context [b, K, C, h, w], keys [b] or None without noise -> [b, T, C, h, w]."""
+    """Roll out a batch: context [b, K, C, h, w], keys [b] (None: no noise) -> [b, n * interpolate, C, h, w]."""
     known = list(context.unbind(1))
     shape = known[0].shape[1:]
     readouts = [Fraction(j, interpolate) for j in range(1, interpolate)]

@@ -1,14 +1,12 @@
-"""Solvers for dX = a(X, t) dt + b(X, t) dW over t in [0, 1] on a uniform grid, in Ito's sense.
+"""Solvers for the Ito SDE dX = a(X, t) dt + b(X, t) dW with diagonal b, over t in [0, 1] on a uniform grid.
 
-A solver sees the equation as two functions: ``drift(x, t)`` is a, and ``noise(x, t)`` evaluates b once and
-gives the linear map dW -> b dW; ``drift_and_noise(x, t)`` is both of one input. Every solver takes one step: it
-evaluates what it needs from X_k and dW, and gives the solution *inside* the step, a function of the time s since t_k
-and of W_{t_k + s} - W_{t_k}. Its value at s = h is the next state; at an earlier s it is an in-between frame, which
-costs no evaluation and changes no step.
+A solver computes one step of length h from t_k. It evaluates the SDE at X_k = X(t_k) and returns the solution *inside*
+the step: a function of the time s since t_k and of W(t_k + s) - W(t_k). Its value at s = h is the next state X_{k+1};
+its value at an earlier s is an in-between frame, which needs no further evaluation and does not change the step.
 
-A learnt g looks at all of the state, not at its own component alone. Then Milstein's correction lacks the mixed
-double integrals (Levy areas), every solver here has strong order 1/2 and weak order 1, and what tells them apart is
-the size of their errors.
+The order of `milstein` requires that each component of b depends only on the same component of X. A learned diffusion
+depends on the whole state. The Milstein correction then lacks the mixed double integrals (Levy areas): every solver
+here has strong order 1/2 and weak order 1, and they differ only in the size of their errors.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -26,63 +24,68 @@ Kick = Callable[[Tensor | float], Tensor | float]
 
 
 class Sde(Protocol):
-    """dX = a dt + b dW."""
+    """The SDE dX = a(X, t) dt + b(X, t) dW, as solvers see it."""
 
-    def drift(self, x: Tensor, t: float) -> Tensor: ...
+    def drift(self, x: Tensor, t: float) -> Tensor:
+        """a(x, t)."""
+        ...
 
-    def noise(self, x: Tensor, t: float) -> Kick: ...
+    def noise(self, x: Tensor, t: float) -> Kick:
+        """Evaluate b(x, t) once and return the linear map dW -> b dW."""
+        ...
 
     def drift_and_noise(self, x: Tensor, t: float) -> tuple[Tensor, Kick]:
-        """Both of one input: what evaluates them can do so at once."""
+        """`drift` and `noise` of one input, so that their networks can be evaluated together."""
         ...
 
 
 Inside = Callable[[float, Tensor | float], Tensor]
-"""(s, W_{t_k + s} - W_{t_k}) -> X_{t_k + s}, for s in (0, h]."""
+"""The solution inside a step: (s, W(t_k + s) - W(t_k)) -> X(t_k + s), for s in (0, h]."""
 
 Step = Callable[[Sde, Tensor, float, float, "Tensor | float"], Inside]
-"""The equation, X_k, t_k, h and dW -> the solution inside the step."""
+"""One step of a solver: (SDE, X_k, t_k, h, dW = W(t_k + h) - W(t_k)) -> the solution inside the step."""
 
 
 def euler_maruyama(sde: Sde, x: Tensor, t: float, h: float, dw: Tensor | float) -> Inside:
-    """X_{k+1} = X_k + a h + b dW (Kloeden and Platen 1992, section 10.2): strong order 1/2, weak order 1."""
+    """X_{k+1} = X_k + a h + b dW: strong order 1/2, weak order 1 (Kloeden and Platen 1992, section 10.2)."""
     a, b = sde.drift_and_noise(x, t)
     return lambda s, w: x + a * s + b(w)
 
 
 def milstein(sde: Sde, x: Tensor, t: float, h: float, dw: Tensor | float) -> Inside:
-    """X_k + a h + b dW + (b(Y) - b) (dW^2 - h) / (2 sqrt(h)), Y = X_k + a h + b sqrt(h): strong and weak order 1.
+    """X_{k+1} = X_k + a h + b dW + (b(Y) - b) (dW^2 - h) / (2 sqrt(h)), where Y = X_k + a h + b sqrt(h).
 
-    Platen's explicit scheme (Kloeden and Platen 1992, equation 11.1.3), on each component: Milstein's with
-    b' b in finite differences. Exact to its order only where b_i depends on x_i alone. The derivative by
-    autograd that torchsde takes is a vector product with the whole Jacobian, and rests on the same condition.
+    This is the explicit order-1 scheme of Platen (Kloeden and Platen 1992, equation 11.1.3) for each component: the
+    Milstein scheme with b' b as a finite difference. Strong and weak order 1 if b_i depends only on x_i. torchsde
+    computes b' b by autograd, as a product of a vector and the full Jacobian, under the same condition.
     """
     a, b = sde.drift_and_noise(x, t)
     root: float = h**0.5
-    shifted = sde.noise(x + a * h + b(root), t)
+    b_at_y = sde.noise(x + a * h + b(root), t)
 
     def inside(s: float, w: Tensor | float) -> Tensor:
-        double = (w * w - s) / (2 * root)
-        return x + a * s + b(w) + shifted(double) - b(double)
+        correction = (w * w - s) / (2 * root)
+        return x + a * s + b(w) + b_at_y(correction) - b(correction)
 
     return inside
 
 
 def heun_drift(sde: Sde, x: Tensor, t: float, h: float, dw: Tensor | float) -> Inside:
-    """X_k + (a + a(Y, t_k + h)) h / 2 + b dW, Y = X_k + a h + b dW: Heun's drift, Euler's noise.
+    """X_{k+1} = X_k + (a + a(Y, t_k + h)) h / 2 + b dW, where Y = X_k + a h + b dW: the Heun method for the drift.
 
-    The predictor-corrector of Kloeden and Platen 1992, section 15.5, with alpha = 1/2 and eta = 0; the noise is
-    looked at where a step begins, so it is Ito's (Heun's noise would be Stratonovich's). Strong order 1/2, weak
-    order 1; where b is constant strong order 1 and weak order 2; without noise, order 2.
+    This is the predictor-corrector scheme of Kloeden and Platen 1992, section 15.5, with alpha = 1/2 and eta = 0. b is
+    evaluated at the start of the step, so the scheme solves the Ito SDE; the Heun method for b too would solve the
+    Stratonovich SDE. Strong order 1/2 and weak order 1; for constant b, strong order 1 and weak order 2; without noise,
+    order 2.
     """
     a, b = sde.drift_and_noise(x, t)
-    turn = (sde.drift(x + a * h + b(dw), t + h) - a) / (2 * h)
-    return lambda s, w: x + a * s + turn * (s * s) + b(w)
+    curvature = (sde.drift(x + a * h + b(dw), t + h) - a) / (2 * h)
+    return lambda s, w: x + a * s + curvature * (s * s) + b(w)
 
 
 @dataclass(frozen=True)
 class Solver:
-    """A solver and what its step costs: how often it evaluates drift and noise."""
+    """A solver. drifts, noises: how often it evaluates drift and noise per step."""
 
     step: Step
     drifts: int
@@ -98,7 +101,7 @@ SOLVERS: Mapping[str, Solver] = {
 
 @dataclass(frozen=True)
 class Solution:
-    """end: the state at t = 1; between: the states at the readout times, in their order."""
+    """The result of `solve`. end: the state at t = 1; between: the state at each readout time."""
 
     end: Tensor
     between: tuple[Tensor, ...]
@@ -113,9 +116,10 @@ def solve(
     steps: int,
     readouts: Sequence[Fraction] = (),
 ) -> Solution:
-    """From X_0 = x to t = 1 in `steps` equal steps, driven by `wiener`; without it, the ODE dX = a dt.
+    """Integrate from X(0) = x to t = 1 in `steps` equal steps.
 
-    readouts: ascending times in (0, 1).
+    wiener: the Brownian motion; None: solve the ODE dX = a dt. readouts: ascending times in (0, 1) at which the state
+    is also returned; they need not lie on the grid.
     """
     assert steps >= 1 and all(0 < t < 1 for t in readouts) and list(readouts) == sorted(readouts)
     if wiener is None:
@@ -137,7 +141,7 @@ def solve(
 
 
 class _Noiseless:
-    """An equation's drift alone."""
+    """An SDE without its noise."""
 
     def __init__(self, sde: Sde) -> None:
         self.drift = sde.drift

@@ -1,1 +1,1 @@
-"""The training of one network: the loop, the losses on batches, and its record. No Ray in here."""
+"""Training of a single network: training loop, losses on batches, and logs. Independent of Ray."""

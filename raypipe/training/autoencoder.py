@@ -1,4 +1,4 @@
-"""The autoencoder in training, from frames to a folder that holds it with its latent scale."""
+"""Training of the autoencoder on single frames, and measurement of its latent scale."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,13 +19,16 @@ from raypipe.training.loop import Schedule
 from raypipe.training.network import NetworkTraining
 
 SCALE_FRAMES = 2048
-"""Training frames that the latent scale is measured on: its relative error is then far below a percent."""
+"""Number of training frames on which the latent scale is measured, to a relative error far below 1%."""
 BACKGROUND_FRAMES = 9
-"""Frames of a clip whose median is its background."""
+"""Number of frames of a clip whose median is taken as its background."""
 
 
 class AutoencoderTraining(NetworkTraining):
-    """An autoencoder in training on single frames; at its last step it measures its latent scale."""
+    """Training of an autoencoder on single frames. The latent scale is measured after the last step.
+
+    rank, world_size: of this worker. wrap: wraps the module for distributed training (DistributedDataParallel).
+    """
 
     module: Autoencoder
 
@@ -62,10 +65,11 @@ class AutoencoderTraining(NetworkTraining):
             self.module.scale.copy_(measure_scale(self.module, self._some_frames()))
 
     def save(self, folder: Path) -> None:
+        """Save a model folder that `restore` and `checkpoint.load_autoencoder` can read."""
         checkpoint.save_autoencoder(folder, self.module, self._settings, step=self.step, optimizer=self.optimizer)
 
     def _some_frames(self) -> Iterator[Tensor]:
-        """The same frames on every rank."""
+        """Batches of training frames [b, 3, H, W] in [-1, 1] for the latent scale; the same on all ranks."""
         sampler = Sampler(int(self._frames.lengths.sum()), 64, self._seed)
         batches = WindowBatches(self._frames, 1, 1, sampler)
         device = next(self.module.parameters()).device
@@ -74,7 +78,7 @@ class AutoencoderTraining(NetworkTraining):
 
 
 def backgrounds(frames: Shards) -> Tensor:
-    """The median of a few frames of every clip, uint8 [clips, H, W, 3]."""
+    """Background of each clip, uint8 [clips, H, W, 3]: the median over frames spread evenly over the clip."""
     medians = []
     for i, length in enumerate(frames.lengths.tolist()):
         which = np.unique(np.linspace(0, length - 1, BACKGROUND_FRAMES).round().astype(np.int64))
@@ -83,10 +87,10 @@ def backgrounds(frames: Shards) -> Tensor:
 
 
 class AutoencoderTask:
-    """Reconstruction of frames, uint8 [b, 1, H, W, 3]: mean squared error, plus the quantizer's loss if any.
+    """Reconstruction loss of an autoencoder on frames, uint8 [b, 1, H, W, 3].
 
-    background: the median frame of each clip, uint8 [clips, H, W, 3]; pixels away from it weigh
-    `foreground_weight` times as much, since moving bodies cover few of them.
+    background: background of each clip, uint8 [clips, H, W, 3]. Pixels that differ from it are weighted by
+    settings.foreground_weight, since moving objects cover few pixels.
     """
 
     def __init__(self, module: nn.Module, settings: config.Autoencoder, seed: int, background: Tensor | None) -> None:
@@ -96,7 +100,7 @@ class AutoencoderTask:
         self._background = background
 
     def loss(self, batch: TrainBatch) -> Tensor:
-        """Weighted mean squared error on a scale of [-1, 1], plus the auxiliary loss."""
+        """Weighted mean squared error of pixel values in [-1, 1], plus the loss of the quantizer if there is one."""
         frames = to_float(batch.data[:, 0])
         weight = torch.ones_like(frames[:, :1])
         if self._background is not None and self._settings.foreground_weight > 1:
@@ -107,11 +111,11 @@ class AutoencoderTask:
             frames, weight = self._turn(batch, frames, weight)
         result: Reconstruction = self.module(frames)
         error = ((result.frames.float() - frames).square() * weight).mean((1, 2, 3))
-        # Normalised frame by frame, so that the gradient does not depend on how ranks share a batch.
+        # Normalized per frame, so that the gradient does not depend on how the batch is split over ranks.
         return (error / weight.mean((1, 2, 3))).mean() + result.auxiliary_loss
 
     def _turn(self, batch: TrainBatch, frames: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """Flip and transpose each frame, one of the square's eight symmetries."""
+        """Apply one of the eight symmetries of the square, chosen at random, to each frame and its weight."""
         generator = step_generator(self._seed, batch.step, 1)
         mine = slice(batch.offset, batch.offset + len(frames))
         choice = torch.randint(8, (batch.total,), generator=generator)[mine].to(frames.device)[:, None, None, None]
@@ -123,5 +127,6 @@ class AutoencoderTask:
 
 
 def autoencoder_schedule(settings: config.Autoencoder) -> Schedule:
+    """Cosine schedule with a linear warm-up over the first 5% of the steps."""
     warmup = max(1, settings.steps // 20)
     return Schedule(settings.steps, settings.learning_rate, warmup, "cosine", settings.weight_decay)

@@ -1,4 +1,4 @@
-"""What is trained: the autoencoder, and the SDE's components, each with its loss on a batch."""
+"""Training of the SDE's components: flow, denoiser and diffusion."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -25,10 +25,11 @@ from raypipe.workspace.layout import ParentModels, Workspace
 
 
 class ComponentTask:
-    """Flow, denoiser or diffusion on windows of K + 1 latents, [b, K+1, C, h, w].
+    """The loss of a component on windows of K + 1 latents, [b, K+1, C, h, w]; see `raypipe.sde`.
 
-    flow: the frozen flow, for a diffusion. encode: makes latents of uint8 frames [b, T, H, W, 3], where they
-    are not cached. Noise is drawn for the global batch from (seed, step) and each rank keeps its slice.
+    flow: the frozen flow whose residual a diffusion is trained on. encode: see `ExperimentData.encoder`; None: batches
+    contain latents. All ranks draw the noise of the global batch from (seed, step) and use their slice of it, so the
+    noise does not depend on the number of ranks.
     """
 
     def __init__(
@@ -49,9 +50,9 @@ class ComponentTask:
         assert (component == "diffusion") == (flow is not None)
 
     def loss(self, batch: TrainBatch) -> Tensor:
-        """The component's loss (the design's section 1), averaged over this rank's windows."""
+        """The mean loss over this rank's windows, a scalar."""
         window = batch.data if self._encode is None else self._encode(batch)
-        if self._settings.model.dropout > 0:  # a resumed training drops what an uninterrupted one would
+        if self._settings.model.dropout > 0:  # a resumed training has the dropout masks of an uninterrupted one
             torch.manual_seed(step_seed(self._settings.train.random_seed, batch.step, 3 + batch.offset))
         draws = self._draws(batch, window)
         sample = sample_path(window, draws, self._settings.train.noise_std, self._settings.sde.sigma)
@@ -63,6 +64,7 @@ class ComponentTask:
         return self._loss(output.float(), sample, residual, self._settings.sde.delta)
 
     def _draws(self, batch: TrainBatch, window: Tensor) -> Draws:
+        """This rank's slice of the random numbers of the global batch."""
         shape = (window.shape[2] * (window.shape[1] - 1), *window.shape[3:])
         generator = step_generator(self._settings.train.random_seed, batch.step, 0)
         draws = draw(generator, batch.total, shape, self._zero_share)
@@ -71,12 +73,13 @@ class ComponentTask:
 
 
 def chosen_loss(component: Component, loss: str | None) -> str | None:
-    """The loss choice, where none is given the published one."""
+    """The name of a component's loss; None selects the default. A denoiser's loss has no name, so it stays None."""
     choices = config.LOSSES[component]
     return loss if loss is not None or not choices else choices[0]
 
 
 _Loss = Callable[[Tensor, PathSample, Tensor | None, float], Tensor]
+"""(network output, sample on the path, residual of the flow for a diffusion, delta) -> loss."""
 
 
 def _residual(residual: Tensor | None) -> Tensor:
@@ -94,6 +97,7 @@ _LOSSES: Mapping[tuple[Component, str | None], _Loss] = {
 
 
 def component_schedule(train: config.Train) -> Schedule:
+    """The schedule that the `train` section of a config describes."""
     return Schedule(
         train.steps,
         train.learning_rate,
@@ -106,10 +110,10 @@ def component_schedule(train: config.Train) -> Schedule:
 
 
 class ComponentTraining(NetworkTraining):
-    """A component in training.
+    """Training of a component. It is deterministic: all random numbers depend on train.random_seed.
 
-    wrap: what a launcher puts around the module (DistributedDataParallel). Weights are drawn from
-    train.random_seed, so two trainings of one configuration begin, and go on, alike.
+    parents: a diffusion needs the flow. rank, world_size: of this worker. wrap: wraps the module for distributed
+    training (DistributedDataParallel). device: None: see `choose_device`.
     """
 
     def __init__(
@@ -150,15 +154,19 @@ class ComponentTraining(NetworkTraining):
         )
 
     def advance(self, stop: int, report: Callable[[Progress], None], every: int | None = None) -> None:
-        """Train up to step `stop`, reporting every `every` (train.checkpoint_every) steps."""
+        """Train up to step `stop`, with a report every `every` steps (None: train.checkpoint_every)."""
         super().advance(stop, report, every or self.experiment.train.checkpoint_every)
 
     def save(self, folder: Path, **changes: object) -> None:
-        """A folder that `restore` and `checkpoint.load_component` read; `changes` are fields of its Meta."""
+        """Save a model folder that `restore` and `checkpoint.load_component` can read.
+
+        changes: new values of fields of its Meta.
+        """
         meta = replace(self.meta(), **changes)  # type: ignore[arg-type]
         checkpoint.save_component(folder, self.model, meta, self.optimizer, live=self.module)
 
     def meta(self) -> Meta:
+        """The Meta of the component at the current step."""
         train, parents = self.experiment.train, self._parents
         flow = parents.flow if train.component == "diffusion" else None
         return Meta(
@@ -176,7 +184,7 @@ class ComponentTraining(NetworkTraining):
 
 
 def component_label(experiment: Experiment, workspace: Workspace) -> Label:
-    """How wandb shows the training of a component, whether a run, a trial or a refit."""
+    """The wandb label of a component's training (run, trial or refit)."""
     settings = config.to_dict(experiment)
     return Label(
         f"{workspace.name}/{experiment.train.component}", {name: settings[name] for name in ("model", "train", "sde")}

@@ -1,4 +1,4 @@
-"""The training loop. Trials, Ray Train workers and tests all run this one; it knows nothing of Ray."""
+"""The training loop, used by trials and by Ray Train workers. Independent of Ray."""
 
 import copy
 import math
@@ -17,11 +17,11 @@ from raypipe.common.device import autocast
 from raypipe.data.batches import TrainBatch
 
 LAST_RATE = 1e-3
-"""Where the published schedule ends, in parts of the peak."""
+"""Final learning rate of the `sqrt` schedule, as a fraction of the peak; from the reference code."""
 
 
 class Task(Protocol):
-    """What is trained: a module (wrapped or not), and its loss on one batch."""
+    """A module, possibly wrapped by DDP or torch.compile, and its loss on a batch."""
 
     module: nn.Module
 
@@ -31,11 +31,12 @@ class Task(Protocol):
 
 @dataclass(frozen=True)
 class Schedule:
-    """AdamW's settings.
+    """Learning-rate schedule and other settings of the optimizer.
 
-    kind: `cosine` to 0 at `steps`; or `sqrt`, as published: to a thousandth of the peak, with the square root
-    of the share of steps that is left. clip_norm: None for no clipping, as published. accumulate: parts that a
-    rank's batch is cut into, whose gradients are added up.
+    steps: total training steps. learning_rate: the peak. kind: decay after the warm-up; `cosine`: to 0; `sqrt`: to
+    `LAST_RATE` of the peak, with the square root of the fraction of steps left, as in the reference code. clip_norm:
+    largest norm of the gradient; None: no clipping, as in the reference code. accumulate: number of micro-batches into
+    which a rank's batch is split for gradient accumulation.
     """
 
     steps: int
@@ -47,7 +48,7 @@ class Schedule:
     accumulate: int = 1
 
     def rate(self, step: int) -> float:
-        """The learning rate of a step, from 0 on: linear warm-up, then the decay."""
+        """The learning rate of a step; steps count from 0."""
         if step < self.warmup_steps:
             return self.learning_rate * (step + 1) / self.warmup_steps
         done = min(1.0, (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps))
@@ -57,11 +58,14 @@ class Schedule:
 
 
 class Average:
-    """Exponential moving average of the weights of `live`, as a module of its own, in eval mode.
+    """Exponential moving average of the parameters of `live`. module: a copy of `live` with them, in eval mode.
 
-    After n steps the decay is min(decay, (1 + n) / (10 + n)), so that the random weights of the start are soon
-    forgotten. It depends on the step alone: a resumed training averages as an uninterrupted one.
-    Buffers, such as BatchNorm's statistics, are averages already and are copied.
+    The decay at step n is min(decay, (1 + n) / (10 + n)), which limits the influence of the initial weights. It only
+    depends on the step, so a resumed training gives the same average as an uninterrupted one. Buffers, such as the
+    running statistics of BatchNorm, are copied instead of averaged.
+
+    torch's AveragedModel differs: its first update discards the initial weights, its decay is constant, and its state
+    includes a counter, which model folders do not store.
     """
 
     def __init__(self, live: nn.Module, decay: float) -> None:
@@ -73,7 +77,7 @@ class Average:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Take in the weights after a step, counted from 0."""
+        """Update the average with the current weights. step: the step just done, counted from 0."""
         decay = min(self.decay, (1 + step) / (10 + step))
         torch._foreach_lerp_(self._mean, self._live, 1 - decay)
         for mine, theirs in self._buffers:
@@ -82,7 +86,7 @@ class Average:
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a training stands, over all ranks. loss and grad_norm are means since the last report."""
+    """A progress report. step: steps done. loss, grad_norm: means since the last report, over all ranks."""
 
     step: int
     loss: float
@@ -92,10 +96,11 @@ class Progress:
 
 
 class DivergedError(ValueError):
-    """The loss is not a number any more: the settings do not work."""
+    """The loss or the gradient is no longer finite."""
 
 
 def make_optimizer(module: nn.Module, schedule: Schedule) -> torch.optim.AdamW:
+    """An AdamW optimizer for all parameters of the module."""
     return torch.optim.AdamW(
         module.parameters(), lr=schedule.learning_rate, weight_decay=schedule.weight_decay, fused=True
     )
@@ -114,13 +119,12 @@ def fit(
     every: int = 250,
     world_size: int = 1,
 ) -> None:
-    """Train from step `start` up to `stop` (the schedule's end, if left out).
+    """Train from step `start` up to step `stop` (None: schedule.steps).
 
-    `batches(step)` gives this rank's part of the step's global batch. Ranks' losses are weighted by their
-    parts' sizes, so that the gradient is that of the global batch whatever the number of ranks.
-    `report` is called every `every` steps, on multiples of it, and at the end; ranks exchange their losses
-    only then. `average` follows the weights.
-    Raises DivergedError at the first report whose mean loss or gradient norm is not finite, on all ranks alike.
+    batches: returns this rank's part of the global batch of a step. The loss of each rank is weighted by the size of
+    its part, so the gradient is that of the global batch for any number of ranks. report: called at multiples of
+    `every` steps and after the last step; the ranks exchange their losses only then. average: updated after every step.
+    Raises DivergedError, on all ranks, at the first report whose mean loss or gradient norm is not finite.
     """
     stop = schedule.steps if stop is None else stop
     parameters = [p for p in task.module.parameters() if p.requires_grad]
@@ -142,7 +146,7 @@ def fit(
         losses += torch.stack([loss, norm.detach()])
         count, windows = count + 1, windows + batch.total
         if (step + 1) % every == 0 or step + 1 == stop:
-            mean_loss, mean_norm = (_over_ranks(losses, world_size) / count).tolist()
+            mean_loss, mean_norm = (_mean_over_ranks(losses, world_size) / count).tolist()
             if not (math.isfinite(mean_loss) and math.isfinite(mean_norm)):
                 what = f"loss is {mean_loss}" if not math.isfinite(mean_loss) else f"gradient's norm is {mean_norm}"
                 raise DivergedError(f"the {what} by step {step + 1}; a lower learning rate may help")
@@ -154,11 +158,15 @@ def fit(
 
 
 def _backward(task: Task, batch: TrainBatch, device: torch.device, accumulate: int, world_size: int) -> Tensor:
-    """Add up the gradients of a batch's parts; the loss over this rank's windows, weighted by their share."""
+    """Accumulate the gradients of a batch, split into `accumulate` micro-batches.
+
+    Returns the mean loss over this rank's windows, weighted so that its mean over ranks is the loss of the global
+    batch.
+    """
     total = torch.zeros((), device=device)
-    parts = list(_parts(batch, accumulate))
+    parts = list(_micro_batches(batch, accumulate))
     for part in parts:
-        with nullcontext() if part is parts[-1] else _without_exchange(task.module):
+        with nullcontext() if part is parts[-1] else _no_gradient_sync(task.module):
             with autocast(device):
                 loss = task.loss(part)
             weighted = loss * (len(part.data) * world_size / batch.total)
@@ -167,21 +175,21 @@ def _backward(task: Task, batch: TrainBatch, device: torch.device, accumulate: i
     return total
 
 
-def _without_exchange(module: nn.Module) -> AbstractContextManager[object]:
-    """Keeps DDP's ranks from averaging gradients that are not complete yet."""
+def _no_gradient_sync(module: nn.Module) -> AbstractContextManager[object]:
+    """Context in which DDP does not average gradients over ranks, as those of later micro-batches are missing."""
     return module.no_sync() if isinstance(module, nn.parallel.DistributedDataParallel) else nullcontext()
 
 
-def _parts(batch: TrainBatch, count: int) -> Iterator[TrainBatch]:
-    """A batch in `count` parts of nearly equal size (or one a window, if there are fewer)."""
+def _micro_batches(batch: TrainBatch, count: int) -> Iterator[TrainBatch]:
+    """Split a batch into `count` micro-batches of nearly equal size (at most one per window)."""
     borders = np.linspace(0, len(batch.data), min(count, len(batch.data)) + 1).round().astype(int).tolist()
     for begin, end in pairwise(borders):
         part = slice(begin, end)
         yield replace(batch, data=batch.data[part], clips=batch.clips[part], offset=batch.offset + begin)
 
 
-def _over_ranks(sums: Tensor, world_size: int) -> Tensor:
-    """The mean over ranks; of gradient norms too, which DDP has made the same everywhere."""
+def _mean_over_ranks(sums: Tensor, world_size: int) -> Tensor:
+    """The mean of a tensor over ranks. Gradient norms are equal on all ranks with DDP, so their mean is the same."""
     if world_size == 1 or not torch.distributed.is_initialized():
         return sums
     sums = sums / world_size

@@ -1,4 +1,4 @@
-"""What a training writes while it runs: metrics.jsonl, TensorBoard events, and wandb where asked."""
+"""Logs of a training: metrics.jsonl, TensorBoard events and, if requested, wandb."""
 
 import json
 import logging
@@ -15,21 +15,21 @@ logger = logging.getLogger(__name__)
 
 METRICS = "metrics.jsonl"
 WANDB_SECONDS = 10
-"""How long a training waits for wandb's server before it records offline."""
+"""Time in seconds to wait for the wandb server before falling back to offline mode."""
 
 
 @dataclass(frozen=True)
 class Label:
-    """How wandb shows a training: its group, `<experiment>/<stage>`, and its settings, to sort and filter by."""
+    """How a training appears in wandb. group: `<experiment>/<stage>`. settings: the wandb config of the run."""
 
     group: str
     settings: Mapping[str, Any]
 
 
 class Monitor:
-    """Rank 0's record of one training, beside the folder its model goes to (`<folder>.log/`).
+    """Writes the logs of a training to `<folder>.log/`, next to its model folder. Only rank 0 has one.
 
-    wandb: the training is logged there too, under this label.
+    step: steps already done; log entries of later steps are dropped. wandb: also log to wandb, with this label.
     """
 
     def __init__(self, folder: Path, step: int, *, wandb: Label | None = None) -> None:
@@ -41,11 +41,11 @@ class Monitor:
         with atomic_path(self._folder / METRICS) as temporary:
             temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
         self._file = (self._folder / METRICS).open("a")
-        self._board = SummaryWriter(str(self._folder), purge_step=step + 1)  # purges that step too
+        self._board = SummaryWriter(str(self._folder), purge_step=step + 1)  # drops the events from this step on
         self._wandb = start_wandb(folder, wandb) if wandb is not None else None
 
     def log(self, metrics: Mapping[str, Any]) -> None:
-        """Append one row; it holds `step`."""
+        """Append a row of metrics, which must contain `step`."""
         self._file.write(json.dumps(dict(metrics)) + "\n")
         self._file.flush()
         for name, value in metrics.items():
@@ -55,12 +55,13 @@ class Monitor:
             self._wandb.log({k: v for k, v in metrics.items() if k != "step"}, step=metrics["step"])
 
     def score(self, step: int, objective: float) -> None:
-        """What a trial is ranked by, at a rung."""
+        """Log the objective of a trial at a rung."""
         self._board.add_scalar("objective", objective, step)
         if self._wandb is not None:
             self._wandb.log({"objective": objective}, step=step)
 
     def close(self) -> None:
+        """Close all logs."""
         self._file.close()
         self._board.close()
         if self._wandb is not None:
@@ -68,10 +69,10 @@ class Monitor:
 
 
 def start_wandb(folder: Path, label: Label) -> Any:
-    """The training's wandb run, named after the folder: a new one, or the one it began with, which goes on.
+    """Start the wandb run of a training, named after its folder, or continue it if the training resumes.
 
-    Offline if the server does not answer. Once it has not, this process does not wait for it again: that would cost
-    every trial as much.
+    If the server does not respond, this run and all later ones of the process are offline, so that not every trial
+    waits for the server.
     """
     import wandb
 
@@ -80,12 +81,14 @@ def start_wandb(folder: Path, label: Label) -> Any:
         "name": folder.name,
         "group": label.group,
         "config": dict(label.settings),
-        "allow_val_change": True,  # population based training changes them on the way
+        "allow_val_change": True,  # population based training changes settings during a run
         "id": _wandb_id(folder),
-        "resume": None if os.environ.get("WANDB_MODE") == "offline" else "allow",  # offline, the id alone does it
+        "resume": None
+        if os.environ.get("WANDB_MODE") == "offline"
+        else "allow",  # offline mode continues a run by its id
         "dir": str(log_folder(folder)),
         "reinit": "finish_previous",
-        "mode": os.environ.get("WANDB_MODE"),  # which wandb itself reads only once
+        "mode": os.environ.get("WANDB_MODE"),  # wandb reads the variable only once
         "settings": wandb.Settings(init_timeout=WANDB_SECONDS),
     }
     try:
@@ -93,14 +96,14 @@ def start_wandb(folder: Path, label: Label) -> Any:
     except wandb.errors.Error as error:
         logger.warning("wandb: %s; recording offline, `wandb sync` uploads it later", error)
         os.environ["WANDB_MODE"] = "offline"
-        # wandb's service still holds the id, for the run that did not come about.
+        # The wandb service has reserved the id for the run that failed to start.
         return wandb.init(**place | {"mode": "offline", "resume": None, "id": _wandb_id(folder, fresh=True)})
 
 
 def _wandb_id(folder: Path, fresh: bool = False) -> str:
-    """Drawn once and kept beside the metrics, so that what goes on after a pause or a crash goes on there too.
+    """The id of a training's wandb run, stored with the logs so that a resumed training continues the run.
 
-    fresh: a new one takes its place.
+    fresh: replace it by a new id.
     """
     path = log_folder(folder) / "wandb-id"
     if fresh or not path.is_file():
@@ -110,11 +113,12 @@ def _wandb_id(folder: Path, fresh: bool = False) -> str:
 
 
 def log_folder(folder: Path) -> Path:
+    """Folder for the logs of the training with this model folder."""
     return folder.with_name(f"{folder.name}.log")
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The rows a training has written so far; a line that is still being written is left out."""
+    """The rows of metrics.jsonl; an incomplete last line is ignored."""
     path = log_folder(folder) / METRICS
     if not path.is_file():
         return []

@@ -1,4 +1,4 @@
-"""A network in training: what the autoencoder's training and a component's have in common."""
+"""Base class of the trainings of autoencoders and components."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from raypipe.training.loop import Average, Progress, Schedule, Task, fit, make_o
 
 
 class NetworkTraining:
-    """Weights, their moving average if `ema` is above 0, optimizer, batches, and the step reached.
+    """State of a training: the module, the moving average of its weights, the optimizer and the number of steps done.
 
-    task: the loss, of `module` itself or of what a launcher wrapped around it.
+    task: computes the loss with `module`, or with `module` wrapped by DDP or torch.compile. ema: decay of the moving
+    average; 0: no averaging.
     """
 
     def __init__(
@@ -39,11 +40,11 @@ class NetworkTraining:
 
     @property
     def model(self) -> nn.Module:
-        """What is scored and saved as the model: the average, or the weights themselves."""
+        """The module to score and save: the one with averaged weights if there is one, else `module`."""
         return self.module if self.average is None else self.average.module
 
     def advance(self, stop: int, report: Callable[[Progress], None], every: int) -> None:
-        """Train up to step `stop`, reporting every `every` steps; see `raypipe.training.loop.fit`."""
+        """Train up to step `stop`, with a report every `every` steps; see `raypipe.training.loop.fit`."""
 
         def note(progress: Progress) -> None:
             self.step = progress.step
@@ -64,8 +65,8 @@ class NetworkTraining:
         )
 
     def reached(self, step: int) -> None:
-        """Called before every report, for what is to be done at some step."""
+        """Hook for subclasses, called before each report. step: steps done."""
 
     def restore(self, folder: Path) -> None:
-        """Go on from a saved folder: weights, average, optimizer and step."""
+        """Restore weights, moving average, optimizer state and step from a model folder."""
         self.step = checkpoint.restore(folder, self.module, self.optimizer, self.model)

@@ -1,1 +1,1 @@
-"""The files of an experiment: where they lie, what ran, who holds them, and the data it reads."""
+"""The folder of an experiment: its paths, manifest, lock and data."""

@@ -1,4 +1,4 @@
-"""Which experiment a command works on: a free name, the latest one, and a lock that keeps others out."""
+"""Choose the experiment that a command works on, and lock it against other processes."""
 
 import itertools
 import os
@@ -13,11 +13,11 @@ from raypipe.config import ConfigError
 from raypipe.workspace.layout import Workspace
 
 LOCK = "search.lock"
-"""Held by the command that runs a search; it says whose that is."""
+"""Lock file held by the process that runs a search; it contains the process ID and the host."""
 
 
 def claim(storage: Path, name: str) -> Workspace:
-    """The first free one of `name`, `name-2`, `name-3`, ...; its folder is made, so that nobody else gets it."""
+    """Create the folder of a new experiment, named by the first unused of `name`, `name-2`, `name-3`, ..."""
     for number in itertools.count(1):
         workspace = Workspace(storage, name if number == 1 else f"{name}-{number}")
         try:
@@ -30,10 +30,10 @@ def claim(storage: Path, name: str) -> Workspace:
 
 @contextmanager
 def hold(workspace: Workspace) -> Iterator[None]:
-    """Keep others from running this experiment at the same time; ConfigError if somebody does.
+    """Lock an experiment for the duration of a `with` block. Raises ConfigError if another process has locked it.
 
-    The system lets go of the lock when its owner dies, however that happens. A folder in which nothing has
-    begun is removed in the end.
+    The operating system releases the lock if the process dies. If no experiment has begun in the folder by the end of
+    the block, the folder is removed.
     """
     workspace.folder.mkdir(parents=True, exist_ok=True)
     path = workspace.folder / LOCK
@@ -44,7 +44,7 @@ def hold(workspace: Workspace) -> Iterator[None]:
         owner = path.read_text().strip() if path.is_file() else ""
         raise ConfigError(
             f"{workspace.folder}: {owner or 'another process'} is running this search; "
-            "wait for it to end, or begin another with a --name of its own"
+            "wait until it ends, or start another search with a different --name"
         ) from None
     try:
         path.write_text(f"process {os.getpid()} on {socket.gethostname()}\n")
@@ -57,7 +57,10 @@ def hold(workspace: Workspace) -> Iterator[None]:
 
 
 def latest(storage: Path, has: Callable[[Workspace], bool], like: str | None = None) -> Workspace | None:
-    """The experiment begun last for which `has` holds (of the name `like`, or `like-N`)."""
+    """The most recently begun experiment for which `has` is true; None if there is none.
+
+    like: consider only experiments with this name, alone or followed by `-...`.
+    """
     begun = [path.parent for path in storage.glob("*/config.yaml")]
     named = [p for p in begun if like is None or p.name == like or p.name.startswith(f"{like}-")]
     found = [w for w in (Workspace(storage, p.name) for p in named) if has(w)]

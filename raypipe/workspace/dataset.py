@@ -1,4 +1,4 @@
-"""Where trainings and scorers get latents from: the cache, or frames encoded as they are read."""
+"""The data of an experiment: its frames, and their latents, which are cached or encoded during training."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -30,41 +30,46 @@ from raypipe.workspace.layout import SPLITS, Split, Workspace
 
 @dataclass(frozen=True)
 class ExperimentData:
-    """The data of an experiment. It holds paths, so that a process far away can open the same."""
+    """The data of an experiment. Stores only paths and settings, so it can be sent to other processes."""
 
     experiment: Experiment
     workspace: Workspace
 
     @cached_property
     def autoencoder_hash(self) -> str:
+        """`checkpoint.autoencoder_hash` of the experiment's autoencoder."""
         return checkpoint.autoencoder_hash(self.workspace.autoencoder)
 
     @cached_property
     def channels(self) -> int:
-        """C."""
+        """Number of latent channels, C."""
         return checkpoint.load_autoencoder(self.workspace.autoencoder).latent_channels
 
     def frames(self, split: Split) -> Shards:
-        """Frames, uint8 [H, W, 3]."""
+        """Shards of a split, whose clips consist of frames, uint8 [H, W, 3]."""
         return open_shards(self.workspace.dataset(self.experiment) / split)
 
     def cache_key(self, split: Split) -> str:
-        """Ties a latent cache to its autoencoder and dataset."""
+        """Key of a latent cache: it changes with the autoencoder's weights and with the frames."""
         return f"{self.autoencoder_hash}-{self.frames(split).content_hash()}"
 
     def cache(self, split: Split) -> Path:
+        """Folder of the latent cache of a split."""
         return self.workspace.latents(self.autoencoder_hash) / split
 
     def latents(self, split: Split) -> Shards:
-        """Latents [C, h, w] of a split, from the cache that `raypipe.train` makes."""
+        """Shards of the latent cache of a split, whose clips consist of latents [C, h, w]."""
         return open_latents(self.cache(split), self.cache_key(split))
 
     def training_shards(self) -> Shards:
-        """What trainings read: latents, or frames where latents.mode is off."""
+        """The shards on which components are trained: cached latents, or frames if latents.mode is off."""
         return self.frames("train") if self.experiment.latents.mode == "off" else self.latents("train")
 
     def encoder(self, seed: int, device: torch.device) -> Callable[[TrainBatch], Tensor] | None:
-        """Makes latents [b, T, C, h, w] of a batch of frames, augmented as the config says; None with a cache."""
+        """Function that augments and encodes a batch of frames, for latents.mode off; None for latents.mode cache.
+
+        It maps a batch of frames, uint8 [b, T, H, W, 3], to latents [b, T, C, h, w].
+        """
         if self.experiment.latents.mode == "cache":
             return None
         autoencoder = checkpoint.load_autoencoder(self.workspace.autoencoder).to(device).requires_grad_(False)
@@ -85,9 +90,9 @@ class ExperimentData:
 
 
 def frame_encoder(autoencoder: Autoencoder, device: torch.device | None = None) -> Encode:
-    """uint8 [n, H, W, 3] -> latents [n, C, h, w], float32, without autocast.
+    """Function that encodes frames, uint8 [n, H, W, 3], to latents [n, C, h, w], float32, for the latent cache.
 
-    What is cached is kept in float16, with 11 bits; bfloat16 would leave 8 of them.
+    Does not use autocast: the cache stores float16 (11 significant bits), and bfloat16 has only 8.
     """
     device = device or choose_device()
     autoencoder = autoencoder.to(device).eval()
@@ -101,16 +106,19 @@ def frame_encoder(autoencoder: Autoencoder, device: torch.device | None = None) 
 
 
 def check_dataset(workspace: Workspace, experiment: Experiment) -> None:
-    """Raise ConfigError unless every split of the dataset has shards. Cheap: it only lists folders.
+    """Raise ConfigError unless every split of the dataset has shards. Fast, as it only lists folders.
 
-    The built-in dataset is made on first use, so there is nothing to check.
+    The built-in dataset is not checked, as it is simulated on first use.
     """
     if not _is_built_in(experiment):
         _check_splits(workspace.dataset(experiment))
 
 
 def prepare_dataset(workspace: Workspace, experiment: Experiment, progress: Callable[[int, int], None]) -> Folder:
-    """The folder of shards. The built-in dataset is made on first use, under a lock; others must be there."""
+    """The folder of the dataset. The built-in dataset is simulated first if needed.
+
+    progress: called with the numbers of finished and of all clips. Raises ConfigError if a split has no shards.
+    """
     root = workspace.dataset(experiment)
     if _is_built_in(experiment):
         assert isinstance(root, Path)

@@ -1,4 +1,4 @@
-"""The files of an experiment, and how they are written."""
+"""Paths of the files of an experiment."""
 
 import hashlib
 import json
@@ -17,7 +17,7 @@ SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
 @dataclass(frozen=True)
 class Workspace:
-    """`<storage>/<name>/`: every file of one experiment (the design's section 3)."""
+    """`<storage>/<name>/`, the folder of an experiment, and the paths in it."""
 
     storage: Path
     name: str
@@ -48,25 +48,27 @@ class Workspace:
 
     @property
     def ray(self) -> Path:
-        """What Ray Train and Ray Tune write of their own."""
+        """Folder for the files of Ray Train and Ray Tune."""
         return self.folder / "ray"
 
     def run(self, component: Component, name: str) -> Path:
+        """Model folder of a run or trial."""
         return self.folder / component / name
 
     def finalists(self, component: Component) -> Path:
-        """What a finished stage handed on."""
+        """JSON file with the finalists of a finished stage."""
         return self.folder / component / "finalists.json"
 
     def importances(self, component: Component) -> Path:
-        """How much each axis of a stage's search mattered."""
+        """JSON file with the importance of each search axis of a stage."""
         return self.folder / component / "importances.json"
 
     def latents(self, key: str) -> Path:
+        """Folder of the latent cache. key: hash of the autoencoder."""
         return self.folder / "latents" / key[:16]
 
     def dataset(self, experiment: Experiment) -> Folder:
-        """The folder of shards; the built-in dataset's name tells its settings apart."""
+        """Folder of the dataset. The folder name of the built-in one contains a hash of its settings."""
         settings = experiment.dataset
         if settings.root is not None and is_uri(settings.root):
             cache = Cache(settings.cache, int(settings.cache_gb * 1e9))
@@ -76,7 +78,7 @@ class Workspace:
         return self.storage / "datasets" / f"{experiment.dataset.name}-{demo_key(experiment)}"
 
     def experiment(self) -> Experiment:
-        """The experiment as it was when it began."""
+        """The config with which the experiment began. Raises ConfigError if there is none."""
         path = self.folder / "config.yaml"
         if not path.is_file():
             raise ConfigError(f"{self.folder}: no experiment here (no config.yaml); run experiments/pipeline.py first")
@@ -84,13 +86,14 @@ class Workspace:
 
 
 def demo_key(experiment: Experiment) -> str:
+    """Hash of the settings on which the built-in dataset depends."""
     text = json.dumps([config.to_dict(experiment.demo), experiment.dataset.image_size])
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 @dataclass(frozen=True)
 class ParentModels:
-    """The trained models that a stage builds on: the flow, for a denoiser or a diffusion, and the denoiser."""
+    """Folders of the trained models that a later stage uses: the flow, and for a diffusion also the denoiser."""
 
     flow: Path | None = None
     denoiser: Path | None = None

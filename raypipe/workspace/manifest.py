@@ -1,4 +1,4 @@
-"""What ran: the config and the manifest (versions, commit, seeds, dataset) of an experiment."""
+"""The record of an experiment: its config, and a manifest of versions, commit, machine, seeds and dataset."""
 
 import os
 import platform
@@ -18,7 +18,7 @@ from raypipe.workspace.layout import SPLITS, Workspace
 
 
 def begin(workspace: Workspace, experiment: Experiment) -> None:
-    """Record what runs: config.yaml and manifest.json, unless they stand already. The dataset must be there."""
+    """Write config.yaml and manifest.json of a new experiment; existing ones are kept. The dataset must exist."""
     if not (workspace.folder / "config.yaml").exists():
         dataset = dataset_hashes(workspace.dataset(experiment))
         write_json(workspace.folder / "manifest.json", manifest(experiment, dataset=dataset))
@@ -26,12 +26,12 @@ def begin(workspace: Workspace, experiment: Experiment) -> None:
 
 
 def dataset_hashes(root: Folder) -> dict[str, str]:
-    """What identifies each split of a dataset."""
+    """Content hash of each split of a dataset."""
     return {split: open_shards(root / split).content_hash() for split in SPLITS}
 
 
 def manifest(experiment: Experiment, **more: Any) -> dict[str, Any]:
-    """Versions, commit and seeds: what it takes to run the same again."""
+    """Versions, commit, machine and seeds, which are needed to reproduce a run. more: further entries."""
     packages = ("raypipe", "torch", "ray", "optuna", "h5py", "numpy", "pyarrow")
     return {
         "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
@@ -47,7 +47,7 @@ def manifest(experiment: Experiment, **more: Any) -> dict[str, Any]:
 
 
 def git_commit() -> str | None:
-    """The commit of the code that runs, with `+` if it was changed since; None outside a checkout."""
+    """Git commit of the running code, followed by `+` if there are uncommitted changes; None outside a checkout."""
     where = Path(__file__).parent
     try:
         described = subprocess.run(

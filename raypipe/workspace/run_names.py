@@ -1,4 +1,4 @@
-"""The names of runs: `<component>-<noise>-<loss>`, such as f-01-nll."""
+"""Names of training runs, `<component>-<noise>-<loss>`: f-01-nll is a flow at s = 0.1 with loss nll."""
 
 import re
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from raypipe.config import LOSSES, Component, ConfigError
 
 @dataclass(frozen=True)
 class RunName:
-    """What a run's name says: `<component>-<noise>-<loss>`; for a denoiser `d-<noise>`."""
+    """The settings in a run name: component, noise level s and loss (None: a denoiser, whose loss has no name)."""
 
     component: Component
     noise_std: float
@@ -19,7 +19,7 @@ LETTERS: dict[str, Component] = {"f": "flow", "d": "denoiser", "g": "diffusion"}
 
 
 def parse_run_name(name: str) -> RunName:
-    """`f-01-nll` is a flow at s = 0.1 with loss nll; `null` is nll. Raises ConfigError for any other form."""
+    """Parse a run name. The reference code writes `null` for nll. Raises ConfigError for an invalid name."""
     match = re.fullmatch(r"([a-z]+)-(\d+)(?:-([a-z]+))?", name)
     component = LETTERS.get(match[1]) if match else None
     losses = LOSSES[component] if component else ()
@@ -29,14 +29,14 @@ def parse_run_name(name: str) -> RunName:
             return RunName(component, _noise(match[2]), None)
         choices = "f-<noise>-nll|mse, d-<noise> or g-<noise>-regression|nll"
         raise ConfigError(
-            f"--run-name: must be {choices}, such as f-01-nll (s = 0.1), not {name!r}; or say --component, "
-            "--noise-std and --loss"
+            f"--run-name: must be {choices}, such as f-01-nll (s = 0.1), not {name!r}; for other names also give "
+            "--component, --noise-std and --loss"
         )
     return RunName(component, _noise(match[2]), loss)
 
 
 def _noise(digits: str) -> float:
-    """`01` is 0.1, `003` is 0.03, `0` is 0, `1` is 1: a leading zero stands before the decimal point."""
+    """The noise level from its digits, where the decimal point follows a leading zero: `01` is 0.1, `1` is 1."""
     return float(f"0.{digits[1:]}") if digits.startswith("0") and len(digits) > 1 else float(digits)
 
 

@@ -108,9 +108,9 @@ def lacking(name: str) -> dict[str, Tensor]:
         ({"_class_name": "VQModel"}, state(), "_class_name: must be 'AutoencoderKL', not 'VQModel'"),
         ({"act_fn": "relu"}, state(), "act_fn: must be 'silu', not 'relu'"),
         ({"down_block_types": ["Other"]}, state(), "down_block_types: must be all 'DownEncoderBlock2D'"),
-        ({}, lacking("decoder.conv_in.bias"), "weights do not fit the network: lacks decoder.conv_in.bias"),
+        ({}, lacking("decoder.conv_in.bias"), "weights do not fit the network: lacks the tensor decoder.conv_in.bias"),
         ({}, {"a": torch.ones(1)}, "no network that raypipe knows"),
-        ({}, lacking("post_quant_conv.weight"), "lacks the tensor post_quant_conv.weight, which tells a size"),
+        ({}, lacking("post_quant_conv.weight"), "lacks the tensor post_quant_conv.weight, whose shape is needed"),
     ],
 )
 def test_what_is_none_is_refused_in_one_line(

@@ -100,7 +100,7 @@ def test_a_copy_goes_on_as_what_it_was_copied_from(tmp_path: Path) -> None:
 
     (tmp_path / "c").mkdir()
     (tmp_path / "c" / "notes.txt").write_text("mine")
-    with pytest.raises(ValueError, match=r"it holds 'notes.txt'"):
+    with pytest.raises(ValueError, match=r"it contains 'notes.txt'"):
         checkpoint.copy_component(tmp_path / "a", tmp_path / "c")
 
 
@@ -186,9 +186,9 @@ def test_a_crash_between_the_two_renames_loses_nothing(tmp_path: Path, monkeypat
 
 def test_a_folder_with_other_files_is_never_replaced(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
-    with pytest.raises(ValueError, match=r"cannot save a model here, it holds 'thesis.txt'; choose"):
+    with pytest.raises(ValueError, match=r"cannot save a model here because it contains 'thesis.txt'; choose"):
         checkpoint.save_component(tmp_path, build(), META)
-    with pytest.raises(ValueError, match=r"cannot save a model here, it is a file"):
+    with pytest.raises(ValueError, match=r"cannot save a model here because it is a file"):
         checkpoint.save_component(tmp_path / "thesis.txt", build(), META)
     assert files(tmp_path) == {"thesis.txt": b"years of work"}
 
@@ -238,7 +238,7 @@ def break_folder(folder: Path, how: str) -> None:
         ("a list", r"config.json: .*dict"),
         ("torn weights", r"model.safetensors: cannot be read"),
         ("empty weights", r"model.safetensors: cannot be read"),
-        ("missing tensor", r"model: weights do not fit the network: lacks network\."),
+        ("missing tensor", r"model: weights do not fit the network: lacks the tensor network\."),
         ("other size", r"model: weights do not fit the network: .* and \d+ more"),
         ("odd heads", r"config.json: model: .*model.inner_dim"),
         ("unknown key", r"config.json: colour: "),
@@ -258,17 +258,17 @@ def test_wrong_kinds_and_missing_optimizers_are_told(tmp_path: Path) -> None:
     module = build()
     checkpoint.save_component(tmp_path / "flow", module, META)
     checkpoint.save_autoencoder(tmp_path / "ae", build_autoencoder(config.Autoencoder(width=8)))
-    with pytest.raises(ValueError, match=r"ae: holds a model of kind autoencoder, .*load_autoencoder"):
+    with pytest.raises(ValueError, match=r"ae: contains a model of kind autoencoder, .*load_autoencoder"):
         checkpoint.load_component(tmp_path / "ae")
     for load in (checkpoint.load_autoencoder, checkpoint.autoencoder_hash):
-        with pytest.raises(ValueError, match=r"flow: holds a model of kind component, .*load_component"):
+        with pytest.raises(ValueError, match=r"flow: contains a model of kind component, .*load_component"):
             load(tmp_path / "flow")
     with pytest.raises(ValueError, match=r"flow: no optimizer state"):
         checkpoint.load_optimizer(tmp_path / "flow", optimizer_of(module))
     checkpoint.save_component(tmp_path / "flow", module, META, optimizer_of(module))
     with pytest.raises(ValueError, match=r"optimizer.safetensors: does not fit this optimizer"):
         checkpoint.load_optimizer(tmp_path / "flow", torch.optim.AdamW([next(module.parameters())]))
-    with pytest.raises(ValueError, match="either component and model must be given, or network"):
+    with pytest.raises(ValueError, match="give either component and model, or network"):
         Meta(4, component="flow")
 
 
@@ -281,5 +281,5 @@ def test_trees_come_back_as_they_were(tmp_path: Path) -> None:
     assert isinstance(found.pop(3), tuple)
     del tree[3]
     assert found == tree
-    with pytest.raises(ValueError, match="a set cannot be kept without pickle"):
+    with pytest.raises(ValueError, match="a set cannot be stored without pickle"):
         tensors.write_tree(tmp_path / "tree", {"a": {1}})

@@ -182,7 +182,7 @@ def test_a_flow_that_was_renamed_is_found_and_one_that_is_gone_is_told(
     capsys.readouterr()
     assert main(["export", str(tmp_path / "g"), "--out", str(tmp_path / "lost.pth")]) == 2
     line = one_line(capsys)
-    assert f"{tmp_path / 'g'}: refers to the network in {tmp_path / 'f'}" in line and "not there any more" in line
+    assert f"{tmp_path / 'g'}: refers to the network in {tmp_path / 'f'}" in line and "which no longer exists" in line
     assert not (tmp_path / "lost.pth").exists()
 
 
@@ -259,7 +259,7 @@ def test_a_malicious_pickle_is_refused(
     else:
         (tmp_path / "evil").write_bytes(pickle.dumps(Malicious()))
     assert main(["import", str(tmp_path / "evil"), "--out", str(tmp_path / "model")]) == 2
-    assert one_line(capsys).endswith("save its state dict by itself")
+    assert one_line(capsys).endswith("save only its state dict")
     assert os.listdir(tmp_path) == ["evil"]
 
 
@@ -280,16 +280,16 @@ def test_bad_files_are_told_in_one_line(tmp_path: Path, capsys: pytest.CaptureFi
     sizeless.pop("vector_field_regressor.project_in.1.weight")
     cases: list[tuple[Any, str]] = [
         (None, "no such file; give a checkpoint"),
-        (b"", "not a checkpoint of tensors and plain values alone"),
-        (b"not a checkpoint at all", "not a checkpoint of tensors and plain values alone"),
+        (b"", "damaged or contains more than tensors and plain values"),
+        (b"not a checkpoint at all", "damaged or contains more than tensors and plain values"),
         ([1, 2], "has no state dict under 'model' or 'state_dict'"),
         ({"weights": state}, "has no state dict under 'model' or 'state_dict'"),
         ({"model": {}}, "has no state dict under 'model' or 'state_dict'"),
         ({"model": {"a": 1}}, "has no state dict under 'model' or 'state_dict'"),
         ({"model": {"a": torch.ones(1)}}, "no network that raypipe knows"),
-        ({"model": sizeless}, "lacks the tensor project_in.1.weight, which tells a size"),
-        ({"model": lacking}, "weights do not fit the network: lacks in_blocks.0.norm1.weight"),
-        ({"model": state | {"vector_field_regressor.odd": torch.ones(1)}}, "has an unknown odd"),
+        ({"model": sizeless}, "lacks the tensor project_in.1.weight, whose shape is needed"),
+        ({"model": lacking}, "weights do not fit the network: lacks the tensor in_blocks.0.norm1.weight"),
+        ({"model": state | {"vector_field_regressor.odd": torch.ones(1)}}, "has an unknown tensor odd"),
         ({"state_dict": {"quantize.embedding.weight": torch.ones(8, 4)}}, "lacks the tensor encoder.conv_in.weight"),
     ]
     for content, message in cases:
@@ -306,8 +306,8 @@ def test_bad_files_are_told_in_one_line(tmp_path: Path, capsys: pytest.CaptureFi
     torch.save({"model": state}, file)
     for arguments, message in (
         (["--num-heads", "3"], "model.num_heads (3)"),
-        (["--component", "denoiser"], "8 channels in and 4 out do not fit a denoiser"),
-        (["--out", str(tmp_path)], "is there already; choose another folder"),
+        (["--component", "denoiser"], "8 input and 4 output channels do not fit a denoiser"),
+        (["--out", str(tmp_path)], "already exists; choose another folder"),
     ):
         assert main(["import", str(file), "--out", str(out), *arguments]) == 2
         assert message in one_line(capsys)
@@ -323,10 +323,10 @@ def test_what_cannot_be_exported_is_told_in_one_line(tmp_path: Path, capsys: pyt
     checkpoint.save_autoencoder(tmp_path / "ae", build_autoencoder(config.Autoencoder(width=8)))
     (tmp_path / "there").touch()
     for folder, out, message in (
-        ("flow", "x", "the published network has no time input"),
-        ("ae", "x", "a conv autoencoder has no published form"),
+        ("flow", "x", "the reference network has no time input"),
+        ("ae", "x", "a conv autoencoder cannot be exported"),
         ("nowhere", "x", "not a model folder"),
-        ("flow", "there", "is there already; choose another file"),
+        ("flow", "there", "already exists; choose another file"),
     ):
         assert main(["export", str(tmp_path / folder), "--out", str(tmp_path / out)]) == 2
         assert message in one_line(capsys)

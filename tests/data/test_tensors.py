@@ -34,7 +34,7 @@ def test_batches_are_the_windows_of_the_sampler(shards):
         assert torch.equal(batch.data, torch.from_numpy(wanted))
         assert batch.clips.tolist() == clips.tolist()
         assert (batch.total, batch.offset, batch.step) == (part.total, part.offset, step)
-    with pytest.raises(ValueError, match="sampler: must be of"):
+    with pytest.raises(ValueError, match="sampler: must have"):
         WindowBatches(shards, 3, 1, sampler)
 
 
@@ -46,6 +46,6 @@ def test_clips_that_are_too_short_are_named(shards, caplog):
     warn_of_short_clips(shards, frames, named=1)
     short = [i for i, length in enumerate(lengths) if length < frames]
     (message,) = caplog.messages
-    assert f"{len(short)} of {len(shards)} clips are left out: shorter than {frames} frames" in message
+    assert f"{len(short)} of {len(shards)} clips are left out because they have fewer than {frames} frames" in message
     assert f"({shards.names[short[0]]} ({lengths[short[0]]})" in message
     assert len(short) == 1 or message.endswith(", ...)")

@@ -94,7 +94,7 @@ def test_borders_are_where_a_shard_begins():
     index = WindowIndex([3, 1, 4, 2, 5], window=2)  # 2, 0, 3, 1, 4 windows
     assert index.borders([0, 0, 1, 1, 2]).tolist() == [2, 6]
     assert index.borders([0, 1, 2, 2, 2]).tolist() == [2]
-    with pytest.raises(ValueError, match="one a clip"):
+    with pytest.raises(ValueError, match="one per clip"):
         index.borders([0, 1])
 
 

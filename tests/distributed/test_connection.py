@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from raypipe.common.errors import ConfigError
-from raypipe.distributed import connection as cluster
+from raypipe.distributed import connection
 from tests.raytools import ROOT, local_ray
 
 
@@ -31,7 +31,7 @@ def closed_port():
 @pytest.mark.parametrize("named", ["", "auto", "local"])
 def test_there_is_none(monkeypatch, named):
     monkeypatch.setenv("RAY_ADDRESS", named)
-    assert not cluster.join()
+    assert not connection.join()
 
 
 def test_one_that_was_killed_is_not_waited_for(left_behind, caplog):
@@ -39,7 +39,7 @@ def test_one_that_was_killed_is_not_waited_for(left_behind, caplog):
     address = f"127.0.0.1:{closed_port()}"
     left_behind.write_text(address)
     with caplog.at_level(logging.WARNING):
-        assert not cluster.join()
+        assert not connection.join()
     assert f"no Ray answers at {address}" in caplog.text
 
 
@@ -55,7 +55,7 @@ def test_one_that_was_killed_is_not_waited_for(left_behind, caplog):
 def test_a_name_that_is_wrong(monkeypatch, address, says):
     monkeypatch.setenv("RAY_ADDRESS", address)
     with pytest.raises(ConfigError, match=says):
-        cluster.join()
+        connection.join()
 
 
 @pytest.mark.cluster
@@ -64,7 +64,7 @@ def test_what_another_program_started_for_itself_is_left_alone(monkeypatch, tmp_
     with monkeypatch.context() as there:
         there.delenv("RAY_TMPDIR")  # sockets need a short path
         with local_ray(num_cpus=1, include_dashboard=False):
-            code = "from raypipe import cluster; print(cluster.join())"
+            code = "from raypipe.distributed import connection; print(connection.join())"
             environ = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
             environ["RAY_TMPDIR"] = str(tmp_path)
             done = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True, cwd=ROOT)

@@ -158,7 +158,8 @@ def test_a_standing_cache_is_compared_with_the_frames(own_data):
     other = frame_encoder(build_autoencoder(own_data.experiment.autoencoder))
     encode_shard(frames, 0, folder, other, 16, own_data.cache_key("val"))
     finish(frames, folder, own_data.cache_key("val"))
-    with pytest.raises(ConfigError, match=r"val/shard_0001\.hdf5: clip .* differs from the same frame encoded now"):
+    message = r"val/shard_0001\.hdf5: clip .* cached latents differ from the frame encoded again"
+    with pytest.raises(ConfigError, match=message):
         prepare_latents(own_data)
 
 
@@ -169,7 +170,7 @@ def test_a_cache_of_another_autoencoder_is_refused(own_data):
     checkpoint.save_autoencoder(own_data.workspace.autoencoder, build_autoencoder(settings), settings)
     again = ExperimentData(own_data.experiment, own_data.workspace)
     before.rename(again.cache("train").parent)
-    with pytest.raises(ValueError, match=r"train: made under the key .*another autoencoder or dataset"):
+    with pytest.raises(ValueError, match=r"train: has the key .*another autoencoder or dataset"):
         prepare_latents(again)
 
 
@@ -180,5 +181,5 @@ def test_a_cache_of_other_frames_is_refused(own_data):
     with ShardWriter(frames.folder, key=frames.key) as writer:
         for name, clip in zip(frames.names, content, strict=True):
             writer.add(name, clip[::-1])
-    with pytest.raises(ValueError, match=r"train: made under the key .*another autoencoder or dataset"):
+    with pytest.raises(ValueError, match=r"train: has the key .*another autoencoder or dataset"):
         prepare_latents(own_data)

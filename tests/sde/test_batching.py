@@ -43,7 +43,7 @@ def test_batches_are_halved_until_they_fit():
 
 def test_one_row_that_does_not_fit_is_an_error():
     memory = Memory(most=0)
-    with pytest.raises(torch.OutOfMemoryError, match="one forecast alone"):
+    with pytest.raises(torch.OutOfMemoryError, match="a single forecast does not fit into the GPU memory"):
         in_batches(memory, 10, 4, CPU)
     assert memory.asked == [4, 2, 1]
 

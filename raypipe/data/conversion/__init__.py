@@ -1,1 +1,1 @@
-"""From videos to shards: what is found, how it is divided, and the work, which can be resumed."""
+"""Conversion of videos to shards: find the clips, assign them to splits, write the shards, resume."""

@@ -1,4 +1,4 @@
-"""Which clips there are: video files, folders of frames, and clips of shards, told apart by looking."""
+"""Find the clips below a folder: video files, folders of frames, and the clips of existing shards."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".t
 
 @dataclass(frozen=True)
 class Source:
-    """One clip to be.
+    """The source of one clip.
 
-    name: its path below its split, unique there. path: of the video, the folder of frames, or the folder of
-    shards. origin: what the manifest says it was made from. stamp: number of files, their bytes and the newest
-    time of change in ns, by which a changed source is noticed. suffix: of the frames. clip: its number among
-    those of the shards.
+    name: clip name, its path relative to the split, unique there. path: the video file, the folder of frames, or the
+    folder of shards. origin: the clip's source as written to the manifest. stamp: number of files, their total bytes
+    and newest modification time in ns, to detect a changed source. suffix: file extension of the frames. clip: index
+    of the clip in the shards.
     """
 
     name: str
@@ -37,16 +37,16 @@ class Source:
 
     @property
     def identity(self) -> str:
-        """What two sources of one clip have in common: the name without a video's suffix."""
+        """Key by which duplicates are found: the name, without the file extension for a video."""
         return PurePosixPath(self.name).with_suffix("").as_posix() if self.kind == "video" else self.name
 
 
 def find_clips(folder: Path, extension: str | None = None, base: Path | None = None) -> list[Source]:
-    """Every clip under `folder`, at any depth, in natural order of the names.
+    """Every clip below `folder`, at any depth, in natural order of the names.
 
-    extension: the suffix of images; None for the one that is there. base: what origins are relative to. A folder
-    without anything in it that is known counts as a folder of frames, so that reading it says what is wrong with
-    it. Raises ValueError if `folder` is missing, nothing is found, or a folder holds images of two suffixes.
+    extension: file extension of the images; None to detect it. base: folder that origins are relative to. An empty
+    folder, or one with only unknown files, counts as a folder of frames: reading it then reports the problem. Raises
+    UserError if `folder` does not exist, no clip is found, or a folder holds images with two file extensions.
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder")
@@ -55,8 +55,8 @@ def find_clips(folder: Path, extension: str | None = None, base: Path | None = N
     if not sources:
         wanted = "images" if extension is None else f"{min(suffixes)} images"
         raise UserError(
-            f"{folder}: no clips found; it must hold video files ({', '.join(sorted(VIDEO_SUFFIXES))}),"
-            f" one folder of {wanted} for each clip, or shards"
+            f"{folder}: no clips found; it must contain video files ({', '.join(sorted(VIDEO_SUFFIXES))}),"
+            f" one folder of {wanted} per clip, or shards"
         )
     return sorted(sources, key=lambda source: natural(source.name))
 
@@ -75,7 +75,7 @@ def _walk(folder: Path, root: Path, base: Path, suffixes: frozenset[str]) -> Ite
     elif folder != root and (images or not (videos or folders)):
         if len(found) > 1:
             raise UserError(
-                f"{folder}: holds {' and '.join(found)} images; choose one of them with --extension {found[0][1:]}"
+                f"{folder}: contains {' and '.join(found)} images; choose one with --extension {found[0][1:]}"
             )
         suffix = found[0] if found else min(suffixes) if len(suffixes) == 1 else ""
         yield Source(_below(folder, root), folder, "frames", _below(folder, base), _stamp(images), suffix)
@@ -89,7 +89,9 @@ def _walk(folder: Path, root: Path, base: Path, suffixes: frozenset[str]) -> Ite
 def _clips_of_shards(folder: Path, root: Path, base: Path, files: Sequence[os.DirEntry[str]]) -> Iterator[Source]:
     shards = open_shards(folder)
     if shards.dtype != "uint8" or len(shards.frame_shape) != 3 or shards.frame_shape[-1] != 3:
-        raise UserError(f"{folder}: its shards hold {shards.dtype} {list(shards.frame_shape)}, not uint8 [H, W, 3]")
+        raise UserError(
+            f"{folder}: its shards hold frames of {shards.dtype} {list(shards.frame_shape)}, not uint8 [H, W, 3]"
+        )
     stamps = {entry.name: _stamp([entry]) for entry in files}
     prefix = "" if folder == root else f"{_below(folder, root)}/"
     for i, name in enumerate(shards.names):
@@ -99,16 +101,16 @@ def _clips_of_shards(folder: Path, root: Path, base: Path, files: Sequence[os.Di
 
 
 def without_repeats(sources: Sequence[Source]) -> tuple[list[Source], list[str]]:
-    """Sources of which no two are one clip, and the reasons why others were left out.
+    """The sources without duplicates, and one message for each duplicate left out.
 
-    `a.mp4` beside `a.avi`, or beside a folder `a`, is the same clip twice: the first in order is taken.
+    `a.mp4` is a duplicate of `a.avi`, and of a folder `a`: the first one in order is kept.
     """
     taken: dict[str, Source] = {}
     repeats = []
     for source in sources:
         first = taken.setdefault(source.identity, source)
         if first is not source:
-            repeats.append(f"{source.path}: is called as {first.path}, which was taken; rename one of them")
+            repeats.append(f"{source.path}: duplicate of {first.path} (same clip name); rename one of them")
     return list(taken.values()), repeats
 
 

@@ -1,4 +1,4 @@
-"""Tasks in processes of their own, which can be stopped at once and whose death is noticed."""
+"""Run tasks in worker processes that can be stopped at any time; a worker's death is detected."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Progress = Callable[[int], None]
 
 
 class ProcessDiedError(RuntimeError):
-    """A process was killed from outside, or crashed. task: what it was at. how: in words."""
+    """A worker process was killed or crashed. task: the task it was running. how: `killed by SIGKILL` or similar."""
 
     def __init__(self, task: Any, how: str) -> None:
         super().__init__(how)
@@ -26,12 +26,13 @@ class ProcessDiedError(RuntimeError):
 def run_in_processes(
     work: Callable[[T, Progress], R], tasks: Sequence[T], processes: int, progress: Progress
 ) -> Generator[tuple[T, R], None, None]:
-    """`work(task, report)` of every task, as they end; `progress` gets what `report` is given.
+    """Run `work(task, report)` for every task and yield (task, result) as they end.
 
-    What a task raises ends all and is raised here. Leaving early stops the processes where they are. A process
-    whose parent is gone ends by itself at its next report. Raises ProcessDiedError.
+    report: sends an amount of progress to `progress` in this process. A ValueError or OSError raised by a task stops
+    all workers and is raised here. Closing the generator early terminates the workers. A worker whose parent process
+    is gone exits at its next report. Raises ProcessDiedError if a worker dies.
     """
-    # `spawn`, because forking a process that has threads (tqdm, FFmpeg) may deadlock.
+    # `spawn`, because forking a process with threads (tqdm, FFmpeg) can deadlock.
     context = get_context("spawn")
     waiting = list(reversed(tasks))
     running: dict[Connection, tuple[BaseProcess, T]] = {}
@@ -77,7 +78,7 @@ def run_in_processes(
 
 
 def _serve(connection: Connection, work: Callable[[Any, Progress], Any]) -> None:
-    # Ctrl-C reaches every process of the terminal; only the parent acts on it.
+    # Ctrl-C is sent to every process of the terminal; only the parent handles it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with suppress(EOFError, ConnectionError):
         while True:

@@ -1,8 +1,8 @@
-"""The state of a split that is being converted, kept in its folder.
+"""State of the conversion of one split, stored in the split's folder, from which an interrupted run resumes.
 
-`.shard_0001.json` beside a shard says of which sources, with which options it was made, and what was left out;
-it is written after the shard. `conversion.json` holds the same of all shards once they stand. A shard is kept if
-its record fits; any other is made anew, so a run that was cut off goes on where it was.
+The record `.shard_0001.json` is written after the shard of the same name. It holds a digest of the shard's sources and
+options, and which sources were left out. `conversion.json` holds the options and, once the split is finished, the
+records of all its shards. A shard with a matching record is kept; all others are written again.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ RECORD = "conversion.json"
 
 @dataclass(frozen=True)
 class State:
-    """What stands of a split. done: outcomes by shard name. left: tasks. finished: nothing is left, the manifest
-    neither."""
+    """Progress of a split. done: outcomes of the finished shards, by shard name. left: tasks still to do. finished:
+    all shards and the manifest are written."""
 
     done: dict[str, Outcome]
     left: tuple[Task, ...]
@@ -34,17 +34,17 @@ class State:
 
 
 def look(folder: Path, tasks: Sequence[Task]) -> State:
-    """What stands in the folder of a split; changes nothing.
+    """Read the state of a split from its folder; changes nothing on disk.
 
-    Raises ValueError if it holds something else, was begun with other options, or is finished and its sources
-    have changed since.
+    Raises UserError if the folder holds shards of another program, was begun with other options, or is finished and
+    its sources have changed since.
     """
     index = folder / _index_name(tasks[0].options)
     record = _read(folder / RECORD)
     if record is None:
         foreign = [path for path in (folder / INDEX, folder / MANIFEST, *folder.glob(PATTERN)) if path.exists()]
         if foreign:
-            raise UserError(f"{foreign[0]}: not made by this command; delete {folder} or choose another --out_dir")
+            raise UserError(f"{foreign[0]}: not written by this command; delete {folder} or choose another --out_dir")
         return State({}, tuple(tasks), finished=False)
     _check_options(folder, record["options"], tasks[0].options)
     shards: dict[str, Any] = record["shards"]
@@ -60,7 +60,7 @@ def look(folder: Path, tasks: Sequence[Task]) -> State:
 
 
 def begin(folder: Path, tasks: Sequence[Task], state: State) -> None:
-    """Clear away what a killed run left and what no longer fits, and say with which options the folder is begun."""
+    """Remove leftovers of a killed run and outdated shards, and write the options to `conversion.json`."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in (INDEX, MANIFEST):
         (folder / name).unlink(missing_ok=True)
@@ -73,14 +73,14 @@ def begin(folder: Path, tasks: Sequence[Task], state: State) -> None:
 
 
 def make(task: Task, progress: Callable[[int], None] = lambda frames: None) -> Outcome:
-    """Make a shard and its record; this is what runs in the processes of a conversion."""
+    """Write a shard and its record. The workers of a conversion run this function."""
     outcome = convert_shard(task, progress)
     _write(_record_of(task), {"plan": _digest(task), "outcome": asdict(outcome)})
     return outcome
 
 
 def finish(folder: Path, tasks: Sequence[Task], done: dict[str, Outcome]) -> None:
-    """Write the manifest, or, if no clip is left, remove the folder."""
+    """Write the manifest of a split and remove the records of its shards; without any clip, remove the folder."""
     rows = [
         {"shard": name, "group": group, **row}
         for name, outcome in sorted(done.items())
@@ -101,7 +101,7 @@ def finish(folder: Path, tasks: Sequence[Task], done: dict[str, Outcome]) -> Non
 
 
 def clean(folder: Path) -> None:
-    """Remove the temporary files of processes that were stopped."""
+    """Remove the temporary files of stopped processes."""
     for path in folder.glob(".*.tmp"):
         path.unlink(missing_ok=True)
 
@@ -123,7 +123,7 @@ def _sources(tasks: Sequence[Task]) -> dict[str, list[Any]]:
 
 
 def _digest(task: Task) -> str:
-    """Of the sources and options of a shard; its place in the folder and the folder's on the disk play no part."""
+    """Digest of a shard's sources and options, independent of the shard's name and of where the folders are."""
     sources = [[s.name, s.kind, s.origin, s.suffix, s.clip, *s.stamp] for s in task.sources]
     return hashlib.sha256(json.dumps([asdict(task.options), sources]).encode()).hexdigest()[:16]
 
@@ -137,7 +137,7 @@ def _check_options(folder: Path, old: dict[str, Any], new: Options) -> None:
     differing = [name for name, value in asdict(new).items() if old.get(name) != value]
     if differing:
         changes = ", ".join(f"--{n.replace('_', '-')} {old.get(n)} (now {getattr(new, n)})" for n in differing)
-        raise UserError(f"{folder}: begun with {changes}; give the same, delete it or choose another --out_dir")
+        raise UserError(f"{folder}: begun with {changes}; use the same options, delete it or choose another --out_dir")
 
 
 def _check_sources(folder: Path, index: Path, old: dict[str, Any], tasks: Sequence[Task]) -> None:
@@ -149,8 +149,8 @@ def _check_sources(folder: Path, index: Path, old: dict[str, Any], tasks: Sequen
     parts = [f"{len(names)} {word}" for names, word in ((added, "new"), (changed, "changed"), (gone, "gone")) if names]
     example = [*added, *changed, *gone][0]
     raise UserError(
-        f"{folder}: finished, but its sources differ now ({', '.join(parts)}, {example} among them); delete"
-        f" {index.name} there to bring it up to date, or choose another --out_dir"
+        f"{folder}: finished, but its sources have changed ({', '.join(parts)}, for example {example}); delete"
+        f" {index.name} there to update it, or choose another --out_dir"
     )
 
 
@@ -167,11 +167,11 @@ def _write(path: Path, content: dict[str, Any]) -> None:
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    """The content, or None if it is not there."""
+    """The content of a JSON file, or None if the file does not exist."""
     try:
         content: dict[str, Any] = json.loads(path.read_text())
     except FileNotFoundError:
         return None
     except ValueError:
-        raise UserError(f"{path}: damaged; delete {path.parent} and run the same again") from None
+        raise UserError(f"{path}: damaged; delete {path.parent} and run the same command again") from None
     return content

@@ -1,7 +1,7 @@
-"""Making one shard out of its sources: the unit of work of a conversion.
+"""Convert the sources of one shard: the unit of work of a conversion.
 
-Frames go one by one into a spool file beside the shard, which is then written from a memory map of it. So memory
-holds a frame, not a shard; a source that turns out bad in its middle is cut off the spool again.
+Frames are written one by one to a temporary spool file next to the shard; the shard is then written from a memory map
+of it. Memory thus holds one frame, not a whole shard, and the frames of a source that fails halfway are truncated.
 """
 
 from __future__ import annotations
@@ -18,25 +18,30 @@ import numpy as np
 from raypipe.common.errors import UserError
 from raypipe.data.conversion.find import Source
 from raypipe.data.shards import Shards, open_shards
-from raypipe.data.shards.reference import write_published
+from raypipe.data.shards.reference import write_reference
 from raypipe.data.shards.writer import Clip, write_shard
 from raypipe.data.video.fitting import Fit, Frames, VideoFit
 from raypipe.data.video.io import decode, iter_images
 
-LAYOUTS = ("packed", "published")
+LAYOUTS = {"packed": "packed", "reference": "published", "published": "published"}
+"""Values of --layout, and the `Options.layout` of each. The records of conversions store `published`."""
 CLIPS_PER_SHARD = 100
 SMALL_SET = 16
-"""A small set is cut into this many shards, so that there is work for as many processes."""
+"""Number of shards of a small split, so that this many processes have work."""
 DATASET_BYTES = 4096
-"""More than HDF5 takes for a dataset beside its content: measured, 3.1 kB for one compressed frame."""
+"""Upper bound on HDF5's overhead per dataset in bytes: 3.1 kB measured for one compressed frame."""
 REPORT_FRAMES = 32
-"""Progress is told after as many frames."""
+"""Progress is reported every this many frames."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """What is made of the sources. fit: see `Fit`. frame_stride: every how many frames one is kept. min_length: fewer
-    frames than this, after striding, are left out. layout: `packed` or `published`."""
+    """Options of a conversion.
+
+    image_size: side of the square frames in pixels. fit, grey: mode and grey of `Fit`. frame_stride: keep every
+    frame_stride-th frame. min_length: leave out clips with fewer frames, counted after striding. layout: `packed`, or
+    `published` for the reference layout.
+    """
 
     image_size: int = 64
     fit: str = "crop"
@@ -48,7 +53,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Task:
-    """A shard to be made. path: of the shard, absolute."""
+    """One shard to write. path: absolute path of the shard."""
 
     path: Path
     sources: tuple[Source, ...]
@@ -57,11 +62,11 @@ class Task:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a task.
+    """Result of a task.
 
-    rows: clip, source, frames of each clip, in the shard's order. bytes: of the shard, 0 if no clip was
-    good and none was written. bad, short, notes: lines for the user, of sources left out as unreadable, left out
-    as shorter than wanted, and kept though something is odd.
+    rows: clip, source and number of frames of each clip, in the shard's order. bytes: size of the shard, 0 if no clip
+    was usable and no shard was written. bad, short, notes: messages about sources left out as unreadable, left out as
+    too short, and kept despite a problem.
     """
 
     rows: tuple[dict[str, Any], ...] = ()
@@ -80,7 +85,7 @@ class Outcome:
 
 
 def plan(folder: Path, sources: Sequence[Source], options: Options) -> list[Task]:
-    """The shards of a split: which sources go where follows from their order and number alone."""
+    """Assign the sources of a split to shards, by their order and number only."""
     size = min(CLIPS_PER_SHARD, max(1, -(-len(sources) // SMALL_SET)))
     parts = [tuple(sources[i : i + size]) for i in range(0, len(sources), size)]
     digits = max(4, len(str(len(parts))))
@@ -88,9 +93,9 @@ def plan(folder: Path, sources: Sequence[Source], options: Options) -> list[Task
 
 
 def convert_shard(task: Task, progress: Callable[[int], None] = lambda frames: None) -> Outcome:
-    """Read the sources and write the shard, whole or not at all. progress: told how many frames were added.
+    """Read the sources and write the shard atomically. progress: called with the number of new frames.
 
-    Raises ValueError, naming the shard, if it cannot be written; a bad source is no error but part of the outcome.
+    Raises UserError, naming the shard, if it cannot be written. An unreadable source is reported in the outcome.
     """
     kept: list[tuple[Source, int]] = []
     bad: list[str] = []
@@ -127,11 +132,11 @@ def convert_shard(task: Task, progress: Callable[[int], None] = lambda frames: N
 
 
 class _SourceError(Exception):
-    """A source is bad."""
+    """A source is unreadable."""
 
 
 class _Reader:
-    """Frames of sources, fitted; keeps shards open from one clip to the next."""
+    """Reads sources frame by frame, at the size of the output; keeps source shards open between their clips."""
 
     def __init__(self, options: Options, note: Callable[[str], None]) -> None:
         self.stride, self.note = options.frame_stride, note
@@ -139,7 +144,7 @@ class _Reader:
         self._shards: dict[Path, Shards] = {}
 
     def frames(self, source: Source) -> Iterator[Frames]:
-        """Every stride-th frame, uint8 [size, size, 3]. Raises _SourceError."""
+        """Every stride-th frame, uint8 [size, size, 3]. Raises _SourceError if the source is unreadable."""
         try:
             if source.kind == "video":
                 fit = VideoFit(self.fit)
@@ -164,7 +169,7 @@ class _Reader:
 
 
 def _copy(frames: Iterator[Frames], task: Task, file: BinaryIO, progress: Callable[[int], None]) -> int:
-    """Append frames to the spool; how many there were."""
+    """Append frames to the spool file; return their number."""
     count = told = 0
     for frame in frames:
         with _writing(task.path):
@@ -190,13 +195,15 @@ def _write(task: Task, clips: Sequence[Clip]) -> None:
     needed = (1 << 20) + sum(clip.frames.nbytes for clip in clips)
     if task.options.layout == "published":
         needed += DATASET_BYTES * sum(len(clip.frames) for clip in clips)
-    # HDF5 does not recover from a disk that is full, and may even crash, so look before.
+    # HDF5 does not recover from a full disk and may even crash, so check the free space first.
     if room.f_bavail * room.f_frsize < needed:
-        raise UserError(f"{task.path}: cannot be written (No space left on device); free some and run the same again")
+        raise UserError(
+            f"{task.path}: cannot be written (No space left on device); free some space and run the same command again"
+        )
     if task.options.layout == "packed":
         write_shard(task.path, clips)
     else:
-        write_published(task.path, clips)
+        write_reference(task.path, clips)
 
 
 def _place(source: Source) -> str:
@@ -205,7 +212,7 @@ def _place(source: Source) -> str:
 
 @contextmanager
 def _spool(path: Path) -> Iterator[tuple[BinaryIO, Path]]:
-    """A file for raw frames, gone at the end; what a killed process leaves, the next run removes."""
+    """A temporary file for raw frames, deleted at the end. After a killed process, the next run deletes it."""
     with _writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         spool = path.with_name(f".{path.name}.{os.getpid()}.spool.tmp")
@@ -214,16 +221,18 @@ def _spool(path: Path) -> Iterator[tuple[BinaryIO, Path]]:
         yield file, spool
     finally:
         spool.unlink(missing_ok=True)
-        # What is still in the buffer may not fit on a full disk, and is not wanted any more.
+        # Closing flushes the buffer, which fails on a full disk; its content is no longer needed.
         with suppress(OSError):
             file.close()
 
 
 @contextmanager
 def _writing(path: Path) -> Iterator[None]:
-    """Turn what a disk does into one line."""
+    """Convert write errors of the operating system and HDF5 to UserError."""
     try:
         yield
     except (OSError, RuntimeError) as error:
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        raise UserError(f"{path}: cannot be written ({reason}); the same command goes on from here") from None
+        raise UserError(
+            f"{path}: cannot be written ({reason}); fix this and run the same command again to resume"
+        ) from None

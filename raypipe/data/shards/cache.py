@@ -1,4 +1,4 @@
-"""A bounded folder of copies that all processes of a node share."""
+"""Cache of remote files: a folder of bounded size, shared by all processes of a node."""
 
 from __future__ import annotations
 
@@ -16,17 +16,19 @@ from filelock import FileLock, Timeout
 from raypipe.common.errors import UserError
 
 PART = ".part"
+"""Suffix of files that are being copied."""
 WAIT = 600.0
-"""Seconds to wait for room that other copies in the making take up."""
+"""Seconds to wait for space while other files are being copied."""
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Cache:
-    """At most `max_bytes` of files in `folder` (`~` is each node's own); those used longest ago make room.
+    """A folder with at most `max_bytes` of files; the least recently used files are evicted.
 
-    A process that has a file open keeps it when it is removed: its space is free when the process lets go.
+    `~` in `folder` is expanded on each node. A process that has an evicted file open can still read it; the disk space
+    is freed when the file is closed.
     """
 
     folder: str = "~/.cache/raypipe"
@@ -34,10 +36,11 @@ class Cache:
 
     @contextmanager
     def file(self, name: str, size: int, fill: Callable[[Path], None], source: str) -> Iterator[Path]:
-        """The file of this name and size. If it is not there, one process calls `fill(temporary)`; others wait.
+        """Path of the cached file with this name and size; it is not evicted inside the `with` block.
 
-        It is not removed while the block runs. A name must stand for one content. source: what errors name.
-        Raises ValueError for a file that can never fit, or a cache that cannot be written.
+        If the file is missing, one process calls `fill(temporary)` to write it, and the others wait. A name must always
+        stand for the same content. source: name of the file in error messages. Raises UserError if the file is larger
+        than the cache, or the cache cannot be written.
         """
         root = Path(self.folder).expanduser()
         path = root / name
@@ -45,11 +48,13 @@ class Cache:
             (root / "locks").mkdir(parents=True, exist_ok=True)
             held = _lock(path).acquire()
         except OSError as error:
-            raise UserError(f"dataset.cache: {root} cannot be written ({error.strerror}); choose another") from None
+            raise UserError(
+                f"dataset.cache: {root} cannot be written ({error.strerror}); choose another folder"
+            ) from None
         with held:
             if not (path.is_file() and path.stat().st_size == size):
                 self._make(path, size, fill, source)
-            os.utime(path)  # when it was last used
+            os.utime(path)  # mark as used now, for the eviction order
             yield path
 
     def _make(self, path: Path, size: int, fill: Callable[[Path], None], source: str) -> None:
@@ -69,11 +74,11 @@ class Cache:
             temporary.unlink(missing_ok=True)
 
     def _reserve(self, temporary: Path, size: int, source: str) -> None:
-        """Make room, and take it by giving the temporary file its full size at once."""
+        """Evict files and reserve the space by giving the temporary file its full size at once."""
         if size > self.max_bytes:
             raise UserError(
                 f"dataset.cache_gb: must be at least {size / 1e9:.3g} to hold {source}, not"
-                f" {self.max_bytes / 1e9:.3g}; raise it, or make smaller shards"
+                f" {self.max_bytes / 1e9:.3g}; raise it or make smaller shards"
             )
         deadline = time.monotonic() + WAIT
         while True:
@@ -83,11 +88,11 @@ class Cache:
                         file.truncate(size)
                     return
             if time.monotonic() > deadline:
-                raise UserError(f"dataset.cache_gb: other copies in the making left no room for {source}; raise it")
+                raise UserError(f"dataset.cache_gb: no space for {source}, as other files are being copied; raise it")
             time.sleep(0.2)
 
     def _make_room(self, temporary: Path, size: int) -> bool:
-        """Remove what killed processes left, then what was used longest ago. Whether there is room now."""
+        """Delete leftovers of killed processes, then the least recently used files. True if `size` bytes now fit."""
         temporary.unlink(missing_ok=True)
         files = {path: path.stat() for path in temporary.parent.iterdir() if path.is_file()}
         used = sum(stat.st_size for stat in files.values())
@@ -101,8 +106,8 @@ class Cache:
                 with _lock(finished).acquire(timeout=0):
                     path.unlink(missing_ok=True)
             except Timeout:
-                continue  # in use this moment
-            log.info("%s: removed to make room", path)
+                continue  # in use
+            log.info("%s: evicted from the cache", path)
             used -= files[path].st_size
         return used + size <= self.max_bytes
 

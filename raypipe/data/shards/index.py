@@ -1,7 +1,7 @@
-"""`index.parquet`, the manifest of a folder of packed shards: one row a clip.
+"""`index.parquet`, the manifest of a folder of packed shards, with one row per clip.
 
-Its presence says that the folder is complete. Beside the rows, the footer says what frames are, and where
-in each shard they lie, so that a reader opens nothing else until it reads a clip.
+It is written last, so it marks the folder as complete. Its footer holds the shape and dtype of a frame, and where the
+frames are in each shard; a reader needs no other file until it reads a clip.
 """
 
 from __future__ import annotations
@@ -34,10 +34,11 @@ SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class Index:
-    """The clips of a folder: a column each of SCHEMA's, offsets and lengths in frames; and what its shards share.
+    """The content of a manifest.
 
-    seals: of each shard, by name, in the order of the rows. frame_shape, dtype: of one frame. key: what the
-    content was made by.
+    names, sources, lengths, shards, offsets, crcs: the columns of `SCHEMA`, one value per clip; lengths and offsets in
+    frames. seals: the seal of each shard by name, in the order of the rows. frame_shape, dtype: of one frame. key:
+    identifies what produced the content, empty for plain videos.
     """
 
     names: list[str]
@@ -53,7 +54,7 @@ class Index:
 
 
 def index_to_bytes(index: Index) -> bytes:
-    """The file's content. Equal indices give equal bytes."""
+    """Serialize a manifest. Equal indices give equal bytes."""
     table = pa.table(
         [index.names, index.sources, index.lengths, index.shards, index.offsets, index.crcs], schema=SCHEMA
     )
@@ -72,7 +73,7 @@ def index_to_bytes(index: Index) -> bytes:
 
 
 def index_from_bytes(content: bytes) -> Index:
-    """What `index_to_bytes` was given. Raises ValueError, saying what is wrong, for any other bytes."""
+    """Inverse of `index_to_bytes`. Raises UserError for any other or damaged bytes."""
     check_bytes(content)
     try:
         file = pq.ParquetFile(pa.BufferReader(content))

@@ -1,16 +1,16 @@
-"""Packed files that vouch for every byte of themselves, before any library parses them.
+"""Checksums of packed shards and manifests, checked before HDF5 or Arrow parse a file.
 
-A shard begins with a user block, 512 bytes that HDF5 leaves to its user: one line
+HDF5 ignores the first 512 bytes of a shard, its user block, which holds one line
 
     raypipe-1 <crc32> {"begin": ..., "end": ..., "size": ...}
 
-Bytes [begin, end) are the frames, covered by one checksum a clip; the checksum in the line covers all others
-from byte 18 on. The manifest carries the checksum of its own bytes in the parquet footer. So a damaged file is
-refused before HDF5 or Arrow sees it: neither is safe on arbitrary bytes.
+Bytes [begin, end) are the frames, covered by one checksum per clip. The checksum in the line covers all other bytes
+from byte 18 on. The manifest stores a checksum of its own bytes in the parquet footer. A damaged file is thus refused
+before HDF5 or Arrow reads it; neither is safe on arbitrary bytes.
 
-The checksum is zlib.crc32. It finds every change that lies within 32 bits, and any other but for a chance of
-2^-32. Throughputs measured on clips of 480 KB, in GB/s: crc32 6.4, adler32 3.7, sha1 1.9, sha256 1.9,
-blake2b 1.2, md5 0.8. (xxhash, which is no dependency of ours, does more than 80.)
+The checksum is zlib.crc32. It detects every change within 32 consecutive bits, and any other change with probability
+1 - 2^-32. Throughput measured on clips of 480 KB, in GB/s: crc32 6.4, adler32 3.7, sha1 1.9, sha256 1.9, blake2b 1.2,
+md5 0.8 (xxhash reaches more than 80, but would be a new dependency).
 """
 
 from __future__ import annotations
@@ -28,15 +28,16 @@ from raypipe.common.errors import UserError
 MAGIC = b"raypipe-1 "
 USER_BLOCK = 512
 COVERED = len(MAGIC) + 8
-"""The first byte that the checksum in the user block covers."""
+"""Offset of the first byte that the checksum in the user block covers."""
 CHUNK = 1 << 20
-"""Bytes read at a time where a whole clip or file is checked."""
+"""Bytes read at a time when a clip or file is checked."""
 MARK = b"raypipe.crc32="
+"""Text before the checksum in the footer of a manifest."""
 
 
 @dataclass(frozen=True)
 class Seal:
-    """What a shard says of itself: its frames are bytes [begin, end) of `size`; crc32 covers the rest."""
+    """The data in a shard's user block: the frames are bytes [begin, end) of `size`; crc32 covers all other bytes."""
 
     begin: int
     end: int
@@ -45,9 +46,9 @@ class Seal:
 
 
 def read_at(file: int, buffer: memoryview, offset: int) -> None:
-    """Fill a buffer of bytes from a file descriptor. It has no position that other processes could share.
+    """Fill a buffer with bytes of a file descriptor. Does not use its file position, which processes may share.
 
-    Raises ValueError if the file ends before, or cannot be read.
+    Raises UserError if the file is too short or cannot be read.
     """
     while len(buffer):
         try:
@@ -55,12 +56,12 @@ def read_at(file: int, buffer: memoryview, offset: int) -> None:
         except OSError as error:
             raise UserError(f"cannot be read: {error.strerror or error}") from None
         if count == 0:
-            raise UserError(f"truncated: it ends at byte {offset}")
+            raise UserError(f"truncated: the file ends at byte {offset}")
         buffer, offset = buffer[count:], offset + count
 
 
 def crc32_at(file: int, begin: int, end: int, crc: int = 0) -> int:
-    """zlib.crc32 of bytes [begin, end), going on from `crc`. Raises ValueError as `read_at`."""
+    """zlib.crc32 of bytes [begin, end), with start value `crc`. Raises UserError as `read_at`."""
     chunk = np.empty(min(CHUNK, max(end - begin, 0)), np.uint8).data
     while begin < end:
         part = chunk[: end - begin]
@@ -71,7 +72,7 @@ def crc32_at(file: int, begin: int, end: int, crc: int = 0) -> int:
 
 
 def seal_shard(path: Path, begin: int, end: int) -> Seal:
-    """Fill in the user block of a finished HDF5 file whose frames are bytes [begin, end)."""
+    """Write the user block of a finished HDF5 file whose frames are bytes [begin, end)."""
     size = path.stat().st_size
     line = json.dumps({"begin": begin, "end": end, "size": size}).encode()
     with path.open("r+b") as file:
@@ -84,29 +85,29 @@ def seal_shard(path: Path, begin: int, end: int) -> Seal:
 
 
 def check_shard(file: int) -> Seal:
-    """The seal of an open shard, checked against all bytes but the frames. Raises ValueError saying what is wrong."""
+    """The seal of an open shard, checked against all bytes except the frames. Raises UserError if they are damaged."""
     size = os.fstat(file).st_size
     block = bytearray(USER_BLOCK)
     read_at(file, memoryview(block), 0)
     if not block.startswith(MAGIC):
-        raise UserError(f"its first bytes are not {MAGIC.decode().strip()!r}")
+        raise UserError(f"it does not begin with {MAGIC.decode().strip()!r}")
     try:
         said = json.loads(block[COVERED:].rstrip(b"\0"))
         begin, end, wanted = int(said["begin"]), int(said["end"]), int(said["size"])
     except (ValueError, KeyError, TypeError, UnicodeDecodeError):
-        raise UserError("its first bytes are changed") from None
+        raise UserError("its user block is damaged") from None
     if wanted != size:
-        raise UserError(f"it has {size} bytes, not the {wanted} that were written")
+        raise UserError(f"it has {size} bytes, but {wanted} were written")
     if not USER_BLOCK <= begin <= end <= size:
-        raise UserError("its first bytes are changed")
+        raise UserError("its user block is damaged")
     crc = _outside(file, begin, end, size)
     if block[len(MAGIC) : COVERED] != b"%08x" % crc:
-        raise UserError("the checksum of what is not frames differs")
+        raise UserError("the checksum of its metadata does not match")
     return Seal(begin, end, size, crc)
 
 
 def is_sealed(path: Path) -> bool:
-    """Whether a file begins as a packed shard does, whole or not."""
+    """Whether a file begins like a packed shard; the rest is not checked."""
     with path.open("rb") as file:
         return file.read(len(MAGIC)) == MAGIC
 
@@ -116,21 +117,21 @@ def _outside(file: int, begin: int, end: int, size: int) -> int:
 
 
 def mark() -> str:
-    """What a file that `seal_bytes` will seal must hold as one of its texts, the last one of its kind."""
+    """Placeholder of the checksum: content for `seal_bytes` must contain it, with no later occurrence of MARK."""
     return f"{MARK.decode()}{0:08x}"
 
 
 def seal_bytes(content: bytes) -> bytes:
-    """The same bytes with the zeros of `mark` replaced by the checksum of them all."""
+    """The content with the zeros of `mark` replaced by the checksum of the whole content."""
     at = content.rindex(MARK) + len(MARK)
     return b"%s%08x%s" % (content[:at], zlib.crc32(content), content[at + 8 :])
 
 
 def check_bytes(content: bytes) -> None:
-    """Raise ValueError unless these are bytes that `seal_bytes` gave."""
+    """Raise UserError unless the checksum that `seal_bytes` wrote matches the content."""
     at = content.rfind(MARK) + len(MARK)
     if at < len(MARK):
-        raise UserError("it holds no checksum")
+        raise UserError("it contains no checksum")
     crc = zlib.crc32(content[at + 8 :], zlib.crc32(b"00000000", zlib.crc32(content[:at])))
     if content[at : at + 8] != b"%08x" % crc:
-        raise UserError("its checksum differs")
+        raise UserError("its checksum does not match")

@@ -1,7 +1,7 @@
-"""Reading packed shards (see `packing`): positional reads straight into the result.
+"""Read packed shards (format: see `writer`) by positional reads into the result array.
 
-Against memory-mapping: pages do not count as ours, a file that is cut off while it is read is an error and no
-signal, and an I/O error is one too. It costs no speed to speak of.
+Memory mapping is not used: mapped pages would count as memory of the process, and a file truncated during reading, or
+an I/O error, would kill the process with SIGBUS instead of raising an error. Positional reads are as fast.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from raypipe.data.shards.storage import File, Folder
 
 
 class OpenFile:
-    """A file descriptor that is closed when the last who reads from it lets go."""
+    """A file descriptor that is closed when the last reference to this object is gone."""
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -33,14 +33,14 @@ class OpenFile:
 class PackedShards(Shards):
     """Shards in the packed layout.
 
-    Opening reads the manifest alone. A process checks all of a shard but its frames when it opens it, and a
-    clip's checksum when it first reads the clip; content that differs from the manifest is a ValueError.
+    Opening reads only the manifest. Each process checks a shard's metadata when it opens the shard, and a clip's
+    checksum when it first reads the clip; content that does not match the manifest raises UserError.
     """
 
     def __init__(self, folder: Folder, listing: dict[str, File]) -> None:
         super().__init__()
         if INDEX not in listing:
-            raise UserError(f"{folder}: unfinished, {INDEX} is missing; run again what was making it")
+            raise UserError(f"{folder}: incomplete, {INDEX} is missing; run the command that wrote it again")
         where = listing[INDEX]
         try:
             with where.staged() as path:
@@ -50,13 +50,15 @@ class PackedShards(Shards):
         except ValueError as error:
             if str(where) in str(error):
                 raise
-            raise UserError(f"{where}: not a manifest of clips, or damaged ({error}); make the folder anew") from None
+            raise UserError(
+                f"{where}: not a manifest of clips, or damaged ({error}); create the folder again"
+            ) from None
         self.folder, self.names, self.sources, self.lengths = folder, index.names, index.sources, index.lengths
         self.frame_shape, self.dtype, self.key = index.frame_shape, index.dtype, index.key
         self.shard_names = list(index.seals)
         for name in self.shard_names:
             if name not in listing:
-                raise UserError(f"{folder}/{name}: missing, though {INDEX} lists it; make the folder anew")
+                raise UserError(f"{folder}/{name}: missing, but {INDEX} lists it; create the folder again")
         self.files = [listing[name] for name in self.shard_names]
         numbers = {name: number for number, name in enumerate(self.shard_names)}
         self.shard_of = np.array([numbers[name] for name in index.shards], dtype=np.int64)
@@ -85,7 +87,7 @@ class PackedShards(Shards):
                 whole = os.preadv(files[shard].number, [part], offset) == size
             except OSError:
                 whole = False
-            if not whole:  # again, with all that a short read asks for
+            if not whole:  # retry with a loop over partial reads and with error messages
                 self._fill(files[shard], part, offset, int(clips[k]))
         if stride > 1:
             result[:] = target[:, ::stride]
@@ -96,7 +98,7 @@ class PackedShards(Shards):
         result = np.empty((len(numbers), *self.frame_shape), self.dtype)
         buffer = result.reshape(-1).view(np.uint8).data
         file, begin, size = self._file(int(self.shard_of[i]), i), int(self._begins[i]), self._frame_bytes
-        # Stretches of successive frames, each in one read.
+        # Read each run of consecutive frames at once.
         cuts = [0, *(np.flatnonzero(np.diff(numbers) != 1) + 1).tolist(), len(numbers)]
         for low, high in pairwise(cuts):
             if low < high:
@@ -110,7 +112,7 @@ class PackedShards(Shards):
             raise self._damaged(clip, error) from None
 
     def _verify(self, clips: NDArray[np.int64]) -> None:
-        """The first reading of a clip by this process: compare its checksum."""
+        """Compare the checksum of each clip that this process has not read before."""
         if self._verified[clips].all():
             return
         for i in np.unique(clips[~self._verified[clips]]).tolist():
@@ -122,7 +124,8 @@ class PackedShards(Shards):
                 raise self._damaged(i, error) from None
             if crc != self._crcs[i]:
                 raise UserError(
-                    f"{self.path(i)}: clip {self.names[i]} is damaged (its checksum differs); make the shard anew"
+                    f"{self.path(i)}: clip {self.names[i]} is damaged (its checksum does not match);"
+                    " create the shard again"
                 )
             self._verified[i] = True
 
@@ -131,7 +134,9 @@ class PackedShards(Shards):
             with self.files[shard].staged() as path:
                 file = OpenFile(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
         except FileNotFoundError:
-            raise UserError(f"{self.path(clip)}: clip {self.names[clip]}: the shard is gone; make it anew") from None
+            raise UserError(
+                f"{self.path(clip)}: clip {self.names[clip]}: the shard no longer exists; create it again"
+            ) from None
         except OSError as error:
             raise self._damaged(clip, f"cannot be read: {error.strerror or error}") from None
         try:
@@ -139,7 +144,7 @@ class PackedShards(Shards):
         except ValueError as error:
             raise self._damaged(clip, error) from None
         if seal != self._seals[shard]:
-            raise self._damaged(clip, f"not the file that {INDEX} lists")
+            raise self._damaged(clip, f"does not match {INDEX}")
         return file
 
     def _checksums(self) -> list[int]:

@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from raypipe.common.errors import UserError
 from raypipe.data.shards.storage import File, Folder
 
 Array = NDArray[Any]
@@ -57,11 +58,11 @@ class Shards(ABC):
         self.__dict__ = {**state, "_open_files": OrderedDict(), "_lock": threading.Lock()}
 
     def clip(self, i: int) -> Array:
-        """All frames of clip i, [T, *frame_shape]. Raises ValueError, naming file and clip, if they are damaged."""
+        """All frames of clip i, [T, *frame_shape]. Raises UserError, naming file and clip, if they are damaged."""
         return self.frames(i, slice(None))
 
     def frames(self, i: int, which: slice | Sequence[int] | NDArray[np.int64]) -> Array:
-        """Selected frames of clip i, [t, *frame_shape]; reads no others. Raises IndexError for an index out of range."""
+        """Selected frames of clip i, [t, *frame_shape]; reads only these. Raises IndexError for a bad index."""
         if not -len(self) <= i < len(self):
             raise IndexError(f"{self.folder}: no clip {i}, there are {len(self)} clips")
         i %= len(self)
@@ -69,8 +70,9 @@ class Shards(ABC):
         return self._read(i, numbers)
 
     def windows(self, clips: ArrayLike, starts: ArrayLike, window: int, stride: int = 1) -> Array:
-        """Windows of frames, `stride` apart, from frame `starts[k]` of clip `clips[k]` on: [b, window, *frame_shape].
+        """Windows of b clips, [b, window, *frame_shape].
 
+        Window k begins at frame `starts[k]` of clip `clips[k]`; its frames are `stride` apart. clips, starts: [b].
         Raises IndexError if a window extends beyond its clip.
         """
         clips, starts = np.asarray(clips, dtype=np.int64), np.asarray(starts, dtype=np.int64)
@@ -93,7 +95,7 @@ class Shards(ABC):
         return self._hash
 
     def _file(self, shard: int, clip: int) -> Any:
-        """This process's open file of a shard, opened by `_open` if needed. clip: clip to name in errors."""
+        """This process's open file of a shard; opens it if needed. clip: clip to name in errors."""
         if self._owner != os.getpid():
             # After a fork: HDF5 files share state with the parent, and a thread of it may hold the lock.
             self._open_files, self._lock, self._owner = OrderedDict(), threading.Lock(), os.getpid()
@@ -107,9 +109,9 @@ class Shards(ABC):
                 self._open_files.popitem(last=False)
         return file
 
-    def _damaged(self, i: int, reason: object) -> ValueError:
+    def _damaged(self, i: int, reason: object) -> UserError:
         text = str(reason).splitlines()[0] if str(reason) else type(reason).__name__
-        return ValueError(f"{self.path(i)}: clip {self.names[i]}: damaged shard ({text}); create it again")
+        return UserError(f"{self.path(i)}: clip {self.names[i]}: damaged shard ({text}); create it again")
 
     @abstractmethod
     def _open(self, shard: int, clip: int) -> Any: ...

@@ -1,7 +1,8 @@
-"""Reading shards in the published layout: datasets `<clip>/<frame>`, uint8 [H, W, 3], lzf, and `len/<clip>`.
+"""Read and write shards in the layout of the reference code.
 
-It holds no checksums: a flipped byte inside a frame may go unnoticed. Converting the folder to packed shards
-gives it some, and makes it many times faster.
+Each frame is a dataset `<clip>/<frame>`, uint8 [H, W, 3], compressed with lzf; `len/<clip>` holds the number of frames.
+The layout has no checksums, so a changed byte inside a frame may go undetected. Packed shards have checksums and are
+much faster to read; `raypipe.convert_to_h5` converts a folder.
 """
 
 from __future__ import annotations
@@ -25,15 +26,15 @@ from raypipe.data.shards.storage import File, Folder
 from raypipe.data.shards.writer import Clip
 
 SAMPLES, SAMPLE_BYTES = 64, 1 << 14
-"""What `content_hash` reads of a file: whole if it is no larger than all samples, else so many even stretches."""
+"""`content_hash` reads SAMPLES evenly spaced pieces of SAMPLE_BYTES bytes of each file; smaller files completely."""
 ERRORS = (OSError, KeyError, RuntimeError, ValueError, TypeError, AttributeError)
-"""What h5py raises for damaged files."""
+"""Exceptions that h5py raises for damaged files."""
 
 
-class PublishedShards(Shards):
-    """Shards in the published layout. Opening reads the length of every clip, and how many frames are there."""
+class ReferenceShards(Shards):
+    """Shards in the reference layout. Opening compares the length of every clip with the number of its frames."""
 
-    MAX_OPEN = 32  # HDF5 keeps caches of its own a file
+    MAX_OPEN = 32  # lower than the default, as HDF5 holds caches for each open file
 
     def __init__(self, folder: Folder, listing: dict[str, File]) -> None:
         super().__init__()
@@ -50,7 +51,7 @@ class PublishedShards(Shards):
             lengths += found.values()
             shard_of += [shard] * len(found)
         if not self.names:
-            raise UserError(f"{folder}: its shards hold no clip")
+            raise UserError(f"{folder}: its shards contain no clips")
         self.sources = [""] * len(self.names)
         self.lengths = np.array(lengths, dtype=np.int64)
         self.shard_of = np.array(shard_of, dtype=np.int64)
@@ -92,10 +93,10 @@ class PublishedShards(Shards):
             raise UserError(f"{self.path(i)}: clip {self.names[i]}: frame {number} is damaged ({reason})") from None
 
     def _checksums(self) -> list[int]:
-        """Size and sampled bytes of each file.
+        """Size and checksum of sampled bytes of each file.
 
-        A clip that changes changes the sizes of its compressed frames, and moves all that lies behind; reading
-        everything would take minutes on a large set. A change that keeps every size may go unnoticed.
+        Reading all bytes would take minutes for a large dataset. A changed clip changes the sizes of its compressed
+        frames and shifts everything after them; a change that keeps every size may go undetected.
         """
         return [value for where in self.files for value in _sampled(where)]
 
@@ -113,7 +114,7 @@ def _sampled(where: File) -> tuple[int, int]:
 
 
 def _lengths(where: File, stem: str) -> dict[str, int]:
-    """Frames of each clip of a file, in the order of their numbers. Raises ValueError naming file and clip."""
+    """Number of frames of each clip in a file, in numeric order of the clips. Raises UserError naming file and clip."""
     try:
         with where.staged() as path, h5py.File(path, "r") as file:
             groups = sorted(file["len"], key=int)
@@ -127,12 +128,12 @@ def _lengths(where: File, stem: str) -> dict[str, int]:
     except ERRORS as error:
         if str(where) in str(error):
             raise
-        raise UserError(f"{where}: damaged, or in neither known layout ({str(error).splitlines()[0]})") from None
+        raise UserError(f"{where}: damaged, or not in a known layout ({str(error).splitlines()[0]})") from None
     return lengths
 
 
 def _length(file: h5py.File, group: str, clip: str) -> int:
-    """Of one clip; `clip` names it. h5py's low-level calls: a folder has one such dataset a clip."""
+    """Number of frames of one clip. clip: its name in errors. Uses low-level h5py calls, which are faster."""
     value: Any = np.empty((), np.int64)
     try:
         h5d.open(file.id, f"len/{group}".encode()).read(h5s.ALL, h5s.ALL, value)
@@ -140,13 +141,11 @@ def _length(file: h5py.File, group: str, clip: str) -> int:
     except ERRORS as error:
         raise UserError(f"{clip}: its length is damaged ({str(error).splitlines()[0]})") from None
     if value != there or value < 1:
-        raise UserError(f"{clip}: its length says {value} frames, and it holds {there}; make it anew")
+        raise UserError(f"{clip}: its length says {value} frames, but it contains {there}; create the shard again")
     return int(value)
 
 
 MANIFEST = "manifest.parquet"
-
-
 SCHEMA = pa.schema(
     [
         ("clip", pa.string()),
@@ -158,8 +157,8 @@ SCHEMA = pa.schema(
 )
 
 
-def write_published(path: Path, clips: Sequence[Clip]) -> None:
-    """Write one shard of uint8 clips [T, H, W, 3], whole or not at all; equal clips give equal bytes."""
+def write_reference(path: Path, clips: Sequence[Clip]) -> None:
+    """Write one shard of uint8 clips [T, H, W, 3] atomically; equal clips give equal bytes."""
     with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
         lengths = file.create_group("len")
         for i, clip in enumerate(clips):
@@ -170,6 +169,9 @@ def write_published(path: Path, clips: Sequence[Clip]) -> None:
 
 
 def write_manifest(folder: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Write what the shards cannot hold; its presence says that the folder is complete. rows: as `SCHEMA`."""
+    """Write the names and sources of the clips, which the layout cannot store; marks the folder as complete.
+
+    rows: one dict per clip, with the columns of `SCHEMA`.
+    """
     with atomic_path(folder / MANIFEST) as temporary:
         pq.write_table(pa.Table.from_pylist(list(rows), schema=SCHEMA), temporary)

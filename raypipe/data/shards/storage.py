@@ -1,7 +1,7 @@
-"""Where shards lie: in a folder, read in place, or under a URI, copied to a local cache when first opened.
+"""Storage of shards: a local folder, read in place, or a URI, whose files are copied to a local cache on first use.
 
-A copy is known by URI, size and time of change of what it was made of, so that a dataset that has changed is
-never mixed with copies of the old one.
+The name of a copy depends on the URI, size and modification time of the original, so that a changed dataset is never
+mixed with copies of the old one.
 """
 
 from __future__ import annotations
@@ -26,15 +26,16 @@ from raypipe.common.errors import UserError
 from raypipe.data.shards.cache import Cache
 
 CHUNK = 1 << 20
+"""Bytes read at a time."""
 TRANSFER = "raypipe-transfer"
-"""Name of the threads that talk to storage."""
+"""Name of the threads that list and read remote folders."""
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class LocalFile:
-    """A file that is read where it lies."""
+    """A local file, read in place."""
 
     path: Path
 
@@ -47,10 +48,11 @@ class LocalFile:
 
 
 class RemoteFolder:
-    """A folder under a URI that pyarrow.fs opens.
+    """A remote folder, given as a URI for pyarrow.fs.
 
-    stall: seconds without any byte after which a transfer has failed. attempts: tries of everything that may
-    fail, the waits between them doubling from `wait` seconds on. filesystem: what opens it, if not the URI's own.
+    stall: seconds without new data after which a transfer fails. attempts: number of times that a failing operation is
+    tried. wait: seconds before the second attempt, doubled before each further one. filesystem: overrides the
+    filesystem that pyarrow derives from the URI.
     """
 
     def __init__(
@@ -89,7 +91,7 @@ class RemoteFolder:
         return self.uri.rpartition("/")[0]
 
     def files(self) -> dict[str, RemoteFile]:
-        """The files right in it, by name. Raises ValueError, naming the URI, if it cannot be listed."""
+        """The files in this folder, without subfolders, by name. Raises UserError if the folder cannot be listed."""
         infos = self.retry(self.uri, lambda: next(_pump(self._list, self.stall)))
         return {info.base_name: RemoteFile(self, info.base_name, info.size, info.mtime_ns or 0) for info in infos}
 
@@ -98,7 +100,7 @@ class RemoteFolder:
         yield [info for info in system.get_file_info(fs.FileSelector(path)) if info.type == fs.FileType.File]
 
     def read(self, name: str) -> Iterator[bytes]:
-        """The bytes of a file, in pieces. Raises OSError for all that goes wrong, TimeoutError for a stall."""
+        """The bytes of a file, in pieces. Raises OSError if it cannot be read, TimeoutError if the transfer stalls."""
 
         def pieces() -> Iterator[bytes]:
             system, path = self._open()
@@ -109,7 +111,7 @@ class RemoteFolder:
         return _pump(pieces, self.stall)
 
     def stat(self, name: str) -> tuple[int, int]:
-        """Size and time of change (ns) of a file now."""
+        """Current size and modification time in ns of a file; (-1, 0) if it does not exist."""
 
         def look() -> Iterator[fs.FileInfo]:
             system, path = self._open()
@@ -119,7 +121,7 @@ class RemoteFolder:
         return (info.size or 0, info.mtime_ns or 0) if info.type == fs.FileType.File else (-1, 0)
 
     def retry(self, uri: str, call: Callable[[], Any]) -> Any:
-        """Call again, after growing waits, while it raises OSError; the last one becomes a ValueError with the URI."""
+        """Retry `call` with growing waits while it raises OSError; UserError with the URI after the last attempt."""
         for attempt in range(1, self.attempts + 1):
             try:
                 return call()
@@ -128,7 +130,7 @@ class RemoteFolder:
             except FileNotFoundError:
                 raise UserError(f"{uri}: no such file, folder or bucket; check dataset.root") from None
             except PermissionError as error:
-                raise UserError(f"{uri}: access is refused ({_line(error)}); check the credentials") from None
+                raise UserError(f"{uri}: access denied ({_line(error)}); check the credentials") from None
             except OSError as error:
                 if error.errno in (errno.ENOSPC, errno.EDQUOT):
                     raise
@@ -139,7 +141,7 @@ class RemoteFolder:
         raise AssertionError("attempts must be at least 1")
 
     def _open(self) -> tuple[fs.FileSystem, str]:
-        """In this process: its threads and connections do not survive a fork."""
+        """The filesystem and path, opened once per process: threads and connections do not survive a fork."""
         if self._resolved is None or self._resolved[0] != os.getpid():
             if self._given is None:
                 system, path = fs.FileSystem.from_uri(self.uri)
@@ -151,7 +153,7 @@ class RemoteFolder:
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file under a URI as it was when its folder was listed. mtime: ns."""
+    """A remote file; size and mtime (in ns) are those at the time when its folder was listed."""
 
     folder: RemoteFolder
     name: str
@@ -163,31 +165,31 @@ class RemoteFile:
 
     @contextmanager
     def staged(self) -> Iterator[Path]:
-        """The local copy, made if it is not there; open it inside the block, since it may be removed after.
+        """Path of the local copy, downloaded if missing. Open it inside the block; later it may be evicted.
 
-        Raises ValueError, naming the URI, if it cannot be copied whole.
+        Raises UserError, naming the URI, if the file cannot be copied completely.
         """
         key = hashlib.sha256(f"{self} {self.size} {self.mtime}".encode()).hexdigest()[:24]
         with self.folder.cache.file(f"{key}-{self.name}", self.size, self._fetch, str(self)) as path:
             yield path
 
     def _fetch(self, path: Path) -> None:
-        log.info("%s: copied to %s (%.3g MB)", self, path.parent, self.size / 1e6)
+        log.info("%s: copying to %s (%.3g MB)", self, path.parent, self.size / 1e6)
         self.folder.retry(str(self), lambda: self._copy(path))
-        # Only a file that stands as it was listed: one that was replaced meanwhile could be a mixture.
+        # If the file was replaced during the copy, the copy may mix old and new content.
         if self.folder.retry(str(self), lambda: self.folder.stat(self.name)) != (self.size, self.mtime):
-            raise UserError(f"{self}: changed while it was read; start again")
+            raise UserError(f"{self}: changed while it was read; run the command again")
 
     def _copy(self, path: Path) -> None:
         count = 0
         with path.open("r+b") as file:
             for piece in self.folder.read(self.name):
                 count += len(piece)
-                if count > self.size:  # more would not be bounded by the cache's room
+                if count > self.size:  # the cache has reserved space only for `size` bytes
                     break
                 file.write(piece)
             if count != self.size:
-                raise OSError(f"{count} bytes came, and {self.size} were listed")
+                raise OSError(f"received {count} bytes, but the listing says {self.size}")
             file.flush()
             os.fsync(file.fileno())
 
@@ -197,7 +199,7 @@ Folder = Path | RemoteFolder
 
 
 def to_folder(place: str | Path | RemoteFolder) -> Folder:
-    """A URI becomes a RemoteFolder with the default cache, any other text a Path."""
+    """Convert a URI to a RemoteFolder with the default cache, and any other string to a Path."""
     if isinstance(place, str):
         return RemoteFolder(place) if is_uri(place) else Path(place)
     return place
@@ -208,7 +210,7 @@ def is_uri(text: str) -> bool:
 
 
 def list_files(folder: Folder) -> dict[str, File]:
-    """The files right in a folder, by name; none if a local one is missing. Raises ValueError otherwise."""
+    """The files in a folder by name, empty if a local folder does not exist. Raises UserError if it cannot be read."""
     if isinstance(folder, RemoteFolder):
         return dict(folder.files())
     try:
@@ -220,7 +222,7 @@ def list_files(folder: Folder) -> dict[str, File]:
 
 
 def _pump(make: Callable[[], Iterator[Any]], stall: float) -> Iterator[Any]:
-    """The items of `make()`, which runs in a thread: TimeoutError if none comes for `stall` seconds."""
+    """Run the iterator `make()` in a thread and yield its items; TimeoutError after `stall` seconds without one."""
     items: queue.Queue[tuple[str, Any]] = queue.Queue(maxsize=2)
     left = threading.Event()
 
@@ -241,14 +243,14 @@ def _pump(make: Callable[[], Iterator[Any]], stall: float) -> Iterator[Any]:
         except BaseException as error:
             put("error", error)
 
-    # A call that hangs in the operating system cannot be ended: the thread must not keep the process alive.
+    # A call that hangs in the operating system cannot be stopped; a daemon thread does not keep the process alive.
     threading.Thread(target=work, name=TRANSFER, daemon=True).start()
     try:
         while True:
             try:
                 kind, item = items.get(timeout=stall)
             except queue.Empty:
-                raise TimeoutError(f"no byte came for {stall:g} seconds") from None
+                raise TimeoutError(f"received no data for {stall:g} seconds") from None
             if kind == "error":
                 raise item
             if kind == "end":

@@ -1,15 +1,15 @@
-"""Writing packed shards: every file whole, the manifest last.
+"""Write packed shards. Every file is written atomically, the manifest last.
 
-A shard is one HDF5 file, `shard_0001.hdf5`, of n clips with N frames in all:
+A shard is an HDF5 file, `shard_0001.hdf5`, with n clips of N frames in total:
 
-    frames  [N, ...]    the frames of all clips, one after the other, contiguous and uncompressed
-    start, length  int64 [n]    where each clip lies in them
-    name, source   utf-8 [n]    what each clip is called, and the file it was made from
-    crc32   uint32 [n]          zlib.crc32 of each clip's bytes
+    frames         [N, ...]     the frames of all clips in order, contiguous and uncompressed
+    start, length  int64 [n]    first frame and number of frames of each clip
+    name, source   utf-8 [n]    name of each clip, and the file it was made from
+    crc32          uint32 [n]   zlib.crc32 of each clip's bytes
 
-with attributes `format` = "raypipe-1" and `key` (what the content was made by; empty for plain videos).
-The user block at its beginning holds a checksum of all that is not frames (see `integrity`).
-`index.parquet` beside the shards has one row a clip, and says by its presence that the folder is complete.
+Its attributes are `format` = "raypipe-1" and `key`, which identifies what produced the content (empty for plain
+videos). The user block of the file holds a checksum of all bytes except the frames (see `integrity`).
+`index.parquet` next to the shards is the manifest (see `index`); it marks the folder as complete.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ PATTERN = "shard_*.hdf5"
 
 @dataclass(frozen=True)
 class Clip:
-    """One clip to be written. frames: [T, ...], any fixed-size dtype."""
+    """One clip to write. frames: [T, ...], of any fixed-size dtype."""
 
     name: str
     frames: NDArray[Any]
@@ -45,9 +45,10 @@ class Clip:
 
 
 def write_shard(path: Path, clips: Sequence[Clip], key: str = "") -> None:
-    """Write one shard, whole or not at all; equal clips give equal bytes.
+    """Write one shard atomically; equal clips give equal bytes.
 
-    Raises ValueError, naming the clip, unless all have frames, and all frames one shape and dtype.
+    Raises ValueError, naming the clip, if a clip has no name or no frames, or if the clips differ in dtype or frame
+    shape.
     """
     if not clips:
         raise ValueError(f"{path}: a shard needs at least one clip")
@@ -61,13 +62,13 @@ def write_shard(path: Path, clips: Sequence[Clip], key: str = "") -> None:
         if shape[1:] != first.shape[1:] or dtype != first.dtype:
             raise UserError(
                 f"{path}: clip {clip.name}: has {dtype} frames of {list(shape[1:])},"
-                f" and the clips before it {first.dtype} frames of {list(first.shape[1:])}"
+                f" but the first clip has {first.dtype} frames of {list(first.shape[1:])}"
             )
     lengths = np.array([len(clip.frames) for clip in clips], dtype=np.int64)
     starts = np.cumsum(lengths) - lengths
     crcs = np.zeros(len(clips), dtype=np.uint32)
     with atomic_path(path) as temporary:
-        # No times of creation and no heap of variable-length strings: both would make bytes differ from run to run.
+        # Creation times and a heap of variable-length strings would make the bytes differ between runs.
         with h5py.File(temporary, "w", libver=("earliest", "v110"), userblock_size=USER_BLOCK) as file:
             file.attrs["format"] = FORMAT
             file.attrs["key"] = key
@@ -90,7 +91,7 @@ def write_columns(
     lengths: NDArray[np.int64],
     crcs: NDArray[np.uint32],
 ) -> None:
-    """All datasets of a shard but the frames."""
+    """Write all datasets of a shard except the frames."""
     for name, column in (("start", starts), ("length", lengths), ("crc32", crcs)):
         file.create_dataset(name, data=column, track_times=False)
     for name, texts in (("name", [c.name for c in clips]), ("source", [c.source for c in clips])):
@@ -101,7 +102,7 @@ def write_columns(
 
 @dataclass(frozen=True)
 class ShardHead:
-    """All of a shard but its frames. rows: a dict a clip, with the columns of the manifest."""
+    """The metadata of a shard. rows: one dict per clip, with the columns of the manifest."""
 
     rows: list[dict[str, Any]]
     key: str
@@ -111,7 +112,7 @@ class ShardHead:
 
 
 def shard_head(path: Path) -> ShardHead:
-    """Read and check all of a packed shard but its frames. Raises ValueError naming a damaged or foreign file."""
+    """Read and check the metadata of a packed shard. Raises UserError if the file is damaged or no packed shard."""
     try:
         with path.open("rb") as raw:
             seal = check_shard(raw.fileno())
@@ -120,7 +121,7 @@ def shard_head(path: Path) -> ShardHead:
             key = str(file.attrs["key"])
             columns = {name: file[name][:] for name in ("start", "length", "crc32", "name", "source")}
     except (OSError, KeyError, RuntimeError, ValueError) as error:
-        raise UserError(f"{path}: not a packed shard, or damaged ({_brief(error)}); make it anew") from None
+        raise UserError(f"{path}: not a packed shard, or damaged ({_brief(error)}); create it again") from None
     rows = [
         {
             "clip": name.decode(),
@@ -136,29 +137,31 @@ def shard_head(path: Path) -> ShardHead:
 
 
 def shard_rows(path: Path) -> tuple[list[dict[str, Any]], str]:
-    """The rows of the manifest for one packed shard, and its key. Raises ValueError as `shard_head`."""
+    """The rows of the manifest for one packed shard, and its key. Raises UserError as `shard_head`."""
     head = shard_head(path)
     return head.rows, head.key
 
 
 def write_index(folder: Path) -> None:
-    """Write the manifest of all shards in `folder`, which declares it complete.
+    """Write the manifest of all shards in `folder`, which marks the folder as complete.
 
-    Raises ValueError, naming the file, unless all were made under one key, with frames of one shape and dtype,
-    and no two clips have one name.
+    Raises UserError, naming the file, if the shards differ in key, frame shape or dtype, or if two clips have the same
+    name.
     """
     heads = {path.name: shard_head(path) for path in sorted(folder.glob(PATTERN))}
     if not heads:
-        raise UserError(f"{folder}: holds no shard to write {INDEX} for")
+        raise UserError(f"{folder}: contains no shards to list in {INDEX}")
     first_name, first = next(iter(heads.items()))
     seen: dict[str, str] = {}
     for name, head in heads.items():
         kinds = [(h.key, h.dtype.name, list(h.frame_shape)) for h in (first, head)]
         if kinds[0] != kinds[1]:
-            raise UserError(f"{folder / name}: key and frames are {kinds[1]}, and {kinds[0]} in {first_name}")
+            raise UserError(
+                f"{folder / name}: key, dtype and frame shape are {kinds[1]}, but {kinds[0]} in {first_name}"
+            )
         for row in head.rows:
             if seen.setdefault(row["clip"], name) != name:
-                raise UserError(f"{folder / name}: clip {row['clip']} is in {seen[row['clip']]} too")
+                raise UserError(f"{folder / name}: clip {row['clip']} is also in {seen[row['clip']]}")
     rows = [row for head in heads.values() for row in head.rows]
     index = Index(
         names=[row["clip"] for row in rows],
@@ -177,14 +180,14 @@ def write_index(folder: Path) -> None:
 
 
 class ShardWriter:
-    """Pack clips into shards of one folder; a context manager.
+    """Context manager that packs clips into the shards of one folder.
 
         with ShardWriter(root / "train") as writer:
             writer.add("walking", frames)
 
-    A shard is closed at `clips_per_shard` clips or `shard_bytes` bytes. An exception removes what was
-    written; shards left by a killed run are replaced. Raises ValueError for a folder that is complete, or
-    that holds shards of another layout, and at the end if no clip was added.
+    A shard is written when it has `clips_per_shard` clips or `shard_bytes` bytes. If an exception leaves the block, the
+    new shards are deleted. Shards left by a killed run are replaced. Raises UserError if the folder is already
+    complete or contains shards of another layout, and at the end if no clip was added.
     """
 
     def __init__(
@@ -200,20 +203,20 @@ class ShardWriter:
 
     def __enter__(self) -> Self:
         if (self.folder / INDEX).exists():
-            raise UserError(f"{self.folder}: holds a finished dataset already; delete it or choose another folder")
+            raise UserError(f"{self.folder}: already contains a finished dataset; delete it or choose another folder")
         leftovers = sorted(self.folder.glob(PATTERN))
         for path in leftovers:
             if not _is_packed(path):
-                raise UserError(f"{path}: not written by raypipe, so not replaced; choose another folder")
+                raise UserError(f"{path}: not written by raypipe and thus not replaced; choose another folder")
         for path in [*leftovers, *self.folder.glob(f".{PATTERN}.*.tmp")]:
             path.unlink()
         self.folder.mkdir(parents=True, exist_ok=True)
         return self
 
     def add(self, name: str, frames: NDArray[Any], source: str = "") -> None:
-        """Append a clip [T, ...]. Raises ValueError for a name that was used before."""
+        """Append a clip, frames [T, ...]. Raises UserError if the name was already used."""
         if name in self._names:
-            raise UserError(f"{self.folder}: two clips are named {name!r}; names must differ")
+            raise UserError(f"{self.folder}: two clips are named {name!r}; give each clip a different name")
         self._names.add(name)
         self._pending.append(Clip(name, frames, source))
         size = sum(clip.frames.nbytes for clip in self._pending)

@@ -1,1 +1,1 @@
-"""Video files and folders of images: reading, fitting to a size, writing."""
+"""Read, resize and write video files and folders of images."""

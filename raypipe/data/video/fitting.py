@@ -1,4 +1,4 @@
-"""Frames of any size to squares of one size, antialiased."""
+"""Crop or pad frames to a square and scale them to a given size, antialiased."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ MODES = ("crop", "pad")
 
 @dataclass(frozen=True)
 class Fit:
-    """How a frame becomes a square.
+    """Maps frames to squares.
 
-    size: its side in pixels. mode: `crop` takes the square in the centre, `pad` the whole frame with black
-    bars. grey: luma (ITU-R BT.601), kept as three equal channels. A frame that needs no scaling keeps its
-    exact values.
+    size: side of the square in pixels. mode: `crop` keeps the central square, `pad` keeps the whole frame and adds
+    black bars. grey: convert to luma (ITU-R BT.601), stored as three equal channels. A frame that needs no scaling
+    keeps its exact values.
     """
 
     size: int
@@ -28,7 +28,7 @@ class Fit:
     grey: bool = False
 
     def region(self, width: int, height: int) -> tuple[int, int, int, int]:
-        """The part of a frame that is used: left, top, right, bottom."""
+        """The region of a frame that is kept: left, top, right, bottom."""
         if self.mode == "pad":
             return 0, 0, width, height
         side = min(width, height)
@@ -36,30 +36,30 @@ class Fit:
         return left, top, left + side, top + side
 
     def extent(self, width: int, height: int) -> tuple[int, int]:
-        """Width and height of that part within the square."""
+        """Width and height of the scaled region in the square."""
         if self.mode == "crop":
             return self.size, self.size
         longest = max(width, height)
         return max(1, round(width * self.size / longest)), max(1, round(height * self.size / longest))
 
     def image(self, image: Image.Image) -> Frames:
-        """An RGB image to [size, size, 3], by Pillow's Lanczos filter."""
+        """Fit an RGB image to [size, size, 3] with Pillow's Lanczos filter."""
         box, extent = self.region(*image.size), self.extent(*image.size)
-        # Not resize(box=...): its filter reaches beyond the box, and the edge would show what was cut off.
+        # Not resize(box=...): its filter reads pixels outside of the box, so the cropped parts would bleed in.
         part = image if box == (0, 0, *image.size) else image.crop(box)
         if part.size != extent:
             part = part.resize(extent, Image.Resampling.LANCZOS, reducing_gap=3.0)
         return self.place(np.asarray(part))
 
     def array(self, frame: Frames) -> Frames:
-        """A frame [H, W, 3] to [size, size, 3]."""
+        """Fit a frame [H, W, 3] to [size, size, 3]."""
         left, top, right, bottom = self.region(frame.shape[1], frame.shape[0])
         if (right - left, bottom - top) == self.extent(frame.shape[1], frame.shape[0]):
             return self.place(frame[top:bottom, left:right])
         return self.image(Image.fromarray(frame))
 
     def place(self, part: Frames) -> Frames:
-        """The scaled part [h, w, 3] in its square, grey if wanted."""
+        """Put the scaled region [h, w, 3] into the square; convert it to grey if `grey`."""
         if self.grey:
             luma = np.asarray(Image.fromarray(np.ascontiguousarray(part)).convert("L"))
             part = np.repeat(luma[..., None], 3, axis=-1)
@@ -75,8 +75,8 @@ class Fit:
 class VideoFit:
     """`Fit` for the decoded frames of one video.
 
-    FFmpeg crops and scales planar YUV before it becomes RGB, three times as fast as Pillow does after and within
-    a few grey levels of it. RGB video goes through Pillow, since FFmpeg would take it through YUV.
+    FFmpeg crops and scales the planar YUV frame before converting it to RGB. This is three times as fast as Pillow on
+    the RGB frame, and differs by a few grey levels. RGB video uses Pillow, since FFmpeg would convert it to YUV.
     """
 
     def __init__(self, fit: Fit) -> None:
@@ -85,14 +85,14 @@ class VideoFit:
         self._made_for: tuple[Any, ...] = ()
 
     def __call__(self, frame: av.VideoFrame) -> Frames:
-        """One frame to [size, size, 3], upright."""
+        """Fit one frame to [size, size, 3], rotated upright."""
         box, extent = self.fit.region(frame.width, frame.height), self.fit.extent(frame.width, frame.height)
         if frame.format.is_rgb or (box[2] - box[0], box[3] - box[1]) == extent:
             return self.fit.array(rgb(frame))
         kind = (frame.width, frame.height, frame.format.name, frame.colorspace, frame.color_range)
         if kind != self._made_for:
             self._graph, self._made_for = self._build(frame, box, extent), kind
-        # The sink asks for frames in order; times of presentation may be missing or repeat, and play no role.
+        # FFmpeg filters expect increasing timestamps, but a file's may be missing or repeated; none are needed here.
         frame.pts = None
         self._graph.push(frame)
         return self.fit.place(upright(self._graph.pull().to_ndarray(), frame))
@@ -115,10 +115,10 @@ class VideoFit:
 
 
 def rgb(frame: av.VideoFrame) -> Frames:
-    """A decoded frame as [H, W, 3], upright."""
+    """Convert a decoded frame to RGB [H, W, 3], rotated upright."""
     return upright(frame.to_ndarray(format="rgb24").astype(np.uint8, copy=False), frame)
 
 
 def upright(image: Frames, frame: av.VideoFrame) -> Frames:
-    """An image of a frame, turned as the file says: telephones store video lying on its side."""
+    """Rotate a frame's image as the file's metadata says; phones often store rotated video."""
     return np.rot90(image, frame.rotation // 90) if frame.rotation else image

@@ -1,4 +1,4 @@
-"""Video files and folders of images: reading, resizing, writing."""
+"""Read, resize and write video files and folders of images."""
 
 from __future__ import annotations
 
@@ -22,61 +22,57 @@ VIDEO_SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".m
 
 
 def natural(name: str) -> list[tuple[int, str]]:
-    """Sort key by which frame_2 comes before frame_10."""
+    """Sort key for natural order: frame_2 comes before frame_10."""
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)] + [(-1, name)]
 
 
 def decode(path: str | Path, threads: int = 0, note: Callable[[str], None] | None = None) -> Iterator[av.VideoFrame]:
-    """The frames of a video file, one by one, all of one size.
+    """Decode the frames of a video file one by one; all have the same size.
 
-    threads: of the decoder, 0 for as many as there are processors. note: told if the header announces more frames
-    than there are. Raises ValueError, naming the file, if it does not decode to its end, or is cut off.
+    threads: number of decoder threads, 0 for one per processor. note: called with a message if the header announces
+    more frames than the file contains. Raises UserError, naming the file, if it cannot be decoded completely or is
+    truncated.
     """
     shape: tuple[int, int] | None = None
     count = 0
     try:
-        # FFmpeg first: of a file that is no video at all, it says so.
+        # Open with FFmpeg before the size check: it gives a clear error for a file that is no video.
         with av.open(str(path)) as container:
             if not container.streams.video:
-                raise UserError(f"{path}: holds no video stream")
+                raise UserError(f"{path}: contains no video stream")
             stated, held = stated_size(Path(path)), Path(path).stat().st_size
             if stated is not None and stated > held:
-                raise UserError(f"{path}: is cut off: {held} bytes, and {stated} by its header")
+                raise UserError(f"{path}: truncated: it has {held} bytes, but its header says {stated}")
             stream = container.streams.video[0]
             stream.thread_type, stream.thread_count = "AUTO", threads
-            # By default FFmpeg paints over what it cannot decode, and a damaged file trains on smears.
+            # By default FFmpeg conceals decoding errors, so a damaged file would yield smeared frames.
             stream.codec_context.options = {"err_detect": "explode"}
             announced = stream.frames
             for frame in container.decode(stream):
                 shape = shape or (frame.height, frame.width)
                 if (frame.height, frame.width) != shape:
                     found = _size((frame.height, frame.width))
-                    raise UserError(f"{path}: frame {count} is {found}, the first is {_size(shape)}")
+                    raise UserError(f"{path}: frame {count} is {found}, but the first frame is {_size(shape)}")
                 count += 1
                 yield frame
     except (av.FFmpegError, OSError) as error:
         raise UserError(f"{path}: not a readable video ({error.strerror or error})") from None
     if count == 0:
-        raise UserError(f"{path}: no frame of this video decodes")
+        raise UserError(f"{path}: no frame of this video can be decoded")
     if note is not None and announced > count:
-        note(f"{path}: its header announces {announced} frames, {count} are there")
+        note(f"{path}: its header announces {announced} frames, but it contains {count}")
 
 
 def iter_video(path: str | Path) -> Iterator[Frames]:
-    """The frames [H, W, 3] of a video file, one by one, upright. Raises ValueError as `decode`."""
+    """The frames of a video file one by one, uint8 RGB [H, W, 3], rotated upright. Raises UserError as `decode`."""
     for frame in decode(path):
         yield rgb(frame)
 
 
-def read_video(path: str | Path) -> Frames:
-    """All frames of a video file, uint8 [T, H, W, 3]: T is counted, whatever the header says."""
-    return np.stack(list(iter_video(path)))
-
-
 def iter_images(folder: str | Path, extension: str = "png") -> Iterator[Image.Image]:
-    """The RGB images in a folder, one by one, in natural order of their names, all of one size.
+    """The images in a folder as RGB, one by one, in natural order of their names; all have the same size.
 
-    Raises ValueError, naming the file, for one that is unreadable or of another size than the first.
+    Raises UserError, naming the file, if an image is unreadable or differs in size from the first.
     """
     suffix = f".{extension.lstrip('.').lower()}"
     with os.scandir(folder) as entries:
@@ -84,7 +80,7 @@ def iter_images(folder: str | Path, extension: str = "png") -> Iterator[Image.Im
     chosen = [name for name in names if os.path.splitext(name)[1].lower() == suffix]
     if not chosen:
         others = sorted({end for name in names if (end := os.path.splitext(name)[1])})
-        held = f" (it holds {', '.join(others)} files: see --extension)" if others else ""
+        held = f" (it contains {', '.join(others)} files; see --extension)" if others else ""
         raise UserError(f"{folder}: no {suffix} frames in this folder{held}")
     size: tuple[int, int] | None = None
     for name in sorted(chosen, key=natural):
@@ -93,7 +89,7 @@ def iter_images(folder: str | Path, extension: str = "png") -> Iterator[Image.Im
         size = size or image.size
         if image.size != size:
             found, first = _size(image.size[::-1]), _size(size[::-1])
-            raise UserError(f"{path}: is {found}, the frames before it are {first}")
+            raise UserError(f"{path}: is {found}, but the frames before it are {first}")
         yield image
 
 
@@ -101,35 +97,30 @@ def _open_image(path: str) -> Image.Image:
     try:
         with Image.open(path) as image:
             if image.mode.startswith("I;16"):
-                # Pillow clips 16 bits to 8; the high byte is what a viewer shows.
+                # Pillow would clip 16-bit values to 255; image viewers show the high byte.
                 return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
             if image.mode in ("I", "F"):
-                raise UserError(f"{path}: its numbers have 32 bits, and no known white; write 8 or 16 bits")
+                raise UserError(f"{path}: has 32-bit values, whose white level is unknown; save it with 8 or 16 bits")
             image.load()
             return image if image.mode == "RGB" else image.convert("RGB")
     except ValueError as error:
         if str(error).startswith(path):
             raise
         raise UserError(f"{path}: not a readable image") from None
-    except Exception as error:  # a damaged file makes Pillow's decoders raise what they like
+    except Exception as error:  # Pillow's decoders raise arbitrary exceptions for damaged files
         if isinstance(error, OSError) and error.errno:
             raise UserError(f"{path}: not a readable image ({error.strerror})") from None
         raise UserError(f"{path}: not a readable image") from None
 
 
 def iter_frames(folder: str | Path, extension: str = "png") -> Iterator[Frames]:
-    """The images [H, W, 3] in a folder, one by one. Raises ValueError as `iter_images`."""
+    """The images in a folder one by one, uint8 RGB [H, W, 3]. Raises UserError as `iter_images`."""
     for image in iter_images(folder, extension):
         yield np.asarray(image)
 
 
-def read_frames(folder: str | Path, extension: str = "png") -> Frames:
-    """All images of a folder, uint8 [T, H, W, 3]. Raises ValueError as `iter_images`."""
-    return np.stack(list(iter_frames(folder, extension)))
-
-
 def resize(frames: Frames, size: int) -> Frames:
-    """Crop [..., H, W, 3] to the square in its centre, then scale it to [..., size, size, 3] (antialiased Lanczos)."""
+    """Crop frames [..., H, W, 3] to the central square and scale it to [..., size, size, 3] (antialiased Lanczos)."""
     *batch, height, width, _ = frames.shape
     fit = Fit(size)
     scaled = [fit.array(frame) for frame in frames.reshape(-1, height, width, 3)]
@@ -137,7 +128,7 @@ def resize(frames: Frames, size: int) -> Frames:
 
 
 def write_video(path: str | Path, frames: Frames, fps: float) -> None:
-    """Write uint8 [T, H, W, 3] as mp4 (H.264, yuv420p). Odd sides grow by one pixel, as the format wants."""
+    """Write uint8 [T, H, W, 3] as mp4 (H.264, yuv420p). Odd sides are padded by one pixel, as yuv420p requires."""
     _check(frames, fps)
     frames = np.pad(frames, ((0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0)), mode="edge")
     with atomic_path(Path(path)) as temporary, av.open(str(temporary), "w", format="mp4") as container:
@@ -150,7 +141,7 @@ def write_video(path: str | Path, frames: Frames, fps: float) -> None:
 
 
 def write_gif(path: str | Path, frames: Frames, fps: float) -> None:
-    """Write uint8 [T, H, W, 3] as an endless GIF. Its clock ticks in hundredths of a second."""
+    """Write uint8 [T, H, W, 3] as a looping GIF. Frame times are rounded to hundredths of a second, at least two."""
     _check(frames, fps)
     images = [Image.fromarray(image) for image in frames]
     milliseconds = max(20, round(100 / fps) * 10)

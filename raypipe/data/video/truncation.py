@@ -1,8 +1,8 @@
-"""Files that end before their container says so.
+"""Detect truncated video files by the size stored in their container.
 
-FFmpeg reads a cut Matroska or AVI file up to the cut and reports no error, so a lost half would go unnoticed.
-These containers state their sizes: RIFF (AVI) in its header, EBML (Matroska, WebM) in the Segment's, ISO media
-(MP4, MOV) in each box. Streams without a size (MPEG, or a live recording) pass.
+FFmpeg reads a truncated Matroska or AVI file up to its end without an error, so missing frames would go unnoticed. RIFF
+(AVI) stores the size in its header, EBML (Matroska, WebM) in the Segment header, ISO media (MP4, MOV) in each box.
+Formats without a size (MPEG streams, live recordings) are not checked.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ EBML = bytes.fromhex("1a45dfa3")
 
 
 def stated_size(path: Path) -> int | None:
-    """Bytes that the file must have by its own account, at least; None where it does not say."""
+    """Minimum size of the file in bytes according to its container; None if the container does not store it."""
     with path.open("rb") as file:
         head = file.read(12)
         if head[:4] == b"RIFF":
             size = int.from_bytes(head[4:8], "little")
-            # Writers that could not go back leave 0 or the largest number.
+            # 0 and the largest number mean unknown: the writer could not seek back to fill in the size.
             return None if size in (0, 0xFFFFFFFF) else 8 + size
         if head[:4] == EBML:
             return _segment_end(file)
@@ -42,7 +42,10 @@ def _segment_end(file: BinaryIO) -> int | None:
 
 
 def _number(file: BinaryIO) -> int | None:
-    """An EBML size: as many bytes as the first has leading zeros, and one; all ones means unknown."""
+    """Read an EBML variable-length integer. Its length in bytes is 1 plus the leading zero bits of the first byte.
+
+    None if it is invalid, or if all its bits are ones, which means unknown.
+    """
     first = file.read(1)
     if not first or first[0] == 0:
         return None
@@ -59,7 +62,7 @@ def _last_box_end(file: BinaryIO, size: int) -> int:
         length = int.from_bytes(head[:4], "big")
         if length == 1:
             length = int.from_bytes(head[8:16], "big")
-        if length < 8:  # 0: to the end of the file; else no box
+        if length < 8:  # 0: the box extends to the end of the file; 1 to 7: no valid box
             return size
         position += length
     return position

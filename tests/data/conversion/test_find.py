@@ -39,7 +39,7 @@ def test_clips_at_any_depth_in_natural_order(tmp_path):
 def test_two_suffixes_in_one_folder(tmp_path):
     images(tmp_path / "a")
     images(tmp_path / "a", "jpg")
-    with pytest.raises(ValueError, match=r"a: holds \.jpg and \.png images; choose one of them with --extension jpg"):
+    with pytest.raises(ValueError, match=r"a: contains \.jpg and \.png images; choose one with --extension jpg"):
         find_clips(tmp_path)
     for extension in ("jpg", ".PNG"):
         assert [s.suffix for s in find_clips(tmp_path, extension)] == [f".{extension.lower().lstrip('.')}"]
@@ -58,7 +58,7 @@ def test_clips_of_shards(tmp_path):
     assert [s.name for s in find_clips(tmp_path)] == ["a/x", "a/y", "a/z"]
     with ShardWriter(tmp_path / "b") as writer:
         writer.add("latent", np.zeros((3, 4, 8, 8), np.float16))
-    with pytest.raises(ValueError, match=r"b: its shards hold float16 \[4, 8, 8\], not uint8 \[H, W, 3\]"):
+    with pytest.raises(ValueError, match=r"b: its shards hold frames of float16 \[4, 8, 8\], not uint8 \[H, W, 3\]"):
         find_clips(tmp_path / "b")
 
 
@@ -71,8 +71,8 @@ def test_one_clip_in_two_forms_is_taken_once(tmp_path):
     taken, repeats = without_repeats(find_clips(tmp_path))
     assert [s.name for s in taken] == ["a", "b.avi", "c.mp4", "deeper/c.mp4"]
     assert [line.split(";")[0] for line in repeats] == [
-        f"{tmp_path / 'a.mp4'}: is called as {tmp_path / 'a'}, which was taken",
-        f"{tmp_path / 'b.mp4'}: is called as {tmp_path / 'b.avi'}, which was taken",
+        f"{tmp_path / 'a.mp4'}: duplicate of {tmp_path / 'a'} (same clip name)",
+        f"{tmp_path / 'b.mp4'}: duplicate of {tmp_path / 'b.avi'} (same clip name)",
     ]
 
 

@@ -152,7 +152,7 @@ def _shard(clips):
     [
         (_no_video, "bad.mp4: not a readable video"),
         (_cut, "bad.avi"),
-        (_other_size, "9.png: is 9x9, the frames before it are 32x24"),
+        (_other_size, "9.png: is 9x9, but the frames before it are 32x24"),
         (_corrupt, "3.png: not a readable image"),
         (_empty, "bad: no "),
         (_shard, "clip x is damaged"),
@@ -183,7 +183,7 @@ def test_a_wrong_count_in_a_header_is_a_note(clips, tmp_path):
     found, outcome = convert(clips, tmp_path / "out")
     assert len(found["a.avi"]) == 6
     assert outcome.bad == ()
-    assert outcome.notes == (f"{clips / 'a.avi'}: its header announces 10 frames, 6 are there",)
+    assert outcome.notes == (f"{clips / 'a.avi'}: its header announces 10 frames, but it contains 6",)
 
 
 def test_memory_holds_a_frame_not_a_shard(clips, tmp_path):

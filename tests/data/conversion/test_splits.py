@@ -62,7 +62,7 @@ def test_clevrer_by_folder(tmp_path):
     splits = found(tmp_path, dataset="clevrer")
     assert {name: len(clips) for name, clips in splits.items()} == {"train": 2, "val": 1, "test": 1}
     assert splits["train"][0] == "video_00000-01000/video_00000.mp4"
-    with pytest.raises(ValueError, match="holds none of video_train/"):
+    with pytest.raises(ValueError, match="contains none of CLEVRER's folders video_train/"):
         found(tmp_path / "video_train", dataset="clevrer")
 
 
@@ -114,12 +114,12 @@ def test_one_clip_in_two_forms_stays_in_one_split(tmp_path):
 
 def test_mistakes_are_named(tmp_path):
     touch(tmp_path, ["a/1.mp4"])
-    with pytest.raises(ValueError, match=r"holds none of train/, val/, test/.*--split 0\.8,0\.1,0\.1"):
+    with pytest.raises(ValueError, match=r"contains none of train/, val/, test/.*--split 0\.8,0\.1,0\.1"):
         found(tmp_path)
     with pytest.raises(ValueError, match="1 clips cannot fill 3 splits"):
         found(tmp_path, fractions=(0.8, 0.1, 0.1))
-    with pytest.raises(ValueError, match=r"'x' is nowhere in the name of clip 'a/1\.mp4'"):
+    with pytest.raises(ValueError, match=r"'x' matches nothing in the name of clip 'a/1\.mp4'"):
         found(tmp_path, fractions=(1.0, 0.0, 0.0), group_by="x")
     touch(tmp_path, ["train/1.mp4"])
-    with pytest.raises(ValueError, match=r"--split: .* is divided already, it holds train/"):
+    with pytest.raises(ValueError, match=r"--split: .* is already divided, it contains train/"):
         found(tmp_path, fractions=(1.0, 0.0, 0.0))

@@ -1,19 +1,19 @@
-"""The published layout: as its readers want it."""
+"""The reference layout: as its readers want it."""
 
 import h5py
 import numpy as np
 import pyarrow.parquet as pq
 
-from raypipe.data.shards import PublishedShards, open_shards
-from raypipe.data.shards.reference import write_manifest, write_published
+from raypipe.data.shards import ReferenceShards, open_shards
+from raypipe.data.shards.reference import write_manifest, write_reference
 from raypipe.data.shards.writer import Clip
 from tests.videotools import noise
 
 
-def test_datasets_are_where_the_published_code_looks(tmp_path):
+def test_datasets_are_where_the_reference_code_looks(tmp_path):
     clips = [Clip("a", noise(0, 3)), Clip("b/c", noise(1, 12))]
-    write_published(tmp_path / "shard_0001.hdf5", clips)
-    write_published(tmp_path / "again.hdf5", clips)
+    write_reference(tmp_path / "shard_0001.hdf5", clips)
+    write_reference(tmp_path / "again.hdf5", clips)
     assert (tmp_path / "again.hdf5").read_bytes() == (tmp_path / "shard_0001.hdf5").read_bytes()
     with h5py.File(tmp_path / "shard_0001.hdf5") as file:
         assert sorted(file) == ["0", "1", "len"]
@@ -32,5 +32,5 @@ def test_datasets_are_where_the_published_code_looks(tmp_path):
     write_manifest(tmp_path, rows)
     assert pq.read_table(tmp_path / "manifest.parquet").to_pylist() == rows
     shards = open_shards(tmp_path)
-    assert isinstance(shards, PublishedShards)
+    assert isinstance(shards, ReferenceShards)
     assert shards.lengths.tolist() == [3, 12]

@@ -165,7 +165,7 @@ def test_the_carphone_pair_is_as_far_apart_as_ffmpeg_says():
 
 
 def publish(folder, clips):
-    """The published layout, three clips a file."""
+    """The reference layout, three clips a file."""
     folder.mkdir()
     for first in range(0, len(clips), 3):
         with h5py.File(folder / f"shard_{first // 3 + 1:04d}.hdf5", "w") as file:
@@ -215,7 +215,7 @@ def test_any_clips_survive_the_packed_layout(tmp_path_factory, clips, data):
 
 @RELAXED
 @given(any_clips(["uint8"], st.tuples(st.integers(1, 9), st.integers(1, 9), st.just(3))), st.data())
-def test_any_clips_survive_the_published_layout(tmp_path_factory, clips, data):
+def test_any_clips_survive_the_reference_layout(tmp_path_factory, clips, data):
     folder = tmp_path_factory.mktemp("any") / "published"
     publish(folder, clips)
     check(folder, clips, data)

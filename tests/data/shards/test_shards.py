@@ -16,7 +16,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raypipe.data.shards import PackedShards, PublishedShards, ShardWriter, open_shards
+from raypipe.data.shards import PackedShards, ReferenceShards, ShardWriter, open_shards
 from raypipe.data.shards.integrity import USER_BLOCK, seal_shard
 from raypipe.data.shards.writer import FORMAT, Clip, write_columns, write_index
 
@@ -34,7 +34,7 @@ def pack(folder, content, **options):
 
 
 def publish(folder, content, per_shard=3):
-    """The published layout, as its converter writes it."""
+    """The reference layout, as its converter writes it."""
     folder.mkdir()
     for number, begin in enumerate(range(0, len(content), per_shard), 1):
         with h5py.File(folder / f"shard_{number:04d}.hdf5", "w") as file:
@@ -88,16 +88,16 @@ def test_a_window_beyond_its_clip_is_refused(tmp_path):
         shards.windows([0], [2], 3)
 
 
-def test_published_layout(tmp_path):
+def test_reference_layout(tmp_path):
     content = clips(12)
     shards = open_shards(publish(tmp_path / "train", content, per_shard=11))
-    assert isinstance(shards, PublishedShards)
+    assert isinstance(shards, ReferenceShards)
     assert shards.names[10:] == ["shard_0001/10", "shard_0002/0"]
     for i, clip in enumerate(content):
         np.testing.assert_array_equal(shards.clip(i), clip)
 
 
-def test_damage_in_the_published_layout_is_named(tmp_path):
+def test_damage_in_the_reference_layout_is_named(tmp_path):
     folder = publish(tmp_path / "train", clips(3))
     with h5py.File(folder / "shard_0001.hdf5", "a") as file:
         del file["1/0"]
@@ -143,7 +143,7 @@ def _dataset_for_a_group(file):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (_longer, "its length says 99 frames, and it holds"),
+        (_longer, "its length says 99 frames, but it contains"),
         (_other_size, r"frame 0 is uint8 \[8, 7, 3\], not uint8 \[8, 6, 3\]"),
         (_other_type, "frame 0 is float32"),
         (_renamed, "frame 0 is damaged"),
@@ -152,7 +152,7 @@ def _dataset_for_a_group(file):
         (_dataset_for_a_group, "its length is damaged"),
     ],
 )
-def test_each_damage_in_the_published_layout_names_file_and_clip(tmp_path, damage, message):
+def test_each_damage_in_the_reference_layout_names_file_and_clip(tmp_path, damage, message):
     content = [*clips(3), np.zeros((9, 8, 6, 3), np.uint8)]
     folder = publish(tmp_path / "train", content, per_shard=4)
     with h5py.File(folder / "shard_0001.hdf5", "a") as file:
@@ -161,7 +161,7 @@ def test_each_damage_in_the_published_layout_names_file_and_clip(tmp_path, damag
         open_shards(folder).clip(1)
 
 
-def test_the_hash_of_the_published_layout_knows_a_changed_frame(tmp_path):
+def test_the_hash_of_the_reference_layout_knows_a_changed_frame(tmp_path):
     """Also one of the same size, in a file far larger than what is sampled of it."""
     rng = np.random.default_rng(0)
     content = [rng.integers(0, 256, (20, 64, 64, 3), dtype=np.uint8) for _ in range(8)]
@@ -251,7 +251,7 @@ def test_safe_in_a_data_loader(tmp_path, layout, method):
 @pytest.mark.parametrize("layout", [pack, publish])
 def test_few_files_are_open_at_a_time(tmp_path, layout, monkeypatch):
     monkeypatch.setattr(PackedShards, "MAX_OPEN", 3)
-    monkeypatch.setattr(PublishedShards, "MAX_OPEN", 3)
+    monkeypatch.setattr(ReferenceShards, "MAX_OPEN", 3)
     content = clips(12)
     cut = {"clips_per_shard": 1} if layout is pack else {"per_shard": 1}
     shards = open_shards(layout(tmp_path / "train", content, **cut))
@@ -268,7 +268,7 @@ def test_few_files_are_open_at_a_time(tmp_path, layout, monkeypatch):
 @pytest.mark.parametrize("layout", [pack, publish])
 def test_threads_may_read_at_the_same_time(tmp_path, layout, monkeypatch):
     monkeypatch.setattr(PackedShards, "MAX_OPEN", 2)
-    monkeypatch.setattr(PublishedShards, "MAX_OPEN", 2)
+    monkeypatch.setattr(ReferenceShards, "MAX_OPEN", 2)
     content = clips(12)
     cut = {"clips_per_shard": 1} if layout is pack else {"per_shard": 1}
     shards = open_shards(layout(tmp_path / "train", content, **cut))
@@ -354,7 +354,7 @@ def test_the_remains_of_a_killed_run_are_refused_and_replaced(tmp_path):
     folder = pack(tmp_path / "a", clips(5), clips_per_shard=2)
     (folder / "index.parquet").unlink()
     (folder / ".shard_0004.hdf5.123.tmp").write_bytes(b"torn")
-    with pytest.raises(ValueError, match=r"unfinished, index\.parquet is missing"):
+    with pytest.raises(ValueError, match=r"incomplete, index\.parquet is missing"):
         open_shards(folder)
     assert len(open_shards(pack(folder, clips(1)))) == 1
     assert sorted(path.name for path in folder.iterdir()) == ["index.parquet", "shard_0001.hdf5"]
@@ -389,7 +389,7 @@ def test_bad_clips(tmp_path, name, clip, message):
 
 
 def test_nothing_here(tmp_path):
-    message = "no shards here; make them with python -m raypipe.convert_to_h5 --data_dir VIDEOS --out_dir"
+    message = "no shards in this folder; create them with python -m raypipe.convert_to_h5 --data_dir VIDEOS --out_dir"
     for folder in (tmp_path, tmp_path / "missing"):
         with pytest.raises(ValueError, match=message):
             open_shards(folder)

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import fs
 
-from raypipe.data.shards import PublishedShards, RemoteFolder, ShardWriter, open_shards
+from raypipe.data.shards import ReferenceShards, RemoteFolder, ShardWriter, open_shards
 from raypipe.data.shards.cache import Cache
 from raypipe.data.shards.storage import TRANSFER
 
@@ -169,10 +169,10 @@ def test_shards_are_copied_once_when_first_opened(storage, folder, tmp_path):
     assert open_shards(storage.root / "set" / "train").content_hash() == shards.content_hash()
 
 
-def test_the_published_layout_too(storage, tmp_path):
+def test_the_reference_layout_too(storage, tmp_path):
     publish(storage.root / "old" / "train", content())
     shards = open_shards(at(storage, tmp_path, "storage://old/train"))
-    assert isinstance(shards, PublishedShards)
+    assert isinstance(shards, ReferenceShards)
     check(shards)
     check(pickle.loads(pickle.dumps(open_shards(at(storage, tmp_path, "storage://old/train")))))
     assert len(storage.opened()) == 1
@@ -191,9 +191,9 @@ def test_a_failed_transfer_is_tried_again(storage, tmp_path, fault):
     ("fault", "reason"),
     [
         ("fail", "connection reset"),
-        ("truncate", r"1000 bytes came, and \d+ were listed"),
-        ("long", "were listed"),
-        ("stall", "no byte came for 0.3 seconds"),
+        ("truncate", r"received 1000 bytes, but the listing says \d+"),
+        ("long", "but the listing says"),
+        ("stall", "received no data for 0.3 seconds"),
     ],
 )
 def test_what_never_succeeds_is_an_error_that_names_the_uri(storage, tmp_path, fault, reason):
@@ -308,7 +308,7 @@ def test_a_folder_that_is_refused_or_does_not_answer(storage, tmp_path, monkeypa
     def hang(self, selector):
         time.sleep(2)
 
-    for method, message in ((refuse, "access is refused"), (hang, "after 2 attempts .no byte came for 0.2 seconds")):
+    for method, message in ((refuse, "access denied"), (hang, "after 2 attempts .received no data for 0.2 seconds")):
         monkeypatch.setattr(Storage, "get_file_info_selector", method)
         with pytest.raises(ValueError, match=f"^storage://set/train: .*{message}"):
             open_shards(at(storage, tmp_path, stall=0.2, attempts=2))
@@ -316,5 +316,5 @@ def test_a_folder_that_is_refused_or_does_not_answer(storage, tmp_path, monkeypa
 
 def test_nothing_under_a_uri(storage, tmp_path):
     (storage.root / "empty").mkdir()
-    with pytest.raises(ValueError, match=r"^storage://empty: no shards here"):
+    with pytest.raises(ValueError, match=r"^storage://empty: no shards in this folder"):
         open_shards(at(storage, tmp_path, "storage://empty"))

@@ -6,8 +6,8 @@ import pytest
 from PIL import Image
 
 from raypipe.data.video.fitting import Fit, VideoFit
-from raypipe.data.video.io import decode, natural, read_frames, read_video, resize, write_gif, write_video
-from tests.videotools import patch_count, real_video
+from raypipe.data.video.io import decode, natural, resize, write_gif, write_video
+from tests.videotools import patch_count, read_frames, read_video, real_video
 
 
 def moving(frames=6, height=32, width=48):
@@ -96,20 +96,20 @@ def test_sound_alone_is_no_video(tmp_path):
         frame.sample_rate = 16000
         container.mux(stream.encode(frame))
         container.mux(stream.encode())
-    with pytest.raises(ValueError, match=r"a\.mp4: holds no video stream"):
+    with pytest.raises(ValueError, match=r"a\.mp4: contains no video stream"):
         read_video(tmp_path / "a.mp4")
 
 
 def test_bad_frames_are_named(tmp_path):
     folder = save_frames(tmp_path / "a", moving(3))
     Image.new("RGB", (8, 8)).save(folder / "frame_3.png")
-    with pytest.raises(ValueError, match=r"frame_3\.png: is 8x8, the frames before it are 48x32"):
+    with pytest.raises(ValueError, match=r"frame_3\.png: is 8x8, but the frames before it are 48x32"):
         read_frames(folder)
     raw = (folder / "frame_1.png").read_bytes()
     (folder / "frame_1.png").write_bytes(raw[: len(raw) // 2])
     with pytest.raises(ValueError, match=r"frame_1\.png: not a readable image"):
         read_frames(folder)
-    with pytest.raises(ValueError, match=r"a: no \.jpg frames in this folder \(it holds \.png files"):
+    with pytest.raises(ValueError, match=r"a: no \.jpg frames in this folder \(it contains \.png files"):
         read_frames(folder, "jpg")
 
 
@@ -130,7 +130,7 @@ def test_deep_images_are_not_clipped(tmp_path):
     Image.fromarray(deep).save(tmp_path / "a" / "0.png")
     np.testing.assert_array_equal(read_frames(tmp_path / "a")[0], (deep >> 8)[..., None].repeat(3, -1))
     Image.fromarray(deep.astype(np.float32)).save(tmp_path / "a" / "0.tif")
-    with pytest.raises(ValueError, match=r"0\.tif: its numbers have 32 bits"):
+    with pytest.raises(ValueError, match=r"0\.tif: has 32-bit values"):
         read_frames(tmp_path / "a", "tif")
 
 
@@ -140,7 +140,7 @@ def test_a_header_that_announces_too_many_frames_is_noted(tmp_path):
     patch_count(tmp_path / "a.avi", 20)
     told = []
     assert len(list(decode(tmp_path / "a.avi", note=told.append))) == 8
-    assert told == [f"{tmp_path / 'a.avi'}: its header announces 20 frames, 8 are there"]
+    assert told == [f"{tmp_path / 'a.avi'}: its header announces 20 frames, but it contains 8"]
     patch_count(tmp_path / "a.avi", 8)
     told.clear()
     assert len(list(decode(tmp_path / "a.avi", threads=1, note=told.append))) == 8

@@ -4,8 +4,8 @@ import av
 import numpy as np
 import pytest
 
-from raypipe.data.video.io import read_video
 from raypipe.data.video.truncation import stated_size
+from tests.videotools import read_video
 
 CODECS = {
     "a.avi": "ffv1",
