@@ -6,9 +6,8 @@ import argparse
 import re
 import sys
 from collections.abc import Sequence
-from contextlib import closing
 from pathlib import Path
-from typing import NoReturn, Self
+from typing import NoReturn
 
 from filelock import FileLock, Timeout
 
@@ -16,11 +15,10 @@ from raypipe import cli
 from raypipe.common import terminal
 from raypipe.common.errors import UserError
 from raypipe.data.conversion import resuming
-from raypipe.data.conversion.resuming import State
-from raypipe.data.conversion.shard import LAYOUTS, Options, Outcome, Task, plan
+from raypipe.data.conversion.shard import LAYOUTS, Options, Outcome, plan
 from raypipe.data.conversion.splits import DATASETS, SPLITS, Division, Split, find_splits
 from raypipe.data.video.fitting import MODES
-from raypipe.distributed.conversion import choose_runner
+from raypipe.distributed.conversion import convert_all
 
 PROG = "raypipe.convert_to_h5"
 ABOUT = """Pack videos, folders of frames, or existing shards into HDF5 shards.
@@ -68,6 +66,13 @@ def _parser() -> argparse.ArgumentParser:
         help="how a frame is made square: crop keeps the central square, pad keeps the whole frame and adds black bars"
         " (default: crop)",
     )
+    _add_selection(parser)
+    return parser
+
+
+def _add_selection(parser: argparse.ArgumentParser) -> None:
+    """Flags that select frames and clips, and those of the run itself."""
+    add = parser.add_argument
     add("--frame-stride", type=int, default=1, metavar="N", help="keep every N-th frame (default: 1)")
     add("--grey", action="store_true", help="convert to grayscale (stored as three equal channels)")
     add(
@@ -117,7 +122,6 @@ def _parser() -> argparse.ArgumentParser:
         " (default: the number of CPUs of the machine or cluster)",
     )
     add("--skip-bad", action="store_true", help="exit with 0 even if unreadable sources were left out")
-    return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -146,7 +150,7 @@ def _run(args: argparse.Namespace) -> int:
             for name, state in states.items():
                 if state.finished:
                     sys.stderr.write(f"{args.out_dir / name}: already finished, kept; delete it to convert it again\n")
-            done = _convert_all(out, tasks, states, args.num_workers)
+            done = convert_all(out, tasks, states, args.num_workers)
     except Timeout:
         raise UserError(f"--out_dir: another conversion is writing to {args.out_dir}; wait until it ends") from None
     return _summarise(args, splits, done)
@@ -197,72 +201,6 @@ def _check_apart(data: Path, out: Path, splits: Sequence[Split]) -> None:
                 raise UserError(f"--out_dir: {target} contains source videos; choose a folder outside of {data}")
     if not any((data / name).is_dir() for name in SPLITS) and data.resolve() in (out / "x").resolve().parents:
         raise UserError(f"--out_dir: {out} is inside --data_dir, which is searched at any depth; choose another folder")
-
-
-def _convert_all(
-    out: Path, tasks: dict[str, list[Task]], states: dict[str, State], workers: int | None
-) -> dict[str, dict[str, Outcome]]:
-    """Convert the missing shards of all splits together; return the outcomes by split and shard name.
-
-    The manifest of a split is written as soon as its last shard is done.
-    """
-    done = {name: dict(state.done) for name, state in states.items()}
-    open_splits = [name for name, state in states.items() if not state.finished]
-    if not open_splits:
-        return done
-    for name in open_splits:
-        resuming.begin(out / name, tasks[name], states[name])
-    left = [task for name in open_splits for task in states[name].left]
-    every = [task for name in open_splits for task in tasks[name]]
-    try:
-        with (
-            choose_runner(workers) as run,
-            _Bar(every, [o for name in open_splits for o in done[name].values()]) as bar,
-        ):
-            for name in open_splits:
-                if not states[name].left:
-                    resuming.finish(out / name, tasks[name], done[name])
-            # Without closing(), an exception would leave the worker processes running until garbage collection.
-            with closing(run(left, bar.frames)) as results:
-                for task, outcome in results:
-                    name = task.path.parent.name
-                    done[name][task.path.name] = outcome
-                    bar.shard(task, outcome)
-                    if len(done[name]) == len(tasks[name]):
-                        resuming.finish(out / name, tasks[name], done[name])
-    finally:
-        for name in open_splits:
-            resuming.clean(out / name)
-    return done
-
-
-class _Bar:
-    """Progress bar: frames, frames per second, clips, and the time left.
-
-    The total number of frames is not known before decoding; it is extrapolated from the clips done so far.
-    """
-
-    def __init__(self, tasks: Sequence[Task], done: Sequence[Outcome]) -> None:
-        self._clips = sum(len(task.sources) for task in tasks)
-        self._sources = sum(o.sources for o in done)
-        self._frames = sum(o.frames for o in done)
-        self._bar = terminal.progress_bar("convert", None, "frame", initial=self._frames)
-        self._bar.set_postfix_str(f"{self._sources}/{self._clips} clips")
-
-    def frames(self, count: int) -> None:
-        self._bar.update(count)
-
-    def shard(self, task: Task, outcome: Outcome) -> None:
-        self._sources += len(task.sources)
-        self._frames += outcome.frames
-        self._bar.total = max(self._bar.n, self._frames * self._clips // self._sources)
-        self._bar.set_postfix_str(f"{self._sources}/{self._clips} clips")
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._bar.close()
 
 
 def _summarise(args: argparse.Namespace, splits: Sequence[Split], done: dict[str, dict[str, Outcome]]) -> int:

@@ -1,7 +1,7 @@
 """The predictor, on tiny random components; the verb that shows what it predicts."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import av
 import numpy as np
@@ -15,6 +15,7 @@ from raypipe import checkpoint, cli, config, generate
 from raypipe.data.frames import to_float
 from raypipe.data.shards import ShardWriter, open_shards
 from raypipe.data.video.io import write_video
+from raypipe.forecast.clip import read_clip
 from raypipe.forecast.film import forecast_film
 from raypipe.forecast.manifest import Manifest
 from raypipe.forecast.predictor import load_predictor
@@ -50,7 +51,7 @@ def save_model(folder, **changes):
             module = build_component(component, model, CHANNELS)
             meta = checkpoint.Meta(CHANNELS, component=component, model=model)
             checkpoint.save_component(folder / component, module, meta)
-    (folder / "manifest.json").write_text(json.dumps(manifest | {"written_by": "something newer"}))
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"fps": 5.0, "written_by": "another version"}))
     return folder
 
 
@@ -159,8 +160,8 @@ def test_going_on_from_a_prediction_draws_new_noise(predictor):
 @pytest.mark.parametrize(
     ("frames", "arguments", "message"),
     [
-        (context(frames=1), {}, "needs 2 frames to start from, not 1"),
-        (context()[..., :16], {}, "works on 32x32 pixels, not 16x32; resize"),
+        (context(frames=1), {}, "needs at least 2 input frames, not 1"),
+        (context()[..., :16], {}, "needs frames of 32x32 pixels, not 16x32; resize"),
         (context()[0], {}, r"must be floating point \[b, T, 3, H, W\]"),
         ((context() * 100).to(torch.uint8), {}, "not torch.uint8"),
         (context(), {"horizon": 0}, "horizon: must be at least 1, not 0"),
@@ -191,7 +192,10 @@ def _no_experiment(folder):
         (lambda folder: save_model(folder, beta="much"), "beta: Input should be a valid number"),
         (lambda folder: save_model(folder, solver="euler"), "solver: Input should be 'euler_maruyama'"),
         (lambda folder: save_model(folder, steps=0), "steps: must be at least 1, not 0"),
-        (lambda folder: save_model(folder, diffusion="constant", constant_std=[1.0]), "constant_std: must be 4"),
+        (
+            lambda folder: save_model(folder, diffusion="constant", constant_std=[1.0]),
+            "constant_std: must be a list of 4",
+        ),
         (lambda folder: save_model(folder, num_input_frames=3), "flow: made for 2 frames of 4 channels"),
         (lambda folder: (save_model(folder) / "denoiser" / "config.json").unlink(), "denoiser: not a model folder"),
         (lambda folder: (save_model(folder) / "flow").rename(folder / "x"), "flow: not a model folder"),
@@ -286,12 +290,12 @@ def test_frames_are_taken_as_far_apart_as_the_model_was_trained_on(tmp_path):
     folder.mkdir()
     for t, image in enumerate(moving(7, 40, 40)):
         Image.fromarray(image).save(folder / f"{t}.jpg", quality=95)
-    manifest = Manifest(**(asdict(MANIFEST) | {"frame_stride": 3, "fps": 5.0}))
-    clip = generate.read_clip(folder, manifest, None)
-    assert (clip.frames.shape, clip.fps, clip.name) == ((3, SIZE, SIZE, 3), 5.0, "frames")
-    assert len(generate.read_clip(folder, manifest, 1).frames) == 3
+    manifest = replace(MANIFEST, frame_stride=3)
+    clip = read_clip(folder, manifest, None)
+    assert (clip.frames.shape, clip.fps, clip.name) == ((3, SIZE, SIZE, 3), 8.0, "frames")
+    assert len(read_clip(folder, manifest, 1).frames) == 3
     write_video(tmp_path / "v.mp4", moving(7), fps=30)
-    assert generate.read_clip(tmp_path / "v.mp4", manifest, None).fps == 10
+    assert read_clip(tmp_path / "v.mp4", manifest, None).fps == 10
 
 
 def test_no_arguments_take_the_latest_experiment(tmp_path, capsys):

@@ -6,11 +6,14 @@ import os
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
+from raypipe.common import terminal
 from raypipe.common.errors import UserError
 from raypipe.data.conversion import resuming
 from raypipe.data.conversion.processes import ProcessDiedError, run_in_processes
+from raypipe.data.conversion.resuming import State
 from raypipe.data.conversion.shard import Outcome, Task
 
 Run = Callable[[Sequence[Task], Callable[[int], None]], Generator[tuple[Task, Outcome], None, None]]
@@ -108,3 +111,69 @@ def _run_on_ray(
     finally:
         for reference in running:
             ray.cancel(reference, force=True)
+
+
+def convert_all(
+    out: Path, tasks: dict[str, list[Task]], states: dict[str, State], workers: int | None
+) -> dict[str, dict[str, Outcome]]:
+    """Convert the missing shards of all splits together; return the outcomes by split and shard name.
+
+    The manifest of a split is written as soon as its last shard is done.
+    """
+    done = {name: dict(state.done) for name, state in states.items()}
+    open_splits = [name for name, state in states.items() if not state.finished]
+    if not open_splits:
+        return done
+    for name in open_splits:
+        resuming.begin(out / name, tasks[name], states[name])
+    left = [task for name in open_splits for task in states[name].left]
+    every = [task for name in open_splits for task in tasks[name]]
+    try:
+        with (
+            choose_runner(workers) as run,
+            ConversionBar(every, [o for name in open_splits for o in done[name].values()]) as bar,
+        ):
+            for name in open_splits:
+                if not states[name].left:
+                    resuming.finish(out / name, tasks[name], done[name])
+            # Without closing(), an exception would leave the worker processes running until garbage collection.
+            with closing(run(left, bar.frames)) as results:
+                for task, outcome in results:
+                    name = task.path.parent.name
+                    done[name][task.path.name] = outcome
+                    bar.shard(task, outcome)
+                    if len(done[name]) == len(tasks[name]):
+                        resuming.finish(out / name, tasks[name], done[name])
+    finally:
+        for name in open_splits:
+            resuming.clean(out / name)
+    return done
+
+
+class ConversionBar:
+    """Progress bar: frames, frames per second, clips, and the time left.
+
+    The total number of frames is not known before decoding; it is extrapolated from the clips done so far.
+    """
+
+    def __init__(self, tasks: Sequence[Task], done: Sequence[Outcome]) -> None:
+        self._clips = sum(len(task.sources) for task in tasks)
+        self._sources = sum(o.sources for o in done)
+        self._frames = sum(o.frames for o in done)
+        self._bar = terminal.progress_bar("convert", None, "frame", initial=self._frames)
+        self._bar.set_postfix_str(f"{self._sources}/{self._clips} clips")
+
+    def frames(self, count: int) -> None:
+        self._bar.update(count)
+
+    def shard(self, task: Task, outcome: Outcome) -> None:
+        self._sources += len(task.sources)
+        self._frames += outcome.frames
+        self._bar.total = max(self._bar.n, self._frames * self._clips // self._sources)
+        self._bar.set_postfix_str(f"{self._sources}/{self._clips} clips")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bar.close()

@@ -8,12 +8,13 @@ import ray
 import torch
 
 from raypipe.common import terminal
-from raypipe.common.files import atomic_folder, write_json
+from raypipe.common.files import atomic_folder
 from raypipe.config import COMPONENTS, Experiment
 from raypipe.distributed.failures import plain_errors
 from raypipe.evaluation.combinations import Combination, CombinationScorer, Result, combinations, default_combination
 from raypipe.evaluation.samples import save_samples
 from raypipe.evaluation.table import SPLIT_NAMES, Split, Table
+from raypipe.forecast.manifest import MANIFEST, Manifest, write_manifest
 from raypipe.search import records
 from raypipe.search.finalists import Finalist, read_finalists
 from raypipe.workspace.dataset import ExperimentData
@@ -109,25 +110,23 @@ def keep_best(data: ExperimentData, chosen: Combination) -> None:
         ):
             if model is not None:
                 shutil.copytree(workspace.folder / component / model, folder / component)
-        constant = [s * (chosen.beta or 1.0) for s in chosen.residual_std] if chosen.diffusion_model is None else None
-        write_json(
-            folder / "manifest.json",
-            manifest(
-                experiment,
-                flow=chosen.flow,
-                denoiser=chosen.denoiser,
-                diffusion=chosen.diffusion,
-                alpha=chosen.alpha,
-                beta=1.0 if constant else chosen.beta,
-                steps=chosen.steps,
-                solver=chosen.solver,
-                constant_std=constant,
-                num_input_frames=experiment.model.num_input_frames,
-                image_size=experiment.dataset.image_size,
-                frame_stride=experiment.dataset.frame_stride,
-                dataset=experiment.dataset.name,
-            ),
+        assert chosen.beta is not None
+        constant = [s * chosen.beta for s in chosen.residual_std] if chosen.diffusion_model is None else None
+        best = Manifest(
+            flow=chosen.flow,
+            denoiser=chosen.denoiser,
+            diffusion=chosen.diffusion,
+            alpha=chosen.alpha,
+            beta=1.0 if constant else chosen.beta,
+            steps=chosen.steps,
+            solver=chosen.solver,
+            constant_std=constant,
+            num_input_frames=experiment.model.num_input_frames,
+            image_size=experiment.dataset.image_size,
+            frame_stride=experiment.dataset.frame_stride,
+            dataset=experiment.dataset.name,
         )
+        write_manifest(folder / MANIFEST, best, ran=manifest(experiment))
 
 
 def is_searched(workspace: Workspace) -> bool:

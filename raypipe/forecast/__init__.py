@@ -1,1 +1,1 @@
-"""Forecasts: of fixed windows, scored; and of what a user brings, with the winner of a search."""
+"""Forecasts with trained components: of fixed windows, to score them, and of the user's own videos."""

@@ -1,9 +1,8 @@
-"""One configuration of one component: how it is trained, and how it is scored. No Ray in here."""
+"""The score of a component on held-out windows. Independent of Ray."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-import numpy as np
 from torch import Tensor, nn
 
 from raypipe import checkpoint
@@ -20,10 +19,11 @@ from raypipe.workspace.layout import ParentModels
 
 @dataclass(frozen=True)
 class ComponentScore:
-    """A component's score on the held-out windows.
+    """The score of a component on validation windows.
 
-    magnitude: the constant diffusion's multiplier, or beta, fitted on training windows; residual_std: the
-    flow's, [C], on training windows at u = 0; nfe_per_frame: network evaluations that a predicted frame takes.
+    magnitude: fitted on training windows; for a diffusion beta, else the multiplier of the constant diffusion.
+    residual_std: [C], residual standard deviation of the flow on training windows at u = 0. nfe_per_frame: network
+    evaluations per predicted frame.
     """
 
     score: Score
@@ -33,7 +33,10 @@ class ComponentScore:
 
 
 class ComponentScorer:
-    """Scores components of one stage on the same windows, with the same noise, whatever they were trained on."""
+    """Scores components of one stage. All of them are scored on the same windows with the same noise.
+
+    parents: the flow, for denoisers and diffusions, and the denoiser, for diffusions (None: no denoiser).
+    """
 
     def __init__(self, experiment: Experiment, data: ExperimentData, parents: ParentModels) -> None:
         evaluation = experiment.evaluation
@@ -47,11 +50,12 @@ class ComponentScorer:
     def __call__(
         self, component: Component, module: nn.Module | None, evaluation: Evaluation | None = None
     ) -> ComponentScore:
-        """The score of `module` (None: no denoiser at all) in the forecast that its stage prescribes.
+        """Score a component with the other components of its stage; the magnitude is fitted on training windows.
 
-        flow: with a constant diffusion; denoiser: the best flow with it, and a constant; diffusion: the
-        best flow and denoiser with it. The magnitude is fitted on training windows each time.
-        evaluation: whose first steps and solver integrate, where a trial has its own; the windows stay.
+        A flow is combined with a constant diffusion, a denoiser with the parent flow and a constant diffusion, and a
+        diffusion with the parent flow and denoiser. module: None scores the parent flow without a denoiser.
+        evaluation: section whose first `steps` and `solvers` are used, if the trial has its own; the windows remain
+        those of the experiment.
         """
         was_training = module is not None and module.training
         if module is not None:
@@ -68,6 +72,7 @@ class ComponentScorer:
         return ComponentScore(result, fitted.value, tuple(std.tolist()), steps * dynamics.evaluations(solver))
 
     def constant(self, flow: nn.Module) -> Tensor:
+        """Residual standard deviation of a flow on the training windows, [C]: the unit of the constant diffusion."""
         return scoring.residual_std(flow, self._fitting, self._experiment.sde.sigma)
 
     def _with_flow(self, module: nn.Module | None) -> tuple[Callable[[float], Dynamics], Tensor]:
@@ -95,8 +100,4 @@ _DYNAMICS: Mapping[
     "denoiser": ComponentScorer._with_denoiser,
     "diffusion": ComponentScorer._with_diffusion,
 }
-
-
-def window_scores(score: Score) -> np.ndarray:
-    """crps and reference of each window and step, [2, windows, horizon]: what paired differences need."""
-    return np.stack([score.crps, score.reference])
+"""For each stage, makes (magnitude -> dynamics) and the flow's residual standard deviation from a component."""

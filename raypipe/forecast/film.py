@@ -1,6 +1,6 @@
-"""Pictures of a forecast: films of truth and members side by side, and strips of frames.
+"""Images of a forecast: films of truth and ensemble members side by side, and strips of frames.
 
-Known frames have a green rim, predicted ones an orange one.
+Known frames have a green border, predicted ones an orange border.
 """
 
 import base64
@@ -15,20 +15,21 @@ from PIL import Image
 from raypipe.data.video.io import Frames
 
 KNOWN, PREDICTED, PAPER = (58, 158, 103), (224, 134, 54), (34, 36, 40)
+"""RGB colors of the two borders and of the background."""
 GAP = 2
-"""Pixels of a frame between panels, and around them."""
+"""Width of the background between and around the panels, in pixels before enlargement."""
 FILM_MEMBERS, STRIP_FRAMES, FILM_FPS = 3, 10, 5
-"""Of the samples on the report's page."""
+"""For samples in the report: members in a film, predicted frames in a strip, and frames per second of a film."""
 
 
 def forecast_film(context: Frames, members: Frames, interpolate: int = 1, truth: Frames | None = None) -> Frames:
-    """A film of panels side by side: the truth, where it is known, then every member.
+    """Film with one panel for the truth, if given, and one for each member, side by side.
 
-    context: uint8 [K, H, W, 3], the given frames; members: [M, n * interpolate, H, W, 3], what was predicted;
-    truth: [n, H, W, 3], what followed. One film frame is 1 / interpolate of a frame interval; whole frames are
-    held where there are none in between.
+    context: uint8 [K, H, W, 3], given frames. members: uint8 [M, n * interpolate, H, W, 3], predicted frames.
+    truth: uint8 [n, H, W, 3], true frames. The film has `interpolate` frames per frame interval, in which each given
+    and true frame is repeated.
 
-    Returns uint8 [(K - 1 + n) * interpolate + 1, H', W', 3]: all panels are enlarged by one whole factor.
+    Returns uint8 [(K - 1 + n) * interpolate + 1, H', W', 3], enlarged by an integer factor.
     """
     shape, lead = members.shape[2:], (len(context) - 1) * interpolate + 1
     known = _hold(context, interpolate)
@@ -41,22 +42,22 @@ def forecast_film(context: Frames, members: Frames, interpolate: int = 1, truth:
 
 
 def strip(frames: Frames, known: int = 0) -> Frames:
-    """Frames [n, H, W, 3] in a row, one image [H', W', 3]; the first `known` of them are given ones."""
+    """Image [H', W', 3] of frames [n, H, W, 3] in a row; the first `known` of them get the border of known frames."""
     return _row([*_rim(frames[:known], KNOWN), *_rim(frames[known:], PREDICTED)])
 
 
 def enlarge(image: Frames, factor: int) -> Frames:
-    """Every pixel [H, W, 3] as factor x factor of them."""
+    """Repeat every pixel of [H, W, 3]: returns [factor * H, factor * W, 3]."""
     return image.repeat(factor, axis=0).repeat(factor, axis=1)
 
 
 def _hold(frames: Frames, interpolate: int) -> Frames:
-    """Each frame until the next: [n, ...] -> [(n - 1) * interpolate + 1, ...]."""
+    """Repeat each frame but the last: [n, ...] -> [(n - 1) * interpolate + 1, ...]."""
     return frames.repeat(interpolate, axis=0)[: (len(frames) - 1) * interpolate + 1]
 
 
 def _rim(frames: Frames, color: tuple[int, int, int]) -> list[Frames]:
-    """Each frame with a thin rim around it: no pixel of it is hidden."""
+    """Add a thin border around each frame."""
     width = max(1, frames.shape[1] // 48) if len(frames) else 1
     rimmed = []
     for frame in frames:
@@ -68,6 +69,7 @@ def _rim(frames: Frames, color: tuple[int, int, int]) -> list[Frames]:
 
 
 def _row(images: Sequence[Frames]) -> Frames:
+    """Images of equal size in a row, on the background."""
     height, width, _ = images[0].shape
     page = np.empty((height + 2 * GAP, len(images) * (width + GAP) + GAP, 3), np.uint8)
     page[:] = PAPER
@@ -79,13 +81,15 @@ def _row(images: Sequence[Frames]) -> Frames:
 
 @dataclass(frozen=True)
 class Strip:
+    """A row of frames for the report. image: data URI of a PNG."""
+
     label: str
     image: str
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A forecast in pictures, as data URIs."""
+    """The images of a forecast for the report. film: data URI of a GIF. members: members in the film."""
 
     name: str
     film: str
@@ -94,7 +98,7 @@ class Sample:
 
 
 def read_sample(path: Path) -> Sample:
-    """The film and strips of a `samples/*.npz`."""
+    """Draw the film and the strips of a `samples/*.npz` file."""
     with np.load(path, allow_pickle=False) as kept:
         truth, members, between = kept["truth"], kept["prediction"], kept["interpolated"]
         given, interpolate = int(kept["given"]), int(kept["interpolate"])
@@ -108,7 +112,7 @@ def read_sample(path: Path) -> Sample:
         ("predicted", np.concatenate([context[-1:], members[0, steps]]), 1),
     ]
     if interpolate > 1:
-        rows.append((f"at 1/{interpolate} steps", np.concatenate([context[-1:], between[: len(steps)]]), 1))
+        rows.append((f"every 1/{interpolate} frame", np.concatenate([context[-1:], between[: len(steps)]]), 1))
     strips = [Strip(label, _png(enlarge(strip(frames, known), 2))) for label, frames, known in rows]
     return Sample(path.stem, _gif(moving), len(shown), strips)
 

@@ -1,12 +1,15 @@
-"""`best/manifest.json`: how the models beside it work together."""
+"""`best/manifest.json`: how the models next to it are combined to a predictor."""
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
 from raypipe.common.errors import UserError
+from raypipe.common.files import write_json
 from raypipe.config import Solver
 
 MANIFEST = "manifest.json"
@@ -14,10 +17,13 @@ MANIFEST = "manifest.json"
 
 @dataclass(frozen=True)
 class Manifest:
-    """What `best/manifest.json` says of the models beside it; it may say more, which is not read here.
+    """The entries of `best/manifest.json` that describe the predictor; the file may have others.
 
-    flow, denoiser, diffusion: names of the trials they come from; None where there is none. fps: predicted
-    (whole) frames a second, where the dataset has a rate.
+    flow, denoiser, diffusion: name of the trial that trained the component; None: the predictor has no such component;
+    diffusion "constant": a constant diffusion. alpha, beta: factors of denoiser and diffusion, see `raypipe.sde`.
+    steps: integration steps per frame interval. num_input_frames: K. image_size: height and width of the frames.
+    frame_stride: video frames per frame interval. dataset: name of the dataset. constant_std: [C], standard
+    deviation of the constant diffusion. solver: name of the SDE solver.
     """
 
     flow: str | None
@@ -32,12 +38,11 @@ class Manifest:
     diffusion: str | None = None
     constant_std: list[float] | None = None
     solver: Solver = "euler_maruyama"
-    fps: float | None = None
 
 
 def find_best(folder: Path) -> Path:
-    """`folder/best`, or `folder` itself if it is one. Raises ValueError, saying what to do, if there is none."""
-    # An experiment's own folder holds a manifest.json too, of another kind: best/ comes first.
+    """`folder/best` if `folder` is an experiment with one, or `folder` if it is a best/. Raises UserError otherwise."""
+    # The folder of an experiment also has a manifest.json, with other entries, so best/ is tried first.
     for place in (folder / "best", folder):
         if (place / MANIFEST).is_file() and (place / "autoencoder").is_dir() and not (place / "config.yaml").is_file():
             return place
@@ -47,12 +52,17 @@ def find_best(folder: Path) -> Path:
         raise UserError(f"{folder}: no such folder; give an experiment's folder, or the best/ in it")
     raise UserError(
         f"{folder}: not a predictor's folder (no {MANIFEST}); give an experiment's folder, or the best/ in it that "
-        "python -m raypipe.evaluate makes"
+        "python -m raypipe.evaluate creates"
     )
 
 
+def write_manifest(path: Path, manifest: Manifest, ran: Mapping[str, Any]) -> None:
+    """Write a predictor's manifest to the file `path`. ran: further entries, from `raypipe.workspace.manifest`."""
+    write_json(path, {**ran, **asdict(manifest)})
+
+
 def read_manifest(folder: Path) -> Manifest:
-    """Raises ValueError, naming the field, for anything that is no predictor's manifest."""
+    """Read the manifest in a folder. Raises UserError, naming the entry, if it is not a predictor's manifest."""
     path = folder / MANIFEST
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))

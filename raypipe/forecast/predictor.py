@@ -1,4 +1,4 @@
-"""A finished search as one object that predicts video: `load_predictor(folder).predict(frames, horizon)`."""
+"""Predict video with the result of a search: `load_predictor(folder).predict(frames, horizon)`."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -18,14 +18,15 @@ from raypipe.sde.dynamics import ConstantDiffusion, Dynamics, Field, evaluate
 from raypipe.sde.rollout import rollout
 
 CONSTANT = "constant"
-"""What a manifest calls a diffusion that is one standard deviation a channel, `constant_std`."""
+"""Name of the constant diffusion in a manifest; its standard deviation per channel is `constant_std`."""
 FRAME_BATCH = 64
+"""Number of frames that the autoencoder encodes or decodes at once."""
 
 
 class Predictor:
-    """An autoencoder and the SDE's components at work, on the device that `choose_device` gives.
+    """Predicts video with an autoencoder and the SDE's components, on the device chosen by `choose_device`.
 
-    compile: whether torch.compile makes one graph of the components, at the first prediction.
+    compile: compile the components with torch.compile at the first prediction.
     """
 
     def __init__(
@@ -46,7 +47,7 @@ class Predictor:
         self._evaluate = compiled_evaluate() if compile else evaluate
 
     def dynamics(self) -> Dynamics:
-        """The SDE that the manifest describes."""
+        """The SDE, with alpha and beta of the manifest."""
         manifest = self.manifest
         return Dynamics(
             self._flow, self._denoiser, self._diffusion, manifest.alpha, manifest.beta, evaluate=self._evaluate
@@ -64,17 +65,17 @@ class Predictor:
         solver: Solver | None = None,
         first_frame: int = 0,
     ) -> Tensor:
-        """What follows the last K frames of each clip: an ensemble of forecasts.
+        """Predict the frames that follow each clip, as an ensemble of forecasts.
 
-        frames: [b, T, 3, H, W] in [-1, 1], T at least K = manifest.num_input_frames, one frame interval
-        apart. steps: of integration, a frame interval (None: the manifest's). interpolate = k: also the frames
-        at 1/k, ..., (k-1)/k of every interval, before its whole one; they cost no step and change none.
-        solver: euler_maruyama, milstein or heun_drift (None: the manifest's). first_frame: the number of the first
-        predicted frame. To go on from what was predicted before, give how many frames that were: at 0 the same
-        noise would come again.
+        frames: [b, T, 3, H, W] in [-1, 1], one frame interval apart, with T at least K = manifest.num_input_frames;
+        the last K are used. horizon: number of frames to predict. steps: integration steps per frame interval (None:
+        as in the manifest). interpolate = k: also return the frames at 1/k, ..., (k-1)/k of every interval, before the
+        frame at its end; they need no extra steps and do not change the other frames. solver: euler_maruyama, milstein
+        or heun_drift (None: as in the manifest). first_frame: index of the first predicted frame, which determines its
+        noise; to continue an earlier forecast, give the number of frames predicted so far, as 0 would repeat its noise.
 
-        Returns [b, members, horizon * interpolate, 3, H, W] in [-1, 1], on the CPU. Members of a model without
-        noise are equal. Raises ValueError for frames of another shape or size, counts below 1 or another solver.
+        Returns [b, members, horizon * interpolate, 3, H, W] in [-1, 1], on the CPU. All members of a model without
+        noise are equal. Raises UserError for frames of the wrong shape or size, counts below 1 or an unknown solver.
         """
         steps = self.manifest.steps if steps is None else steps
         for name, count in (("horizon", horizon), ("steps", steps), ("members", members), ("interpolate", interpolate)):
@@ -109,11 +110,11 @@ class Predictor:
                 f"frames: must be floating point [b, T, 3, H, W] in [-1, 1], not {frames.dtype} {list(frames.shape)}"
             )
         if frames.shape[1] < given:
-            raise UserError(f"frames: this model needs {given} frames to start from, not {frames.shape[1]}")
+            raise UserError(f"frames: this model needs at least {given} input frames, not {frames.shape[1]}")
         if frames.shape[3:] != (size, size):
             raise UserError(
-                f"frames: this model works on {size}x{size} pixels, not {frames.shape[4]}x{frames.shape[3]}; "
-                "resize them, as raypipe.data.video.io.resize does"
+                f"frames: this model needs frames of {size}x{size} pixels, not {frames.shape[4]}x{frames.shape[3]}; "
+                "resize them with raypipe.data.video.io.resize"
             )
 
     def _encode(self, frames: Tensor) -> Tensor:
@@ -123,7 +124,7 @@ class Predictor:
         return self._frame_by_frame(self.autoencoder.decode, latents)
 
     def _frame_by_frame(self, apply: Callable[[Tensor], Tensor], frames: Tensor) -> Tensor:
-        """[..., C, H, W] through a network that takes [n, C, H, W], a batch after the other; float32, on the CPU."""
+        """Apply a network for [n, C, H, W] to [..., C, H, W] in batches. Returns float32 on the CPU."""
         flat = frames.flatten(0, -4)
         with autocast(self.device):
             made = torch.cat([apply(part.to(self.device)).float().cpu() for part in flat.split(FRAME_BATCH)])
@@ -131,12 +132,12 @@ class Predictor:
 
 
 def load_predictor(folder: str | Path, *, compile: bool = False) -> Predictor:
-    """The predictor of an experiment's `best/`, or of the experiment's folder that holds it.
+    """Load the predictor from an experiment's folder or its `best/`.
 
-    compile: torch.compile the components at the first prediction, which then takes up to minutes; later ones are
-    faster, equal within rounding. Where there is no compiler, a warning says so.
+    compile: compile the components with torch.compile at the first prediction, which can take minutes; later
+    predictions are faster, and equal up to rounding. If compilation fails, the components run uncompiled.
 
-    Raises ValueError if the folder is neither, or if its models are missing, damaged or do not fit together.
+    Raises UserError if the folder is neither of the two, or if models are missing, damaged or do not fit together.
     """
     place = find_best(Path(folder).expanduser())
     manifest = read_manifest(place)
@@ -148,7 +149,7 @@ def load_predictor(folder: str | Path, *, compile: bool = False) -> Predictor:
     if manifest.diffusion == CONSTANT:
         if manifest.constant_std is None or len(manifest.constant_std) != channels:
             raise UserError(
-                f"{place / MANIFEST}: constant_std: must be {channels} numbers, not {manifest.constant_std}"
+                f"{place / MANIFEST}: constant_std: must be a list of {channels} numbers, not {manifest.constant_std}"
             )
         diffusion = ConstantDiffusion(torch.tensor(manifest.constant_std))
     elif manifest.diffusion is not None:
@@ -161,10 +162,10 @@ def _load(place: Path, component: Component, manifest: Manifest, channels: int) 
     module, meta = checkpoint.load_component(folder), checkpoint.read_meta(folder)
     given = None if meta.model is None else meta.model.num_input_frames
     if meta.component != component:
-        raise UserError(f"{folder}: holds a {meta.component}, not a {component}")
+        raise UserError(f"{folder}: contains a {meta.component}, not a {component}")
     if (meta.latent_channels, given) != (channels, manifest.num_input_frames):
         raise UserError(
-            f"{folder}: made for {given} frames of {meta.latent_channels} channels, and the autoencoder and "
-            f"{MANIFEST} beside it for {manifest.num_input_frames} of {channels}; run python -m raypipe.evaluate again"
+            f"{folder}: made for {given} frames of {meta.latent_channels} channels, but {MANIFEST} and the autoencoder "
+            f"next to it for {manifest.num_input_frames} frames of {channels}; run python -m raypipe.evaluate again"
         )
     return module

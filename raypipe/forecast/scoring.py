@@ -1,4 +1,4 @@
-"""Forecasts of fixed windows of clips, and their scores: what trials and combinations are ranked on."""
+"""Forecasts of fixed windows, and their scores, by which trials and combinations are ranked."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -20,7 +20,10 @@ from raypipe.sde.rollout import rollout
 
 @torch.no_grad()
 def residual_std(flow: nn.Module, forecasts: Forecasts, sigma: float) -> Tensor:
-    """The root mean square of v - f(X, 0) on each channel, [C], over windows at u = 0 and without noise."""
+    """Root mean square of the residual v - f(X, 0) for each channel, [C], at u = 0 and without added noise.
+
+    See `raypipe.sde` for v and f. All predicted frames of the windows are used. sigma: `sde.sigma` of the config.
+    """
     given = forecasts.context.shape[1]
     frames = torch.cat([forecasts.context, forecasts.truth], 1).to(next(flow.parameters()).device)
     total = torch.zeros(frames.shape[2], dtype=torch.float64)
@@ -41,9 +44,10 @@ def forecast(
     members: int | None = None,
     solver: Solver | None = None,
 ) -> Tensor:
-    """The ensemble [n, M, H, C, h, w] of every window, by evaluation's first solver unless another is given.
+    """Ensemble forecast of every window, [n, M, H, C, h, w].
 
-    Noise depends on (seed, window's place) alone.
+    steps: integration steps per frame. members: M (None: evaluation.members). solver: None: the first of
+    evaluation.solvers. The noise only depends on evaluation.seed, the index of the window, the member and the frame.
     """
     device = choose_device()
     if evaluation.compile:
@@ -70,14 +74,14 @@ def score(
     members: int | None = None,
     solver: Solver | None = None,
 ) -> Score:
-    """The score in latents."""
+    """The score, in latent space, of the forecasts that `forecast` makes with these arguments."""
     made = forecast(dynamics, forecasts, evaluation, steps, members, solver)
     return ensemble.score(made, forecasts.truth, forecasts.last)
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """The best of a few candidates on the windows it was fitted on."""
+    """The best candidate for a magnitude, and its crps_ratio on the windows on which it was chosen."""
 
     value: float
     ratio: float
@@ -91,7 +95,10 @@ def fit_magnitude(
     steps: int,
     solver: Solver | None = None,
 ) -> Fitted:
-    """The candidate (a multiplier, or beta) whose dynamics score best on the given, training, windows."""
+    """Choose the magnitude (multiplier or beta) with the best score on training windows.
+
+    make: dynamics with a given magnitude. forecasts: training windows.
+    """
 
     def ratio(value: float) -> float:
         return score(make(value), forecasts, evaluation, steps, solver=solver).ratio.value

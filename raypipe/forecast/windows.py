@@ -1,4 +1,4 @@
-"""Fixed windows of held-out clips, which every trial of a search is scored on."""
+"""The fixed windows on which all trials and combinations are scored."""
 
 from dataclasses import dataclass
 
@@ -14,7 +14,11 @@ from raypipe.data.windows import WindowIndex
 
 @dataclass(frozen=True)
 class Forecasts:
-    """Windows to forecast: context [n, K, C, h, w], truth [n, H, C, h, w], and where they lie (clip, first frame)."""
+    """Windows to forecast.
+
+    context: [n, K, C, h, w], given latents. truth: [n, H, C, h, w], latents to predict, where H is the horizon.
+    clips, starts: clip and first frame of each window.
+    """
 
     context: Tensor
     truth: Tensor
@@ -23,15 +27,16 @@ class Forecasts:
 
     @property
     def last(self) -> Tensor:
-        """The last known frame [n, C, h, w]: persistence repeats it."""
+        """The last given frame, [n, C, h, w], which the persistence baseline repeats."""
         return self.context[:, -1]
 
 
 def choose_windows(lengths: npt.ArrayLike, span: int, count: int, seed: int) -> tuple[list[int], list[int]]:
-    """`count` windows of `span` frames: as many clips as there are, each start drawn from the seed.
+    """Choose `count` random windows of `span` frames, spread evenly over the clips.
 
-    Windows of one clip are alike, so a clip gives a second one only when every clip has given one.
-    Returns clips and first frames; fewer if there are not as many windows.
+    No clip is used again before every other clip long enough has been used as often, since windows of one clip are
+    similar. lengths: [clips], frames of each clip. Returns clip and first frame of each window, all windows if there
+    are fewer than `count`. Raises ValueError if no clip is long enough.
     """
     lengths = np.asarray(lengths)
     index = WindowIndex(lengths, span)
@@ -47,7 +52,7 @@ def choose_windows(lengths: npt.ArrayLike, span: int, count: int, seed: int) -> 
 
 
 def forecast_windows(latents: Shards, experiment: Experiment, count: int, seed: int) -> Forecasts:
-    """`count` fixed windows of K given and H true latents."""
+    """Choose `count` windows with `choose_windows`, and read their given and true latents."""
     given, horizon, stride = (
         experiment.model.num_input_frames,
         experiment.evaluation.horizon,
@@ -60,12 +65,12 @@ def forecast_windows(latents: Shards, experiment: Experiment, count: int, seed: 
 
 
 def read_window(shards: Shards, clip: int, start: int, count: int, stride: int) -> np.ndarray:
-    """`count` frames of a clip, `stride` apart."""
+    """Read `count` frames of a clip, `stride` apart, from frame `start`: [count, ...]."""
     return np.asarray(shards.frames(clip, slice(start, start + (count - 1) * stride + 1, stride)))
 
 
 def climatology(latents: Shards, forecasts: Forecasts, members: int, seed: int) -> Tensor:
-    """Random training frames as the ensemble of every window and step, [n, M, H, C, h, w]."""
+    """Ensemble of the climatology baseline, [n, M, H, C, h, w]: each member repeats one random training frame."""
     rng = np.random.default_rng([seed, members])
     lengths = np.asarray(latents.lengths)
     n, horizon = forecasts.truth.shape[:2]

@@ -17,7 +17,7 @@ Notation (raypipe.models.autoencoder, raypipe.sde.path)
 
 Path and targets (raypipe.sde.path)
 
-    X_u = (1 - (1-sigma) u) X_t + u X_{t+1}     straight path between two states, u ~ U(0, 1) [K*C, h, w]
+    X_u = (1 - (1-sigma) u) X_t + u X_{t+1}     straight path between two states, u ~ U(0,1)  [K*C, h, w]
     X~  = X_u + eps                             noise injection, eps ~ N(0, s^2 I)            [K*C, h, w]
     v   = z_{t+1} - (1-sigma) z_t               velocity target, of the last frame            [C, h, w]
 
@@ -32,8 +32,9 @@ Networks (raypipe.models.components; their common architecture is raypipe.models
     o(X, u)  raw output of the diffusion network                                              [C, h, w]
     g(X, u)  diffusion: log g = lo + (tanh(o) + 1)/2 (hi - lo)                                [C, h, w]
 
-    [lo, hi] = [-9, 1] (model.logit_range). A constant diffusion, g = std [C] per channel, stands in for the
-    network where none is trained (raypipe.sde.dynamics.ConstantDiffusion).
+    [lo, hi] = [-9, 1] (model.logit_range). A constant diffusion, g = m std, replaces the diffusion network where none
+    is used (raypipe.sde.dynamics.ConstantDiffusion). std, [C], is the root mean square of v - f(X_t, 0) per channel
+    on training windows (raypipe.forecast.scoring), and m is one of evaluation.multipliers.
 
     Time input: if model.time_input is set, flow and diffusion also see u. One Linear(1, inner_dim) of u is added to
     all tokens, and u is set to 0 in a fraction sde.zero_share of the training samples. The reference code has no time
@@ -48,7 +49,7 @@ Losses (raypipe.sde.losses, raypipe.training.component); mean is over the batch 
     diffusion  regression  mean((g - |r|)^2) + mean((log g - log(r^2 + 1e-6)/2)^2),  g = g(X~, u)
                nll         mean(r^2/(2 g^2) + log g)
 
-    delta = 1e-3 (sde.delta). r = v - f(X~, u) is the residual of a trained flow, whose weights are frozen  [C, h, w].
+    delta = 1e-3 (sde.delta). r = v - f(X~, u), [C, h, w], is the residual of a trained flow, whose weights are frozen.
 
     The nll of the diffusion is the negative log-likelihood of r ~ N(0, g^2), up to a constant. Minimized over g, it
     is log(r^2)/2 up to a constant; the nll of the flow is twice that, with delta added to r^2.
@@ -72,7 +73,8 @@ Prediction (raypipe.sde.rollout, raypipe.sde.solvers, raypipe.sde.brownian)
     3. Append it to the window of K frames, drop the oldest frame, and repeat with t + 1.
 
     In-between frames are the last frame of the solution at u = 1/k, ..., (k-1)/k. The members of an ensemble differ
-    only in their Brownian motion W. Decoding multiplies a latent by scale and passes it to the decoder.
+    only in their Brownian motion W. To decode a latent, it is multiplied by scale and quantized, if
+    the autoencoder has a quantizer, before the decoder.
 
 Score (raypipe.metrics.ensemble), on latents: members y_1, ..., y_M of a forecast and the truth y
 

@@ -38,9 +38,9 @@ def brownian(keys: Tensor, frame: int, shape: Sequence[int]) -> Wiener:
 
     With V(p/q) = q W(p/q), this is V(p/q) = V(a/b) + V(c/d) + Z(p/q), from V(0/1) = 0 and V(1/1) = Z(1/1).
 
-    So each rational time has one value, whichever times are asked for: a forecast in 2 steps sees bitwise the values
-    of every other step of 4, or every third of 6. Levy's construction, which halves intervals, does not reach thirds
-    or tenths.
+    So the value at a rational time does not depend on the other times: the values for 2 steps are bitwise equal to
+    every second value for 4 steps and every third for 6. Levy's construction, which halves intervals, does not reach
+    thirds or tenths.
     """
     frame_keys = _absorb(keys, frame)
 
@@ -80,9 +80,8 @@ def standard_normal(keys: Tensor, count: int) -> Tensor:
     pairs = (count + 1) // 2
     counter = torch.arange(1, pairs + 1, device=keys.device) * _GOLDEN
     words = _mix(keys[:, None] + counter)
-    uniform = (
-        (words >> 32).double().add_(2**31 + 0.5).mul_(2.0**-32)
-    )  # from the upper 32 bits, as a signed number; never 0 or 1
+    # From the upper 32 bits, a signed number; adding 2^31 + 1/2 keeps the uniform away from 0 and 1.
+    uniform = (words >> 32).double().add_(2**31 + 0.5).mul_(2.0**-32)
     angle = words.bitwise_and_(0xFFFFFFFF).double().mul_(2 * math.pi * 2.0**-32)
     radius = uniform.log_().mul_(-2).sqrt_()
     return torch.cat([(angle.cos() * radius).float(), (angle.sin_() * radius).float()], dim=1)[:, :count]

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def flow_nll(prediction: Tensor, velocity: Tensor, delta: float) -> Tensor:
-    """mean(log((v - f)^2 + delta) - log delta), v and f [b, C, h, w]: 0 if the flow is exact, and robust to outliers."""
+    """mean(log((v - f)^2 + delta) - log delta), v and f [b, C, h, w]: 0 if the flow is exact, robust to outliers."""
     return ((velocity - prediction).square() + delta).log().mean() - math.log(delta)
 
 

@@ -36,8 +36,8 @@ def rollout(
     members: forecasts per context. They are equal if the forecast is deterministic and their contexts are equal.
     seed, windows, first_frame: the noise of a forecast depends only on the seed, the number of its window in `windows`
         (None: its position), the member and the number of the predicted frame, counted from `first_frame`. It does not
-        depend on solver and steps, which are thus compared on the same Brownian paths. To continue a rollout of n
-        frames, pass the last K frames of each member as its context, and first_frame + n.
+        depend on solver and steps, which are thus compared on the same Brownian paths. To continue a rollout after its
+        last frame, pass the last K frames of each member as its context, and first_frame + horizon.
     interpolate: k > 1 also returns the frames at 1/k, ..., (k-1)/k of each interval, before the frame at its end. They
         need no extra network evaluations; the frame at any time is the same for every k that includes it.
     batch_size: forecasts integrated at once (None: see `raypipe.sde.batching`). It changes results only by rounding.
@@ -77,7 +77,10 @@ def _rollout(
     steps: int,
     interpolate: int,
 ) -> Tensor:
-    """Roll out a batch: context [b, K, C, h, w], keys [b] (None: no noise) -> [b, n * interpolate, C, h, w]."""
+    """Forecast a batch: context [b, K, C, h, w] -> [b, len(frames) * interpolate, C, h, w].
+
+    keys: keys of the noise, [b]; None: no noise.
+    """
     known = list(context.unbind(1))
     shape = known[0].shape[1:]
     readouts = [Fraction(j, interpolate) for j in range(1, interpolate)]

@@ -233,7 +233,7 @@ def test_the_whole_page(finished):
         "0123456789ab+",
         "2.99.1",
         "image_size: 64",
-        "at 1/4 steps",
+        "every 1/4 frame",
         "cost of each trial",
         "train.noise_std",
     ):
