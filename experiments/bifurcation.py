@@ -1,9 +1,10 @@
-"""The method in two dimensions: `python experiments/bifurcation.py [--seeds 3]`.
+"""A two-dimensional example with two possible futures: `python experiments/bifurcation.py [--seeds 3]`.
 
-A hundred trajectories go straight for 45 steps and then turn by 30 degrees, half of them left, half of them right
-(arXiv 2501.18871). Flow, denoiser and diffusion are small MLPs here, trained and sampled by the same code as on
-videos, a point being a latent of two channels and one pixel. The stochastic forecast forks as the data do; the flow
-alone cannot. Prints one JSON line, and writes <storage>/bifurcation.png and .json.
+The data are 100 trajectories that go straight for 45 steps and then turn by 30 degrees, 50 to the left and 50 to the
+right (as in arXiv 2501.18871). Flow, denoiser and diffusion are small MLPs, trained and sampled with the same code as
+for videos: a point is a latent with two channels and one pixel. Forecasts with noise reproduce both branches; a
+forecast of the flow alone is deterministic and cannot. Prints one JSON line; writes <storage>/bifurcation.png and
+.json.
 """
 
 import json
@@ -29,7 +30,9 @@ from raypipe.training.component import ComponentTask, component_schedule
 from raypipe.training.loop import Progress, fit, make_optimizer
 
 POINTS, STRAIGHT, LENGTH, TURN, EACH = 100, 45, 0.1, math.radians(30), 50
+"""Points of a trajectory, steps before the turn, length of a step, angle of the turn, trajectories per branch."""
 SAMPLES = 200
+"""Number of forecasts, each an ensemble member."""
 RECIPE = {
     "model.num_input_frames": 1,
     "train.noise_std": 0.05,
@@ -39,10 +42,11 @@ RECIPE = {
     "train.warmup_steps": 250,
 }
 COMPONENTS: dict[Component, str | None] = {"flow": "mse", "denoiser": None, "diffusion": "nll"}
+"""Components and their losses."""
 
 
 def trajectories() -> Tensor:
-    """The data, [100, 100, 2]: 50 that turn left, then 50 that turn right."""
+    """The data, [100 trajectories, 100 points, 2]: 50 that turn left, then 50 that turn right."""
     angles = torch.zeros(2, POINTS - 1)
     angles[:, STRAIGHT:] = torch.tensor([[TURN], [-TURN]])
     steps = LENGTH * torch.stack([angles.cos(), angles.sin()], -1)
@@ -51,7 +55,7 @@ def trajectories() -> Tensor:
 
 
 class Mlp(nn.Module):
-    """What stands in for the shared network: state [b, 2, 1, 1] and position u [b] -> [b, 2, 1, 1]."""
+    """Replaces the network of a component: state [b, 2, 1, 1] and time u [b] -> [b, 2, 1, 1]."""
 
     def __init__(self, width: int = 128) -> None:
         super().__init__()
@@ -68,14 +72,14 @@ class Mlp(nn.Module):
 
 @dataclass(frozen=True)
 class Windows:
-    """Pairs of successive points, drawn for each step from the seed."""
+    """Batches of random pairs of successive points, which depend only on the seed and the training step."""
 
     points: Tensor
     batch_size: int
     seed: int
 
     def batch(self, step: int) -> TrainBatch:
-        """The batch of a step; a window is [2, 2, 1, 1]."""
+        """The batch of a training step; its data are [batch_size, 2 points, 2, 1, 1]."""
         rng = np.random.default_rng([self.seed, step])
         clips = torch.from_numpy(rng.integers(0, len(self.points), self.batch_size))
         starts = torch.from_numpy(rng.integers(0, self.points.shape[1] - 1, self.batch_size))
@@ -84,7 +88,7 @@ class Windows:
 
 
 def train(component: Component, seed: int, flow: nn.Module | None) -> nn.Module:
-    """One component, trained as those of videos are."""
+    """Train a component with the task, loop and schedule that are used for videos. flow: needed by a diffusion."""
     experiment: Experiment = config.replace(
         config.Experiment(),
         **{**RECIPE, "train.component": component, "train.loss": COMPONENTS[component], "train.random_seed": seed},
@@ -105,14 +109,14 @@ def train(component: Component, seed: int, flow: nn.Module | None) -> nn.Module:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Where the samples end: the share that took the left turn, and the share within a tenth of the turn's length."""
+    """Fractions of samples. left: on the left branch. near: that end close to an end of the data, see `judge`."""
 
     left: float
     near: float
 
 
 def judge(ends: Tensor) -> Outcome:
-    """ends: [n, 2], the last points of the samples."""
+    """Classify end points, [n, 2]. Near: at most a tenth of the path length after the turn from an end of the data."""
     true = trajectories()[[0, -1], -1]
     distance = (ends[:, None] - true).norm(dim=-1)
     allowed = 0.1 * LENGTH * (POINTS - 1 - STRAIGHT)
@@ -122,15 +126,17 @@ def judge(ends: Tensor) -> Outcome:
 
 
 def sample(dynamics: Dynamics, seed: int) -> Tensor:
-    """Forecasts of all points from the first one, [200, 99, 2]."""
+    """Forecast all further points from the first one: [200 members, 99 points, 2]."""
     start = trajectories()[:1, :1, :, None, None]
     return rollout(dynamics, start, POINTS - 1, steps=2, members=SAMPLES, seed=seed)[0, ..., 0, 0]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = cli.Parser(prog="bifurcation.py", description="Fork in two dimensions, with f, d and g as small MLPs.")
+    parser = cli.Parser(
+        prog="bifurcation.py", description="Train the components as small MLPs on trajectories that turn left or right."
+    )
     parser.add_argument("--seeds", type=cli.positive, default=3, metavar="N", help="seeds 0 to N - 1 (default: 3)")
-    parser.add_argument("--storage", metavar="DIR", help="folder that the picture goes to (default: ~/raypipe)")
+    parser.add_argument("--storage", metavar="DIR", help="output folder (default: $RAYPIPE_STORAGE or ~/raypipe)")
     args = parser.parse_args(argv)
     path = cli.storage_root(args) / "bifurcation.json"
     torch.set_num_threads(1)
@@ -159,7 +165,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def draw(samples: Tensor, dynamics: Dynamics, path: Path) -> None:
-    """The samples over the data, with the field of f as arrows on the size of g."""
+    """Plot samples and data on the magnitude of g (gray) and the field of f (arrows), both at u = 0."""
     data = trajectories()
     xs, ys = torch.linspace(-0.5, 10, 120), torch.linspace(-3.4, 3.4, 80)
     grid = torch.stack(torch.meshgrid(xs, ys, indexing="xy"), -1).reshape(-1, 2, 1, 1)
@@ -177,7 +183,7 @@ def draw(samples: Tensor, dynamics: Dynamics, path: Path) -> None:
     axes.plot([], [], color="#d1495b", linestyle="--", label="data")
     axes.legend(loc="upper left", frameon=True)
     axes.set(xlabel="x", ylabel="y", xlim=(-0.5, 10), ylim=(-3.4, 3.4), aspect="equal")
-    figure.colorbar(mesh, label="size of g (log10)", shrink=0.8)
+    figure.colorbar(mesh, label="magnitude of g (log10)", shrink=0.8)
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", dpi=110)

@@ -1,9 +1,9 @@
-"""Frames that were never trained on: `python experiments/interpolation.py [--seeds 3]`.
+"""PSNR of in-between frames, which training never sees: `python experiments/interpolation.py [--seeds 3]`.
 
-Trains a flow and a diffusion on every fifth frame of longer demo clips, asks for the four frames between a known one
-and the predicted next one, and compares them with those that were left out. Beside them: the same two ends blended,
-as frames and as latents, and a blend of the true ends, which sees the future. Prints one JSON line; writes
-<storage>/interpolation.json and .png.
+Trains a flow and a diffusion on every fifth frame of longer demo clips, predicts the four frames between the last known
+frame and the next one, and compares them with the true ones. Baselines: linear interpolation between the known and the
+predicted frame, of pixels and of latents, and between the known and the true next frame, which uses future data. Prints
+one JSON line; writes <storage>/interpolation.json and .png.
 """
 
 import json
@@ -36,6 +36,7 @@ from raypipe.workspace.dataset import ExperimentData
 from raypipe.workspace.layout import ParentModels, Workspace
 
 STRIDE = 5
+"""Video frames per frame interval."""
 RECIPE = {
     "name": "interpolation",
     "dataset.frame_stride": STRIDE,
@@ -45,19 +46,21 @@ RECIPE = {
     "train.steps": 1000,
 }
 STEPS = 2
+"""Integration steps per frame interval."""
 BLEND = "its ends blended as frames"
+"""Baseline of the reported gains: linear interpolation between the known frame and the one that the flow predicts."""
 
 
 @dataclass(frozen=True)
 class Windows:
-    """given: [n, K, 3, H, W], a frame interval apart; after: [n, STRIDE, 3, H, W], the frames of the next interval."""
+    """given: [n, K, 3, H, W], known frames, STRIDE apart. after: [n, STRIDE, 3, H, W], frames of the next interval."""
 
     given: Tensor
     after: Tensor
 
 
 def test_windows(experiment: Experiment, data: ExperimentData) -> Windows:
-    """Fixed windows of the test split, every frame of the last interval among them."""
+    """Read fixed windows of the test split, with all frames of the interval to predict."""
     shards, known = data.frames("test"), experiment.model.num_input_frames
     span = known * STRIDE + 1
     clips, starts = choose_windows(shards.lengths, span, experiment.evaluation.test_windows, experiment.evaluation.seed)
@@ -68,7 +71,7 @@ def test_windows(experiment: Experiment, data: ExperimentData) -> Windows:
 
 
 def train_seed(experiment: Experiment, workspace: Workspace, seed: int) -> Dynamics:
-    """A flow, and a diffusion on it."""
+    """Train a flow and a diffusion on its residual, and combine them."""
     choices: list[tuple[Component, str]] = [("flow", "mse"), ("diffusion", "nll")]
     parents = ParentModels()
     for component, loss in choices:
@@ -85,7 +88,7 @@ def train_seed(experiment: Experiment, workspace: Workspace, seed: int) -> Dynam
 
 @torch.no_grad()
 def compare(dynamics: Dynamics, windows: Windows, workspace: Workspace, seed: int) -> dict[str, Tensor]:
-    """In-between frames [n, STRIDE - 1, 3, H, W] by how they were made."""
+    """In-between frames, [n, STRIDE - 1, 3, H, W], by the name of the method."""
     device = choose_device()
     autoencoder = checkpoint.load_autoencoder(workspace.autoencoder).to(device)
 
@@ -113,7 +116,7 @@ def compare(dynamics: Dynamics, windows: Windows, workspace: Workspace, seed: in
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = cli.experiment_parser("interpolation.py", "Compare in-between frames with those that were left out.")
+    parser = cli.experiment_parser("interpolation.py", "Compare in-between frames with the true ones.")
     parser.add_argument("--seeds", type=cli.positive, default=3, metavar="N", help="seeds 0 to N - 1 (default: 3)")
     args, overrides = cli.parse(parser, argv)
     experiment, storage = cli.experiment(args, {**RECIPE, **overrides}), cli.storage_root(args)
@@ -154,7 +157,7 @@ def _text(values: Sequence[float]) -> str:
 
 
 def save_picture(made: dict[str, Tensor], windows: Windows, path: Path, window: int = 2) -> None:
-    """The last known frame and the interval after it: the truth over each way of making it, in the order of `made`."""
+    """Save strips of the last known and the in-between frames: the truth, then each method in the order of `made`."""
     rows = [windows.after[window, :-1], *(frames[window] for frames in made.values())]
     strips = [
         strip(to_uint8(torch.cat([windows.given[window, -1:], row.clamp(-1, 1)])).numpy(), known=1) for row in rows

@@ -1,4 +1,4 @@
-"""All stages and the evaluation: `python experiments/pipeline.py [--config C] [--resume]`."""
+"""Search all stages, then evaluate: `python experiments/pipeline.py [--config C] [--resume]`."""
 
 from collections.abc import Sequence
 

@@ -1,9 +1,9 @@
-"""The whole pipeline once a seed, and what the seeds agree on: `python experiments/repeat.py [--seeds 3]`.
+"""Run the pipeline with several seeds: `python experiments/repeat.py [--seeds 3]`.
 
-Writes <storage>/<name>-seeds.json: test scores of the chosen combination and the baselines, and the difference of
-the chosen from the best default of the same seed, each as mean and spread; and
-<storage>/<name>-seeds.png: a test clip of seed 0, the truth over a prediction over its quarters of a frame.
-A second run goes on where the first stopped.
+Writes <storage>/<name>-seeds.json: mean and standard deviation over seeds of the test scores of the chosen combination
+and the baselines, and of the margin of the chosen combination over the best baseline of the same seed. Also writes
+<storage>/<name>-seeds.png: a test clip of seed 0 with its truth, a predicted member, and the in-between frames of that
+member. If interrupted, the same command continues.
 """
 
 import statistics
@@ -28,7 +28,9 @@ METRICS = ("crps_ratio", "crps_ratio_pixels", "psnr", "ssim", "spread_skill", "n
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = cli.experiment_parser("repeat.py", "Run the pipeline once a seed; report mean and spread on test.")
+    parser = cli.experiment_parser(
+        "repeat.py", "Run the pipeline with several seeds; report mean and standard deviation on test."
+    )
     parser.add_argument("--seeds", type=cli.positive, default=3, metavar="N", help="seeds 0 to N - 1 (default: 3)")
     args, overrides = cli.parse(parser, argv)
     experiment, storage = cli.experiment(args, overrides), cli.storage_root(args)
@@ -51,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     terminal.say(f"\ntest, mean +- sd over {args.seeds} seeds:")
     terminal.say(terminal.table(body, ["", *METRICS]))
     best = ", ".join(margin["defaults"])
-    terminal.say(f"chosen minus best default of the same seed ({best}), crps_ratio: {_text(margin)}")
+    terminal.say(f"chosen minus best baseline of the same seed ({best}), crps_ratio: {_text(margin)}")
     picture = path.with_suffix(".png")
     save_picture(Workspace(storage, f"{experiment.name}-seed0").folder / "samples" / "sample-2.npz", picture)
     terminal.say(f"\nwritten  {path} and {picture}")
@@ -59,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def save_picture(sample: Path, path: Path) -> None:
-    """Three strips, each after the last known frame: what followed, what was predicted, and its in-between frames."""
+    """Save three strips, each after the last known frame: truth, first member, and in-between frames of that member."""
     with np.load(sample, allow_pickle=False) as kept:
         known, horizon = int(kept["given"]), kept["prediction"].shape[1]
         last = kept["truth"][known - 1 : known]
@@ -70,9 +72,9 @@ def save_picture(sample: Path, path: Path) -> None:
 
 
 def summarize(runs: Sequence[Sequence[records.Row]]) -> dict[str, dict[str, Any]]:
-    """Mean and spread over runs, given as rows of combinations.parquet: by name and metric, the first run's best first.
+    """Mean and standard deviation over runs of each metric on test, by baseline (or `chosen`) and metric.
 
-    A run's choice is `chosen`, whatever it is made of.
+    runs: rows of combinations.parquet of each run. The best of the first run comes first.
     """
     tested = [{r["baseline"] or "chosen": r for r in rows if r["split"] == "test"} for rows in runs]
     names = sorted(tested[0], key=lambda name: tested[0][name]["crps_ratio"])
@@ -80,7 +82,10 @@ def summarize(runs: Sequence[Sequence[records.Row]]) -> dict[str, dict[str, Any]
 
 
 def spread_of_margins(runs: Sequence[Sequence[records.Row]]) -> dict[str, Any]:
-    """The chosen combination's crps_ratio on test minus that of the best default of the same run; and which that is."""
+    """crps_ratio on test of the chosen combination minus that of the best baseline of the same run, over all runs.
+
+    `defaults` of the result: name of the best baseline of each run.
+    """
     margins = [
         margin for margin in (table.margin_over_best_default(rows, "test") for rows in runs) if margin is not None
     ]

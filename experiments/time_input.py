@@ -1,10 +1,10 @@
-"""How a flow learns where in the frame interval it is: `python experiments/time_input.py [--seeds 3]`.
+"""Comparison of time inputs of the flow: `python experiments/time_input.py [--seeds 3]`.
 
-Trains the demo's flow (loss mse) in several ways, each with every seed: without the position u, as published; with
-it, for several shares of draws at u = 0; with other forms of the input; and with the older frames of the state held
-still inside the interval instead of moving along their lines. Prints, for each, R2 of the velocity at u = 0 and the
-CRPS ratio with a constant diffusion at 1, 2, 4 and 8 steps, on validation windows. Rows go to
-<storage>/<name>/time_input.jsonl as they are made; the same command goes on.
+Trains variants of the demo's flow (loss mse) with several seeds: without the time u, as in the reference network; with
+u, for several fractions of training samples at u = 0 (sde.zero_share); with other encodings of u; and with the older
+frames of the state constant within the interval, instead of moving to their successors. Prints R2 of the velocity at
+u = 0 and the CRPS ratio with a constant diffusion at 1, 2, 4 and 8 steps, on validation windows. Results are appended
+to <storage>/<name>/time_input.jsonl; if interrupted, the same command continues.
 """
 
 import json
@@ -35,11 +35,12 @@ from raypipe.workspace.dataset import ExperimentData
 from raypipe.workspace.layout import Workspace
 
 STEPS = (1, 2, 4, 8)
+"""Integration steps per frame interval."""
 RECIPE = {"name": "time_input", "train.loss": "mse", "train.steps": 1000}
 
 
 class Embedded(nn.Module):
-    """Sines and cosines of u at 8 frequencies through two layers, in place of one Linear: [b, 1] -> [b, dim]."""
+    """Sines and cosines of u at 8 frequencies, followed by two layers; replaces the Linear: [b, 1] -> [b, dim]."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -75,7 +76,7 @@ class Conditioned(nn.Module):
         return hook
 
     def forward(self, x: Tensor, u: Tensor) -> Tensor:
-        """As a flow."""
+        """Velocity [b, C, h, w] of a state x [b, K*C, h, w] at times u [b]."""
         self._at = self.embed(u[:, None])
         out: Tensor = self.flow(x, u)
         return out
@@ -83,7 +84,7 @@ class Conditioned(nn.Module):
 
 @dataclass(frozen=True)
 class Variant:
-    """time_input, zero_share: as in the config. form: of the input. held: older frames stay inside the interval."""
+    """A variant of the flow. time_input, zero_share: see the config. form: encoding of u. held: hold older frames."""
 
     name: str
     time_input: bool = True
@@ -92,7 +93,7 @@ class Variant:
     held: bool = False
 
 
-VARIANTS = (
+VARIANTS = (  # their names are stored in time_input.jsonl; "published" means as in the reference network
     Variant("no u (published)", time_input=False, zero_share=0.0),
     Variant("u, none at 0", zero_share=0.0),
     Variant("u, 0.1 at 0", zero_share=0.1),
@@ -106,20 +107,22 @@ VARIANTS = (
 
 
 class HeldDynamics(Dynamics):
-    """The SDE with the older frames of the state at rest inside the interval."""
+    """The SDE, with the older frames of the state constant within an interval."""
 
     def interval(self, start: Tensor) -> Interval:
         return HeldInterval(self, start)
 
 
 class HeldInterval(Interval):
+    """An interval of `HeldDynamics`: the drift of the older frames is 0."""
+
     def _drift(self, ahead: Tensor, denoising: Tensor | None = None) -> Tensor:
         drift, channels = super()._drift(ahead, denoising), ahead.shape[1]
         return torch.cat([torch.zeros_like(drift[:, :-channels]), drift[:, -channels:]], 1)
 
 
 class Task:
-    """The flow's mean squared error, on the path of the variant."""
+    """The loss of a variant: mean squared error of the velocity."""
 
     def __init__(self, module: nn.Module, experiment: Experiment, variant: Variant) -> None:
         self.module, self._experiment, self._variant = module, experiment, variant
@@ -139,6 +142,7 @@ class Task:
 
 
 def train_flow(experiment: Experiment, data: ExperimentData, variant: Variant) -> nn.Module:
+    """Train the flow of a variant with the `train` section of the config."""
     train = experiment.train
     model = config.replace(experiment, **{"model.time_input": variant.time_input and variant.form != "norms"}).model
     torch.manual_seed(train.random_seed)
@@ -163,7 +167,7 @@ def train_flow(experiment: Experiment, data: ExperimentData, variant: Variant) -
 
 
 def scores(flow: nn.Module, experiment: Experiment, data: ExperimentData, variant: Variant) -> dict[str, float]:
-    """R2 at u = 0, and the CRPS ratio at each number of steps, its constant diffusion fitted at each."""
+    """R2 of the velocity at u = 0, and crps_ratio for each number of steps, each with its own fitted multiplier."""
     evaluation, sigma = experiment.evaluation, experiment.sde.sigma
     held_out = forecast_windows(data.latents("val"), experiment, evaluation.windows, evaluation.seed)
     fitting = forecast_windows(data.latents("train"), experiment, evaluation.fit_windows, evaluation.seed + 1)
@@ -186,7 +190,7 @@ def scores(flow: nn.Module, experiment: Experiment, data: ExperimentData, varian
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = cli.experiment_parser("time_input.py", "Compare ways of telling a flow where in the interval it is.")
+    parser = cli.experiment_parser("time_input.py", "Compare time inputs of the flow.")
     parser.add_argument("--seeds", type=cli.positive, default=3, metavar="N", help="seeds 0 to N - 1 (default: 3)")
     args, overrides = cli.parse(parser, argv)
     experiment = cli.experiment(args, {**RECIPE, **overrides})

@@ -93,7 +93,7 @@ def experiment(args: argparse.Namespace, overrides: dict[str, Any]) -> Experimen
 
 
 def with_overrides(base: Experiment, overrides: dict[str, Any]) -> Experiment:
-    """A validated copy of a stored experiment with the overrides of the command line."""
+    """A validated copy of a stored experiment with the overrides of the command line; raises ConfigError."""
     return config.from_dict(config.override(config.to_dict(base), overrides), source="command line")
 
 
@@ -146,8 +146,8 @@ def run(main: Callable[[Sequence[str] | None], int], prog: str, argv: Sequence[s
 def _fields_help() -> str:
     """Help text of every config field, with its default as YAML."""
     lines = [
-        "any field of the config, as --section.field VALUE, where VALUE is YAML, such as 1e-3, true, null or [1, 2]",
-        "(for symbols such as K, s, u and alpha see the package raypipe.sde):",
+        "Every config field is a flag, --section.field VALUE, where VALUE is YAML, such as 1e-3, true, null or [1, 2].",
+        "The package raypipe.sde defines symbols such as K, s, u and alpha. The fields are:",
     ]
     for name, f in config.field_names():
         if name == "name":

@@ -16,7 +16,8 @@ from raypipe.common import terminal
 from raypipe.common.errors import UserError
 from raypipe.data.conversion import resuming
 from raypipe.data.conversion.shard import LAYOUTS, Options, Outcome, plan
-from raypipe.data.conversion.splits import DATASETS, SPLITS, Division, Split, find_splits
+from raypipe.data.conversion.splits import DATASETS, Division, Split, find_splits
+from raypipe.data.splits import SPLITS
 from raypipe.data.video.fitting import MODES
 from raypipe.distributed.conversion import convert_all
 

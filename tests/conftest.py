@@ -9,9 +9,10 @@ from hypothesis import settings
 
 from raypipe import checkpoint, config
 from raypipe.data.latents import cache_latents, finish
+from raypipe.data.splits import SPLITS
 from raypipe.models.autoencoder import build_autoencoder, measure_scale
 from raypipe.workspace.dataset import ExperimentData, frame_encoder, prepare_dataset
-from raypipe.workspace.layout import SPLITS, Workspace
+from raypipe.workspace.layout import Workspace
 from raypipe.workspace.manifest import begin
 
 settings.register_profile("raypipe", deadline=None)  # other work on the machine must not fail a test

@@ -221,4 +221,4 @@ def test_help_explains_every_flag_and_lists_every_field(capsys):
         assert f"--{name} " in text, name
         if name != "name":
             assert " ".join(field.metadata["help"].split()) in flat, name
-    assert max(len(line) for line in text[text.index("any field of the config") :].splitlines()) <= 120
+    assert max(len(line) for line in text[text.index("Every config field is a flag") :].splitlines()) <= 120

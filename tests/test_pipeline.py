@@ -67,7 +67,8 @@ def test_it_ends_with_the_table_and_the_report_and_leaves_no_process(finished, w
     assert tail[0].split() == ["best", str(workspace.best)]
     assert tail[1].split() == ["report", str(workspace.evaluation / "report.html")]
     assert tail[2].split() == ["next", "python", "-m", "raypipe.generate"]
-    assert "persistence" in out and "climatology" in out and "published default" in out
+    assert "persistence" in out and "climatology" in out and "minus default" in out
+    assert "default" in [line.split()[0] for line in out.splitlines() if line.split()]
 
 
 def test_its_files_stand_where_the_design_says_and_can_be_read(workspace, trials, combinations):
@@ -201,10 +202,10 @@ def test_the_lead_over_the_best_default_is_said_where_the_pipeline_ends_and_in_t
     tested = {row["baseline"]: row for row in combinations if row["split"] == "test"}
     best = min((row for name, row in tested.items() if name is not None), key=lambda row: row["crps_ratio"])
     gap, se = tested[None]["crps_ratio"] - best["crps_ratio"], best["behind_chosen_se"]
-    (line,) = [line for line in finished.process.out.splitlines() if line.startswith("chosen minus best default")]
+    (line,) = [line for line in finished.process.out.splitlines() if line.startswith("chosen minus best baseline")]
     assert line.endswith(f": {gap:+.3f} +- {se:.3f}")
     page = (workspace.evaluation / "report.html").read_text()
-    assert f"{abs(gap):.3f} ± {se:.3f} {'better' if gap < 0 else 'worse'} than the best default" in page
+    assert f"{abs(gap):.3f} ± {se:.3f} {'better' if gap < 0 else 'worse'} than the best baseline" in page
 
 
 def test_persistence_is_the_unit_and_the_published_default_is_as_published(combinations):
@@ -272,10 +273,12 @@ def test_a_second_pipeline_takes_the_next_free_name(workspace):
     assert (second.name, second.folder) == ("demo-2", workspace.storage / "demo-2")
     assert opened("--name", "mine").name == "mine"
     with pytest.raises(
-        ConfigError, match=r"--name: 'demo' exists in .*; add --resume to go on with it, or take another"
+        ConfigError, match=r"--name: 'demo' exists in .*; add --resume to continue it, or choose another name"
     ):
         opened("--name", "demo")
-    with pytest.raises(ConfigError, match=r"--resume: no unfinished search 'demo' in .*; leave --resume out to begin"):
+    with pytest.raises(
+        ConfigError, match=r"--resume: no unfinished search 'demo' in .*; omit --resume to start a new one"
+    ):
         opened("--resume")
     assert list(second.folder.iterdir()) == []  # claimed, and nothing begun
     second.folder.rmdir()

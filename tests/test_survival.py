@@ -223,7 +223,9 @@ def test_a_full_disk_at_a_checkpoint(two_cpus, storage, values):
     try:
         room = shutil.disk_usage(place).free
         (place / "filler").write_bytes(bytes(room - 40_000))  # not enough for a checkpoint
-        with pytest.raises(ConfigError, match=r"no space left on the disk; free some, then .*--resume goes on"):
+        with pytest.raises(
+            ConfigError, match=r"no space left on the disk; free some space and run .* --resume to continue"
+        ):
             run_search(stage)
         states = [trial.state for trial in study(stage.workspace)]
         assert states and set(states) <= {TrialState.RUNNING, TrialState.WAITING}  # none is lost

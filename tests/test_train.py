@@ -21,13 +21,14 @@ from ray.cluster_utils import Cluster
 from raypipe import checkpoint, config, train
 from raypipe.config import ConfigError
 from raypipe.data.shards import ShardWriter
+from raypipe.data.splits import SPLITS
 from raypipe.distributed.connection import start_ray
 from raypipe.distributed.jobs import ComponentJob
 from raypipe.distributed.trainer import train_jobs
 from raypipe.distributed.training_job import Settings
 from raypipe.training.loop import DivergedError
 from raypipe.training.monitor import read_metrics
-from raypipe.workspace.layout import SPLITS, Workspace
+from raypipe.workspace.layout import Workspace
 from raypipe.workspace.run_names import RunName, parse_run_name, run_name
 from tests import raytools
 from tests.raytools import TINY, difference, flags, outcome, same_weights, started, tiny, wait_for
@@ -325,16 +326,19 @@ def refusal(capfd, argv) -> str:
             r"dataset\.root: no shards in '.*nowhere/train'; make them with python -m raypipe",
         ),
         (["--num-workers", "0"], r"--num-workers: must be a positive integer, not 0"),
-        (["--run-name", "f-01-nll", "--resume"], r"--resume: no run 'f-01-nll' in .*leave --resume out"),
+        (["--run-name", "f-01-nll", "--resume"], r"--resume: no run 'f-01-nll' in .*omit --resume to start it"),
         (
             ["--run-name", "f-01-nll", "--resume-step", "12"],
             r"--resume-step: no checkpoint of 'flow-f-01-nll' at step 12",
         ),
         (["--loss", "regression"], r"train\.loss: must be nll or mse for a flow, not 'regression'"),
         (["--num-workers", "3"], r"train\.batch_size: must be a multiple of train.num_workers \(3\), not 16"),
-        (["--num-workers", "16"], r"train\.num_workers: 16 workers need 16 CPUs, and the cluster has 2; take fewer"),
-        (["--num-gpus", "2"], r"--num-gpus: 2 GPUs asked for, and the cluster has 0; leave it out"),
-        (["--dataset.root", "short"], r"a window of 5 frames, 1 apart, spans 5, and the longest clip of train has 4"),
+        (["--num-workers", "16"], r"train\.num_workers: 16 workers need 16 CPUs, but the cluster has 2; use fewer"),
+        (["--num-gpus", "2"], r"--num-gpus: 2 GPUs requested, but the cluster has 0; omit --num-gpus"),
+        (
+            ["--dataset.root", "short"],
+            r"a window of 5 frames at stride 1 spans 5 frames, but the longest clip of train has 4",
+        ),
     ],
     ids=lambda value: "" if isinstance(value, str) else " ".join(value),
 )

@@ -1,9 +1,10 @@
-"""What glibc's malloc costs on a CPU: `python experiments/benchmarks/allocator.py`.
+"""Effect of glibc's malloc thresholds on CPU time: `python experiments/benchmarks/allocator.py`.
 
-The demo's flow trained and evaluated on one thread, in processes of their own, in turns: with the thresholds that
-raypipe starts its workers with, and without. Prints a JSON line a part, of CPU time:
+Times steps of the demo's flow, in training (16 windows) and in a forecast (64 states), on one thread. Fresh processes
+alternate between glibc's default thresholds and those that raypipe sets for its Ray workers. Prints one JSON line for
+training and one for the forecast:
 
-ratio   time of a step (training: 16 windows; forecast: 64 states) without them over that with them
+ratio   CPU time of a step with glibc's thresholds / with those of raypipe
 """
 
 import argparse
@@ -25,7 +26,7 @@ PARTS = ("training", "forecast")
 
 
 def timed(step: Callable[[], object], count: int) -> float:
-    """CPU seconds of a step, after some to warm up."""
+    """CPU seconds of a step, averaged over `count` steps after a warm-up."""
     for _ in range(5):
         step()
     begin = time.process_time()
@@ -35,6 +36,7 @@ def timed(step: Callable[[], object], count: int) -> float:
 
 
 def measure(steps: int) -> dict[str, float]:
+    """CPU seconds of a training step and of a forecast step in this process."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     flow = build_component("flow", config.Model(), 4)
@@ -54,9 +56,15 @@ def measure(steps: int) -> dict[str, float]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--turns", type=cli.positive, default=3, metavar="T", help="processes of each kind")
-    parser.add_argument("--steps", type=cli.positive, default=40, metavar="N", help="steps a process")
-    parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)  # what a process of a turn does
+    parser.add_argument(
+        "--turns", type=cli.positive, default=3, metavar="T", help="processes with each setting (default: 3)"
+    )
+    parser.add_argument(
+        "--steps", type=cli.positive, default=40, metavar="N", help="timed steps in each process (default: 40)"
+    )
+    parser.add_argument(
+        "--one", action="store_true", help=argparse.SUPPRESS
+    )  # used by the processes that this script starts
     args = parser.parse_args(argv)
     if args.one:
         sys.stdout.write(json.dumps(measure(args.steps)))

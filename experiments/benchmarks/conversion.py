@@ -1,8 +1,8 @@
-"""Frames converted a second, against the published way: `python experiments/benchmarks/conversion.py [--clips N]`.
+"""Speed of conversion, compared with the reference code: `python experiments/benchmarks/conversion.py [--clips N]`.
 
-Both read the same folders of 64x64 PNG frames of simulated bodies, with one process and with two. Ours is the whole
-command raypipe.convert_to_h5, the start of its processes included; the baseline (published_layout.py) gives each
-process half of the folders and one shard. Files are in the page cache for both.
+Both convert the same folders of 64x64 PNG frames of simulated bodies, with one and with two processes. Ours is the
+command raypipe.convert_to_h5, including the start of its processes. The baseline is the method of the reference code
+(published_layout.py), where each process writes one shard. All files are in the page cache.
 """
 
 import argparse
@@ -26,14 +26,19 @@ from raypipe.data.demo import make_clip
 
 SIZE, FRAMES = 64, 100
 LEAST = 5.0
+"""Ratio that the conversion should reach."""
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Conversion against the published way, as JSON lines.")
+    parser = argparse.ArgumentParser(
+        description="Compare the speed of conversion with the reference code's; prints JSON lines."
+    )
     parser.add_argument("--clips", type=int, default=300, metavar="N", help=f"clips of {FRAMES} frames (default: 300)")
-    parser.add_argument("--repeats", type=int, default=2, metavar="N", help="the best of so many is taken (default: 2)")
+    parser.add_argument(
+        "--repeats", type=int, default=2, metavar="N", help="repeats, of which the fastest counts (default: 2)"
+    )
     args = parser.parse_args()
-    os.environ["RAY_ADDRESS"] = "local"  # processes of this machine, even if a Ray is up
+    os.environ["RAY_ADDRESS"] = "local"  # local processes, even if a Ray cluster is running
     with tempfile.TemporaryDirectory() as name:
         data = Path(name) / "data"
         for i in range(args.clips):
@@ -46,7 +51,7 @@ def main() -> None:
 
 
 def compare(data: Path, out: Path, processes: int, frames: int, repeats: int) -> None:
-    """Print one line. Ours and the baseline take turns, so that what else the machine does meets both."""
+    """Print the line for a number of processes. Ours and the baseline alternate, so that other load affects both."""
     ours, baseline = [], []
     for _ in range(repeats):
         ours.append(timed(lambda: convert(data, out, processes), out))
@@ -56,7 +61,7 @@ def compare(data: Path, out: Path, processes: int, frames: int, repeats: int) ->
         "name": "conversion",
         "ratio": round(rates[0] / rates[1], 2),
         "at_least": LEAST,
-        "against": "Pillow getdata into one lzf dataset a frame",
+        "against": "Pillow getdata into one lzf dataset per frame",
         "frames_per_second": round(rates[0], 1),
         "baseline_frames_per_second": round(rates[1], 1),
         "processes": processes,
@@ -69,6 +74,7 @@ def compare(data: Path, out: Path, processes: int, frames: int, repeats: int) ->
 
 
 def timed(work: Callable[[], None], out: Path) -> float:
+    """Seconds that `work` takes. The output folder is deleted first."""
     shutil.rmtree(out, ignore_errors=True)
     began = time.perf_counter()
     work()

@@ -1,9 +1,9 @@
-"""Trials of one architecture as one batched training: `python experiments/benchmarks/ensemble.py [--models 8]`.
+"""Speed of training several trials as a batched network: `python experiments/benchmarks/ensemble.py [--models 8]`.
 
-Trials that differ in noise level, loss and learning rate alone train the same network. Their parameters can be stacked
-and trained in one call by torch.func. Prints a JSON line:
+Trials that differ only in noise level, loss and learning rate have the same architecture. Their parameters can be
+stacked, and torch.func can train them in one call. Prints a JSON line:
 
-ratio   time of a step of all models one after the other over that of one batched step: above 1 it pays
+ratio   time of a step of all models in sequence / time of one batched step; above 1, batching is faster
 """
 
 import argparse
@@ -26,10 +26,11 @@ from raypipe.models import attention
 from raypipe.models.components import build_component
 
 CHANNELS, SIDE = 4, 8
-"""Of the demo's latents."""
+"""Channels, and height and width, of the demo's latents."""
 
 
 def measure(models: int, batch: int, turns: int) -> dict[str, object]:
+    """The JSON line. turns: number of timed steps of each kind; the median counts."""
     device, settings = choose_device(), config.Model()
     torch.manual_seed(0)
     networks = [build_component("flow", settings, CHANNELS).to(device) for _ in range(models)]
@@ -51,7 +52,7 @@ def measure(models: int, batch: int, turns: int) -> dict[str, object]:
         return _loss(lambda *state: functional_call(skeleton, parameters, state), *inputs)
 
     def batched() -> list[float]:
-        # What is faster for one model, a convolution and a fused kernel, has no batched form, and would be a loop.
+        # vmap would run the convolution of attention.linear and the fused attention kernel model by model.
         with patch.object(attention, "linear", F.linear), sdpa_kernel(SDPBackend.MATH):
             losses = torch.func.vmap(loss_of)(stacked, x, u, target)
             losses.sum().backward()
@@ -85,9 +86,13 @@ def _loss(network: nn.Module | Callable[[Tensor, Tensor], Tensor], x: Tensor, u:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--models", type=cli.positive, default=8, metavar="N")
-    parser.add_argument("--batch", type=cli.positive, default=16, metavar="B", help="windows a model and step")
-    parser.add_argument("--turns", type=cli.positive, default=15, metavar="T")
+    parser.add_argument("--models", type=cli.positive, default=8, metavar="N", help="number of models (default: 8)")
+    parser.add_argument(
+        "--batch", type=cli.positive, default=16, metavar="B", help="windows per model and step (default: 16)"
+    )
+    parser.add_argument(
+        "--turns", type=cli.positive, default=15, metavar="T", help="timed steps of each kind (default: 15)"
+    )
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     sys.stdout.write(json.dumps(measure(args.models, args.batch, args.turns)) + "\n")

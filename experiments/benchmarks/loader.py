@@ -1,15 +1,16 @@
-"""How fast training gets its windows: `python experiments/benchmarks/loader.py [--clips N] [--quick] [--only NAME]`.
+"""Speed of the data path: `python experiments/benchmarks/loader.py [--clips N] [--quick] [--only NAME]`.
 
 Prints a JSON line for each comparison:
 
-windows     training windows from packed frames, against the published layout and loader, with one and two processes
-latents     windows of latents, sampled and made tensors or read alone, against numpy memmap of the same bytes; also
-            against the mapped bytes as a plain array, whose slices are cheaper than a memmap's
-conversion  frames converted, against the published way (conversion.py)
-growth      opening, memory and windows with 100, 1,000 and 10,000 clips, against the first of them
+windows     training windows of frames from packed shards, compared with the reference layout and the reference code's
+            loader, with one and two processes
+latents     training windows of latents, as tensors or only read, compared with a numpy memmap of the same bytes, and
+            with a plain array over the mapped bytes, which is cheaper to slice than a memmap
+conversion  converted frames, compared with the reference code (conversion.py)
+growth      time to open, memory and windows for 100, 1,000 and 10,000 clips, compared with 100
 
-Every rate is the best of several repeats in which both sides take turns. Files are in the page cache for both, and
-both are warmed up; ours has then verified the checksum of every clip, which it does once a process.
+Each rate is the best of several repeats, in which both sides alternate after a warm-up. All files are in the page
+cache. The checksum of each clip is verified once per process, so in our case during the warm-up.
 """
 
 import argparse
@@ -38,16 +39,21 @@ from raypipe.data.shards import Shards, ShardWriter, open_shards
 from raypipe.data.windows import Sampler, WindowIndex
 
 WINDOW, BATCH = 5, 16
+"""Frames of a window, and windows of a batch."""
 FRAMES, SIZE = 120, 64
+"""Frames of a clip, and their height and width."""
 LATENT = (4, 8, 8)
+"""Shape of a latent, [C, h, w]."""
 PARTS = ("windows", "latents", "conversion", "growth")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="The data path against its baselines, as JSON lines.")
-    parser.add_argument("--clips", type=cli.positive, metavar="N", help="clips to read (default: 200; 6 with --quick)")
-    parser.add_argument("--quick", action="store_true", help="small sizes: to see that it runs, not how fast")
-    parser.add_argument("--only", choices=PARTS, help="one comparison instead of all")
+    parser = argparse.ArgumentParser(description="Compare the data path with its baselines; prints JSON lines.")
+    parser.add_argument(
+        "--clips", type=cli.positive, metavar="N", help="number of clips (default: 200; 6 with --quick)"
+    )
+    parser.add_argument("--quick", action="store_true", help="small sizes, to test the script; the rates mean nothing")
+    parser.add_argument("--only", choices=PARTS, help="run only this comparison")
     args = parser.parse_args()
     clips = args.clips or (6 if args.quick else 200)
     repeats = 1 if args.quick else 5
@@ -63,7 +69,7 @@ def main() -> None:
 
 
 def show(name: str, ours: float, baseline: float, against: str, least: float | None, **more: Any) -> None:
-    """A line of the output; ours and baseline in windows a second."""
+    """Print a line. ours, baseline: windows per second. least: ratio to reach; None: no target."""
     line = {
         "name": name,
         "ratio": round(ours / baseline, 3),
@@ -77,12 +83,13 @@ def show(name: str, ours: float, baseline: float, against: str, least: float | N
 
 
 def best(repeats: int, *sides: Callable[[], float]) -> list[float]:
-    """The shortest seconds of each side; they take turns."""
+    """The shortest time of each side in seconds. The sides alternate."""
     turns = [[side() for side in sides] for _ in range(repeats)]
     return [min(times) for times in zip(*turns, strict=True)]
 
 
 def seconds(work: Callable[[], object]) -> float:
+    """Seconds that `work` takes."""
     began = time.perf_counter()
     work()
     return time.perf_counter() - began
@@ -92,29 +99,29 @@ def seconds(work: Callable[[], object]) -> float:
 
 
 def windows(folder: Path, clips: int, count: int, repeats: int) -> None:
-    """Windows as uint8 batches in memory; the published loader would also convert them to float.
+    """Compare windows as uint8 batches in memory, without the conversion to float of the reference code.
 
-    A turn of the baseline reads `count` windows, one of ours as many as take as long: on a busy machine a turn of
-    milliseconds would slip between the turns of others, and one of seconds would not.
+    The baseline reads `count` windows per repeat. Ours reads as many as take about the same time, because on a busy
+    machine a measurement of milliseconds would often be undisturbed and one of seconds never.
     """
-    packed, published = folder / "packed", folder / "published"
+    packed, reference = folder / "packed", folder / "reference"
     content = np.stack(list(simulated(clips)))
     with ShardWriter(packed) as writer:
         for i, clip in enumerate(content):
             writer.add(f"clip_{i:05d}", clip)
     for first in range(0, clips, 100):
-        write_published(published / f"shard_{first // 100 + 1:04d}.hdf5", content[first : first + 100])
-    dataset: Any = PublishedWindows(published, count, WINDOW)
+        write_published(reference / f"shard_{first // 100 + 1:04d}.hdf5", content[first : first + 100])
+    dataset: Any = PublishedWindows(reference, count, WINDOW)
     for processes in (1, 2):
         loader = DataLoader(dataset, BATCH, num_workers=processes, persistent_workers=True)
         with Ranks(packed, processes, count // BATCH) as ranks:
-            rounds = max(1, round(exhaust(loader) / best(2, ranks.turn)[0]))  # which warms both up, too
+            rounds = max(1, round(exhaust(loader) / best(2, ranks.turn)[0]))  # also the warm-up of both
             ours, baseline = best(repeats, partial(ranks.turn, rounds), partial(exhaust, loader))
         show(
             "windows",
             rounds * count / ours,
             count / baseline,
-            "one lzf dataset a frame, file opened for every sample, 40 frames read to use 5 (DataLoader)",
+            "one lzf dataset per frame, file opened for every sample, 40 frames read to use 5 (DataLoader)",
             15.0,
             processes=processes,
             window=[WINDOW, SIZE, SIZE, 3],
@@ -127,6 +134,7 @@ def windows(folder: Path, clips: int, count: int, repeats: int) -> None:
 
 
 def simulated(clips: int) -> Iterator[NDArray[np.uint8]]:
+    """Clips of the demo dataset, uint8 [FRAMES, SIZE, SIZE, 3]."""
     with terminal.progress_bar("simulate clips", clips, "clip", leave=False) as bar:
         for i in range(clips):
             yield make_clip(np.random.default_rng([0, i]), FRAMES, SIZE, 0.02)
@@ -134,20 +142,20 @@ def simulated(clips: int) -> Iterator[NDArray[np.uint8]]:
 
 
 def exhaust(loader: Any) -> float:
-    """Seconds of an epoch."""
+    """Seconds of an epoch of a DataLoader."""
     return seconds(lambda: deque(loader, maxlen=0))
 
 
 def batches(shards: Shards, rank: int = 0, world_size: int = 1) -> WindowBatches:
-    """As a training reads them."""
+    """The batches that a training with `world_size` ranks reads on this rank."""
     count = len(WindowIndex(shards.lengths, WINDOW))
     return WindowBatches(shards, WINDOW, 1, Sampler(count, BATCH, 0, rank, world_size))
 
 
 class Ranks:
-    """The processes of a training without the network: each reads its part of every batch.
+    """Processes that read what the ranks of a training read: each its part of every batch.
 
-    DataLoader's workers are forked too, and both stay from turn to turn.
+    Like the workers of the DataLoader, they are forked once and stay alive between repeats.
     """
 
     def __init__(self, folder: Path, processes: int, steps: int) -> None:
@@ -162,7 +170,7 @@ class Ranks:
             self._children.append(child)
 
     def turn(self, rounds: int = 1) -> float:
-        """Seconds from the word to begin until the last rank has all its batches, `rounds` times `steps`."""
+        """Seconds until all ranks have read `rounds * steps` batches."""
         began = time.perf_counter()
         for pipe in self._pipes:
             pipe.send(rounds)
@@ -183,7 +191,7 @@ class Ranks:
 def _rank(folder: Path, rank: int, world_size: int, steps: int, pipe: Any) -> None:
     shards = open_shards(folder)
     for i in range(len(shards)):
-        shards.clip(i)  # checksums
+        shards.clip(i)  # verifies the checksums
     mine = batches(shards, rank, world_size)
     step = 0
     while rounds := pipe.recv():
@@ -197,7 +205,7 @@ def _rank(folder: Path, rank: int, world_size: int, steps: int, pipe: Any) -> No
 
 
 def latents(folder: Path, clips: int, repeats: int) -> None:
-    """Every window once: the same windows in the same order on both sides."""
+    """Compare windows of latents. Both sides read every window once, in the same order."""
     rng = np.random.default_rng(0)
     content = rng.standard_normal((clips, FRAMES, *LATENT), np.float32).astype(np.float16)
     with ShardWriter(folder / "packed", key="latents") as writer:
@@ -239,13 +247,13 @@ def latents(folder: Path, clips: int, repeats: int) -> None:
 
 
 def conversion(clips: int, repeats: int) -> None:
-    """In a process of its own: those that it starts import what it imports, which should not be torch."""
+    """Run conversion.py in a new process, so that the workers it forks or spawns do not import torch."""
     script = Path(__file__).with_name("conversion.py")
     subprocess.run([sys.executable, script, "--clips", str(clips), "--repeats", str(repeats)], check=True)
 
 
 def growth(folder: Path, sizes: tuple[int, ...], quick: bool) -> None:
-    """Clips of 12 frames of 8x8, each size opened and read by a fresh process."""
+    """Compare datasets of different sizes, with clips of 12 frames of 8x8. A new process opens and reads each."""
     context = multiprocessing.get_context("spawn")
     first: float | None = None
     for clips in sizes:
@@ -263,7 +271,7 @@ def growth(folder: Path, sizes: tuple[int, ...], quick: bool) -> None:
 
 
 def _measure(folder: Path, count: int) -> dict[str, Any]:
-    """In a fresh process: seconds and resident memory, beyond what it had before."""
+    """Measure times in seconds, and the growth of this new process's resident memory, for a folder of shards."""
     before = resident()
     opening = seconds(lambda: open_shards(folder))
     shards = open_shards(folder)
@@ -285,7 +293,7 @@ def _measure(folder: Path, count: int) -> dict[str, Any]:
 
 
 def resident() -> float:
-    """Resident memory of this process in MiB, mapped files included (Linux)."""
+    """Resident memory of this process in MiB, including mapped files. Linux only."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return int(next(line for line in lines if line.startswith("VmRSS")).split()[1]) / 1024
 

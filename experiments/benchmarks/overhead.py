@@ -1,9 +1,9 @@
-"""What a search costs beside its trials: `python experiments/benchmarks/overhead.py [--trials N]`.
+"""Overhead of the search: `python experiments/benchmarks/overhead.py [--trials N]`.
 
-Runs a search whose trials sleep instead of training, and prints a JSON line:
+Runs a search whose trials sleep for a second instead of training, and prints a JSON line:
 
-ratio    the share of the time of all places for trials that went by outside them, against none
-memory   MiB of the driver after a quarter of the trials and at the end
+ratio    fraction of the slot time (number of concurrent trials times duration) in which no trial ran
+memory   resident memory of the driver in MiB, after a quarter of the trials and at the end
 """
 
 import argparse
@@ -28,7 +28,7 @@ MIB = 2**20
 
 
 class Sleeper(tune.Trainable):
-    """Stands in for a trial: sleeps, then reports a score that depends on the noise level."""
+    """Replaces a trial: sleeps for a second, then reports an objective that depends on the noise level."""
 
     def setup(self, config: dict[str, Any], stage: Stage | None = None) -> None:
         assert stage is not None
@@ -52,18 +52,18 @@ class Sleeper(tune.Trainable):
         }
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """Nothing."""
+        """A sleeper has no state to save."""
 
 
 def resident() -> float:
-    """MiB of this process."""
+    """Resident memory of this process in MiB. Linux only."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * 4096 / MIB
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--trials", type=cli.positive, default=200)
+    parser.add_argument("--trials", type=cli.positive, default=200, metavar="N", help="number of trials (default: 200)")
     trials = parser.parse_args().trials
     with tempfile.TemporaryDirectory() as folder:
         experiment = config.replace(config.Experiment(), **{"search.flow_trials": trials, "search.rungs": 1})

@@ -1,6 +1,7 @@
-"""The baseline: the published layout, and how the published code writes and reads it, written afresh.
+"""Baseline: an independent implementation of how the reference code writes and reads the reference layout.
 
-Groups `<clip>/<frame>`, each frame an lzf dataset uint8 [H, W, 3], and `len/<clip>`, in shard_0001.hdf5, ...
+The layout is a folder of files shard_0001.hdf5, ... with a dataset `<clip>/<frame>` for each frame, uint8 [H, W, 3],
+compressed with lzf, and a dataset `len/<clip>` with the number of frames of each clip.
 """
 
 from collections.abc import Iterable, Sequence
@@ -16,7 +17,7 @@ Frames = NDArray[np.uint8]
 
 
 def write_published(path: Path, clips: Iterable[Iterable[Frames]]) -> None:
-    """One shard: each clip an iterable of frames [H, W, 3]."""
+    """Write a shard. clips: for each clip an iterable of frames, uint8 [H, W, 3]."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with h5py.File(path, "w") as file:
         for number, clip in enumerate(clips):
@@ -28,14 +29,14 @@ def write_published(path: Path, clips: Iterable[Iterable[Frames]]) -> None:
 
 
 def read_image(path: Path) -> Frames:
-    """The published way: Pillow's pixels as a list of Python tuples, then an array of it."""
+    """Read an image as the reference code does: the pixels become Python tuples, then an array."""
     with Image.open(path) as image:
         pixels: Any = image.getdata()
         return np.array(pixels, dtype=np.uint8).reshape(image.height, image.width, 3)
 
 
 def convert_published(task: tuple[Path, Sequence[Path]]) -> None:
-    """Folders of 0.png, 1.png, ... to one shard: (shard, folders)."""
+    """Convert folders with images 0.png, 1.png, ... to a shard. task: path of the shard, folders."""
     path, folders = task
     write_published(
         path, ((read_image(folder / f"{t}.png") for t in range(len(list(folder.iterdir())))) for folder in folders)
@@ -43,10 +44,10 @@ def convert_published(task: tuple[Path, Sequence[Path]]) -> None:
 
 
 class PublishedWindows:
-    """A map-style dataset for torch's DataLoader: an item is a window of a random place of one clip.
+    """Map-style dataset for torch's DataLoader. An item is a window at a random start of a clip.
 
-    The file is opened for every item, `read` frames are read from a start drawn with choice(length - read),
-    and the first `window` of them are used. Length: items an epoch.
+    As in the reference code, each access opens the file and reads `read` frames, of which it uses the first `window`.
+    items: number of items of an epoch.
     """
 
     def __init__(self, folder: Path, items: int, window: int, read: int = 40) -> None:

@@ -1,8 +1,8 @@
-"""Learning curves of a grid of flows, for benchmarks of searches: `python experiments/benchmarks/record.py`.
+"""Record learning curves of a grid of flows, to replay searches on: `python experiments/benchmarks/record.py`.
 
-Trains and scores the demo's flow as a trial of a search does, at all rungs, for every combination of 10 noise levels
-(0 among them), both losses and 6 learning rates, with 3 seeds: 360 trainings. Rows are added to the file as they come,
-and the same command goes on where it stopped. What it writes is kept in the tests; `search.py` beside it replays it.
+Trains the demo's flow and scores it at all rungs, as a trial of a search does, for each combination of 10 noise levels
+(including 0), 2 losses, 6 learning rates and 3 seeds: 360 trainings. Rows are written as they arrive; if interrupted,
+the same command continues. The file is part of the tests, and `search.py` replays searches on it.
 """
 
 import argparse
@@ -43,13 +43,13 @@ RECIPE = {
     "evaluation.fit_windows": 8,
     "evaluation.multipliers": [0.3, 0.5, 0.8],
 }
-"""Half a trial of the demo, scored in half the time: the whole grid takes two cores an hour."""
+"""Half the steps of the demo's trials, and fewer windows for the fit: the grid takes an hour on two cores."""
 RECORDED = Path(__file__).parents[2] / "tests" / "recorded" / "flow.parquet"
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A training of the grid."""
+    """The settings of a training of the grid."""
 
     noise_std: float
     loss: str
@@ -62,7 +62,7 @@ class Cell:
 
 
 def curve(stage: Stage, cell: Cell) -> list[records.Row]:
-    """The cell's rows, one a rung; `seconds` is the time from the beginning of the training."""
+    """Train a cell and return its rows, one per rung. `seconds`: time since the start of the training."""
     torch.set_num_threads(1)
     name = f"cell-{os.getpid()}"
     values = {
@@ -96,7 +96,7 @@ def curve(stage: Stage, cell: Cell) -> list[records.Row]:
 
 
 def write(path: Path, rows: Sequence[records.Row], experiment: config.Experiment) -> None:
-    """Sorted rows, and in the file's metadata what they are of."""
+    """Write the rows, sorted, with the config and the manifest in the metadata of the file."""
     ordered = sorted(rows, key=lambda r: (r["seed"], r["loss"], r["noise_std"], r["learning_rate"], r["step"]))
     about = {"experiment": config.to_dict(experiment), "manifest": manifest(experiment)}
     table = pa.Table.from_pylist(ordered).replace_schema_metadata({"raypipe": json.dumps(about)})
@@ -107,8 +107,16 @@ def write(path: Path, rows: Sequence[records.Row], experiment: config.Experiment
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = cli.experiment_parser("record.py", "Record the learning curves of a grid of flows.")
-    parser.add_argument("--out", type=Path, default=RECORDED, metavar="FILE", help="default: the one in the tests")
-    parser.add_argument("--processes", type=cli.positive, default=os.cpu_count(), metavar="N")
+    parser.add_argument(
+        "--out", type=Path, default=RECORDED, metavar="FILE", help="output file (default: the one in tests/)"
+    )
+    parser.add_argument(
+        "--processes",
+        type=cli.positive,
+        default=os.cpu_count(),
+        metavar="N",
+        help="worker processes (default: all cores)",
+    )
     parser.add_argument("--first", type=cli.positive, metavar="N", help=argparse.SUPPRESS)
     args, overrides = cli.parse(parser, argv)
     experiment = cli.experiment(args, {**RECIPE, **overrides})

@@ -1,7 +1,7 @@
-"""A search on recorded learning curves and a simulated clock: the real proposers and schedulers, and no training.
+"""Simulate a search on recorded learning curves, with the real samplers and schedulers but without training.
 
-What `record.py` recorded stands in for the trials: one whose values are proposed goes the way of the nearest training
-of the grid. Samplers, schedulers and numbers of workers are so compared in seconds, with stragglers and failures.
+A trial follows the recorded learning curve (`record.py`) whose settings are nearest to the proposed ones. A simulated
+clock accounts for the number of workers, stragglers and failures, so a search takes seconds.
 """
 
 import heapq
@@ -31,12 +31,12 @@ AXES = {
     "train.loss": Axis(choices=["nll", "mse"]),
     "train.learning_rate": Axis(low=3e-4, high=9.6e-3, log=True),
 }
-"""The space that the grid covers."""
+"""The search space, which the grid covers."""
 
 
 @dataclass(frozen=True)
 class Rung:
-    """A training at a rung: its objective there, and the seconds from the rung before."""
+    """A rung of a learning curve. seconds: time since the previous rung."""
 
     step: int
     objective: float
@@ -44,10 +44,10 @@ class Rung:
 
 
 class Curves:
-    """The recorded trainings, by what was trained and the seed.
+    """The recorded learning curves, by settings and seed.
 
-    All train one network, so each rung takes all of them the same time: the median of those recorded, which the load
-    of the machine at the time does not bend.
+    All trainings have the same architecture, so each rung is assumed to take the same time in all of them: the median
+    of the recorded times, which removes the effect of other load on the machine.
     """
 
     def __init__(self, path: Path = RECORDED) -> None:
@@ -69,14 +69,16 @@ class Curves:
 
     @property
     def rungs(self) -> list[int]:
+        """Training steps of the recorded rungs."""
         return [rung.step for rung in max(self._curves.values(), key=len)]
 
     @property
     def configurations(self) -> int:
+        """Number of recorded settings, not counting seeds."""
         return len({key[:3] for key in self._curves})
 
     def of(self, values: Mapping[str, Any], seed: int, rungs: int | None = None) -> list[Rung]:
-        """The nearest training, on the scales of the axes; at its last `rungs` rungs, if so many are wanted."""
+        """The learning curve with the nearest settings (on the scale of each axis). rungs: keep only its last rungs."""
         curve = self._curves[*self._cell(values), seed]
         early = 0 if rungs is None else len(curve) - rungs
         if early <= 0:
@@ -85,11 +87,11 @@ class Curves:
         return [Rung(first.step, first.objective, sum(r.seconds for r in curve[: early + 1])), *curve[early + 1 :]]
 
     def expected(self, values: Mapping[str, Any]) -> float:
-        """The objective at the end, in the mean over the recorded seeds."""
+        """The objective at the last rung, averaged over the recorded seeds."""
         return float(np.mean([self._curves[*self._cell(values), seed][-1].objective for seed in self.seeds]))
 
     def best(self) -> float:
-        """The least expected objective of the grid."""
+        """The lowest expected objective in the grid."""
         cells = {key[:3] for key in self._curves}
         return min(float(np.mean([self._curves[*cell, s][-1].objective for s in self.seeds])) for cell in cells)
 
@@ -102,10 +104,10 @@ class Curves:
 
 @dataclass(frozen=True)
 class Setting:
-    """A search to simulate. steps: those that all trials may train together; None: as many as `trials` take.
+    """Settings of a simulated search.
 
-    stragglers: share of trials whose every rung takes `slowdown` times as long; failures: chance that a trial dies
-    on its way to a rung.
+    steps: budget of training steps over all trials; None: no budget. stragglers: probability that a trial takes
+    `slowdown` times as long. failures: probability, per rung, that a trial fails before it. rungs: number of rungs.
     """
 
     sampler: str = "tpe"
@@ -122,9 +124,10 @@ class Setting:
 
 @dataclass
 class Run:
-    """A simulated search: what it took, and its best trial at the last rung after so many steps.
+    """Result of a simulated search. trials: started. stopped, failed: of these. seconds: on the simulated clock.
 
-    best: (steps trained by all trials, seconds on the clock, observed objective, expected objective).
+    best: a tuple whenever a trial finishes with a new lowest objective: (training steps of all trials so far, seconds,
+    objective of the recorded seed, objective averaged over seeds).
     """
 
     trials: int = 0
@@ -135,13 +138,16 @@ class Run:
     best: list[tuple[int, float, float, float]] = field(default_factory=list)
 
     def at(self, steps: float) -> float:
-        """The expected objective of the best trial that was known after so many steps."""
+        """Expected objective of the best trial known after this many training steps; inf if there is none."""
         return next((expected for at, _, _, expected in reversed(self.best) if at <= steps), math.inf)
 
 
 @dataclass
 class _Trial:
-    """As much of Ray Tune's trial as schedulers and the search look at."""
+    """The attributes of a Ray Tune trial that schedulers and the searcher use, and the simulated state.
+
+    slow: factor on the time of each rung. rung: index of the next rung.
+    """
 
     trial_id: str
     config: dict[str, Any]
@@ -153,7 +159,7 @@ class _Trial:
 
 
 def experiment(setting: Setting, rungs: list[int]) -> Experiment:
-    """The config of the search that is simulated."""
+    """The config of the simulated search."""
     return config.replace(Experiment(), **{
         "search.sampler": setting.sampler,
         "search.scheduler": setting.scheduler,
@@ -167,7 +173,7 @@ def experiment(setting: Setting, rungs: list[int]) -> Experiment:
 
 
 def replay(curves: Curves, setting: Setting) -> Run:
-    """Simulate a search. The same setting gives the same run."""
+    """Simulate a search. Deterministic."""
     return _Replay(curves, setting).run()
 
 
@@ -178,7 +184,7 @@ class _Replay:
         made = experiment(setting, curves.rungs[-setting.rungs :])
         stage = Stage(made, Workspace(Path(), "replay"), "flow")
         self._search = make_searcher(stage, InMemoryStorage())
-        # Any: schedulers are written for Ray Tune's own trials and controller, and look at no more than is here.
+        # Any: Ray Tune's schedulers expect its own trial and controller, but use only the attributes provided here.
         self._scheduler: Any = make_scheduler(made.search, stage.rungs, {}, setting.trials, setting.workers)
         if self._scheduler is not None:
             self._scheduler.set_search_properties("objective", "min")
@@ -203,7 +209,7 @@ class _Replay:
             self._reach(trial)
 
     def _start_one(self) -> bool:
-        """Put a trial on a free worker: a new one, or one that waited."""
+        """Start or continue a trial on a free worker. Returns False if there is none or the budget is used up."""
         budget = self._setting.steps
         if budget is not None and self._run.steps >= budget:
             return False
@@ -234,13 +240,13 @@ class _Replay:
             self._scheduler.on_trial_add(self._controller, trial)
 
     def _go_on(self, trial: _Trial) -> None:
-        """To the next rung; its steps count from now on."""
+        """Schedule the arrival at the next rung. The steps count toward the budget immediately."""
         rung = trial.curve[trial.rung]
         self._run.steps += rung.step - (trial.curve[trial.rung - 1].step if trial.rung else 0)
         heapq.heappush(self._events, (self._clock + trial.slow * rung.seconds, next(self._order), trial))
 
     def _reach(self, trial: _Trial) -> None:
-        """A trial is at its next rung, or died on the way."""
+        """Process the arrival of a trial at its next rung, or its failure."""
         rung = trial.curve[trial.rung]
         dies = self._rng.random() < self._setting.failures or not math.isfinite(rung.objective)
         result = {

@@ -1,15 +1,15 @@
-"""How fast and how well a trained model is sampled: `python experiments/benchmarks/sampling.py [--model DIR]`.
+"""Speed and quality of samplers for a trained model: `python experiments/benchmarks/sampling.py [--model DIR]`.
 
-Prints JSON lines, all from the same networks, validation windows and number of members:
+Prints JSON lines, all for the same networks, validation windows and number of members:
 
-- ours, 2 steps a frame, against the published sampler, torchsde's adaptive Milstein (rtol 1e-10, atol 1e-2): `ratio` of
-  predicted frames a second, in latents, the best of a few runs side by side, in batches of one size; and the quality
-  of both;
-- ours in batches of other sizes;
-- ours compiled against eager, turn by turn, in batches of one size; the first forecast, which compiles, apart;
-- every solver at 1, 2, 4, ... steps: quality against network evaluations a frame.
+- our sampler with 2 steps per frame, compared with that of the reference code, torchsde's adaptive Milstein (rtol
+  1e-10, atol 1e-2): `ratio` of predicted frames per second, without decoding, and the quality of both. The two
+  alternate, with equal batches, and the fastest run of each counts;
+- our sampler with other batch sizes;
+- our sampler with compiled and with eager networks; the first forecast, which compiles them, is timed separately;
+- each solver with 1, 2, 4, ... steps per frame: quality and network evaluations per frame.
 
-crps_ratio is on latents, psnr (dB) on decoded frames, the mean over members.
+crps_ratio is computed in latent space, psnr (dB) on decoded frames of single members.
 """
 
 import argparse
@@ -48,15 +48,17 @@ from raypipe.workspace.layout import Workspace
 PROG = "sampling.py"
 RTOL, ATOL = 1e-10, 1e-2
 FIRST_STEP = 0.1
-"""torchsde's dt, its first try: from its own default, 1e-3, it takes three times as many evaluations to grow."""
+"""First step size of torchsde. With its default of 1e-3, it needs three times as many evaluations."""
 BATCHES = (16, 32, 64, 128, 256)
+"""Batch sizes, in forecasts."""
 CURVE = (1, 2, 4, 8, 16, 32)
-PUBLISHED = "torchsde adaptive milstein"
+"""Integration steps per frame."""
+REFERENCE = "torchsde adaptive milstein"
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What is sampled: the model, held-out windows, members, rollouts at once, and how networks are evaluated."""
+    """A model, windows to forecast, and settings. batch_size: forecasts at once; None: chosen by `in_batches`."""
 
     predictor: Predictor
     data: ExperimentData
@@ -72,19 +74,19 @@ class Trial:
 
     @property
     def frames(self) -> int:
-        """Frames that a forecast of all windows predicts."""
+        """Number of frames that a forecast of all windows predicts."""
         return self.members * self.windows.truth.shape[0] * self.windows.truth.shape[1]
 
     def first(self, count: int) -> "Trial":
-        """The first few windows alone."""
+        """The same with only the first `count` windows."""
         w = self.windows
         return replace(self, windows=Forecasts(w.context[:count], w.truth[:count], w.clips[:count], w.starts[:count]))
 
 
 class IntervalSde:
-    """One frame interval as torchsde sees it: the flattened state, diagonal noise.
+    """Adapter of a frame interval to torchsde's interface, with a flattened state and diagonal noise.
 
-    As published, its networks run without gradients, so that Milstein's derivative comes out as zero.
+    As in the reference code, the networks run without gradients, so the derivative in the Milstein scheme is 0.
     """
 
     noise_type = "diagonal"
@@ -107,7 +109,7 @@ class IntervalSde:
 
 @dataclass
 class Drifts:
-    """Drift evaluations, over all batches and frames."""
+    """Counter of drift evaluations and of frame intervals, over all batches."""
 
     count: int = 0
     intervals: int = 0
@@ -118,7 +120,7 @@ class Drifts:
 
 
 def sample_published(trial: Trial, drifts: Drifts) -> Tensor:
-    """torchsde's sampler, frame after frame: [n, members, H, C, h, w]."""
+    """Forecast with the reference code's sampler: [n, members, H, C, h, w]. drifts: is increased."""
     import torchsde  # type: ignore[import-untyped,unused-ignore]
 
     given = trial.windows.context.repeat_interleave(trial.members, dim=0)
@@ -137,7 +139,7 @@ def sample_published(trial: Trial, drifts: Drifts) -> Tensor:
                 0.0, 1.0, size=tuple(start.shape), entropy=entropy, device=device, dtype=start.dtype
             )
             with warnings.catch_warnings(), torch.no_grad():
-                warnings.simplefilter("ignore")  # that its step is the least allowed
+                warnings.simplefilter("ignore")  # torchsde warns when it reaches the minimum step size
                 end = torchsde.sdeint(
                     sde, start, times, bm=noise, method="milstein", dt=FIRST_STEP, adaptive=True, rtol=RTOL, atol=ATOL
                 )[-1]
@@ -152,7 +154,7 @@ def sample_published(trial: Trial, drifts: Drifts) -> Tensor:
 
 
 def sample(trial: Trial, solver: str, steps: int) -> Tensor:
-    """Ours: [n, members, H, C, h, w]."""
+    """Forecast with our sampler: [n, members, H, C, h, w]. steps: integration steps per frame."""
     with autocast(trial.predictor.device):
         return rollout(
             trial.dynamics,
@@ -168,11 +170,12 @@ def sample(trial: Trial, solver: str, steps: int) -> Tensor:
 
 
 def scored(trial: Trial, made: Tensor) -> Score:
+    """The score of a forecast in latent space."""
     return ensemble.score(made, trial.windows.truth, trial.windows.last)
 
 
 def psnr(trial: Trial, made: Tensor) -> float:
-    """dB, the mean over windows, members and frames."""
+    """PSNR in dB of a forecast after decoding, averaged over windows, members and frames."""
     truth, _ = true_frames(trial.data, "val", trial.windows)
     total = [
         frames.psnr(decoded := decode_frames(trial.predictor.autoencoder, forecasts), to_float(true).expand_as(decoded))
@@ -182,7 +185,7 @@ def psnr(trial: Trial, made: Tensor) -> float:
 
 
 def versus(trial: Trial, timed: Trial, repeats: int) -> None:
-    """Print both samplers' speed and quality, and the ratio of the speeds."""
+    """Print speed and quality of both samplers, and the ratio of their speeds. timed: the windows for the speed."""
     drifts = Drifts()
     seconds: dict[str, list[float]] = {"theirs": [], "ours": []}
     with terminal.progress_bar("both samplers", repeats, "run") as bar:
@@ -197,7 +200,7 @@ def versus(trial: Trial, timed: Trial, repeats: int) -> None:
     reference, score = scored(trial, theirs), scored(trial, ours)
     gap = score.minus(reference)
     common = {"benchmark": "sampling", "members": trial.members, "windows": len(trial.windows.clips)}
-    show(common, PUBLISHED, speed["theirs"], reference, psnr=psnr(trial, theirs), drifts_per_frame=drifts.per_frame)
+    show(common, REFERENCE, speed["theirs"], reference, psnr=psnr(trial, theirs), drifts_per_frame=drifts.per_frame)
     show(
         common,
         "euler_maruyama",
@@ -207,14 +210,14 @@ def versus(trial: Trial, timed: Trial, repeats: int) -> None:
         drifts_per_frame=2,
         psnr=psnr(trial, ours),
         ratio=speed["ours"] / speed["theirs"],
-        against=PUBLISHED,
+        against=REFERENCE,
         crps_difference=gap.value,
         crps_difference_se=gap.se,
     )
 
 
 def batches(timed: Trial, repeats: int, sizes: Sequence[int]) -> None:
-    """Print the speed of ours in batches of each size; `ratio` is to the largest."""
+    """Print the speed of our sampler for each batch size; `ratio` is to that of the largest."""
     seconds: dict[int, list[float]] = {size: [] for size in sizes}
     with terminal.progress_bar("batch sizes", repeats * len(sizes), "run") as bar:
         for _ in range(repeats):
@@ -230,7 +233,7 @@ def batches(timed: Trial, repeats: int, sizes: Sequence[int]) -> None:
 
 
 def compiled(timed: Trial, repeats: int) -> None:
-    """Print the speed of ours with its networks compiled; `ratio` is to ours without."""
+    """Print the speed of our sampler with compiled networks; `ratio` is to that with eager ones."""
     graph = replace(timed, evaluate=CompiledEvaluate())
     began = time.perf_counter()
     made = sample(graph, "euler_maruyama", 2)
@@ -257,7 +260,7 @@ def compiled(timed: Trial, repeats: int) -> None:
 
 
 def curve(trial: Trial, counts: Sequence[int]) -> None:
-    """Print quality against evaluations, a line a solver and number of steps; `ratio` is of the crps_ratios."""
+    """Print quality and network evaluations for each solver and number of steps; `ratio` is of the crps_ratios."""
     common = {"benchmark": "solvers", "members": trial.members, "windows": len(trial.windows.clips)}
     base = scored(trial, sample(trial, "euler_maruyama", 2))
     with terminal.progress_bar("solvers", len(SOLVERS) * len(counts), "forecast") as bar:
@@ -294,6 +297,7 @@ def say(line: dict[str, Any]) -> None:
 
 
 def find_model(args: argparse.Namespace) -> Path:
+    """The best/ folder given by --model, or that of the latest finished search."""
     if args.model is not None:
         return find_best(args.model)
     storage = cli.storage_root(args)
@@ -304,12 +308,12 @@ def find_model(args: argparse.Namespace) -> Path:
 
 
 def open_trial(args: argparse.Namespace) -> Trial:
-    """The model, and validation windows of the experiment that it lies in."""
+    """Load the model, and read validation windows of its experiment."""
     best = find_model(args)
     folder = best.resolve().parent
     if not (folder / "config.yaml").is_file():
         raise ConfigError(
-            f"--model: {best} lies in no experiment, whose validation clips are needed; give one that does"
+            f"--model: {best} is not in an experiment's folder; its experiment's validation clips are needed"
         )
     workspace = Workspace(folder.parent, folder.name)
     experiment = workspace.experiment()
@@ -320,7 +324,9 @@ def open_trial(args: argparse.Namespace) -> Trial:
 
 
 def make_parser() -> cli.Parser:
-    parser = cli.Parser(prog=PROG, description="Speed and quality of samplers on a trained model.", allow_abbrev=False)
+    parser = cli.Parser(
+        prog=PROG, description="Measure speed and quality of samplers for a trained model.", allow_abbrev=False
+    )
     parser.add_argument("--model", type=Path, metavar="DIR", help="an experiment's folder, or the best/ in it "
                         "(default: the latest under the storage root)")  # fmt: skip
     parser.add_argument("--storage", metavar="DIR", help="storage root of the experiments (default: $RAYPIPE_STORAGE "
@@ -328,20 +334,24 @@ def make_parser() -> cli.Parser:
     parser.add_argument(
         "--windows", type=cli.positive, default=64, metavar="N", help="validation windows (default: 64)"
     )
-    parser.add_argument("--timed", type=cli.positive, default=16, metavar="N", help="windows of the timed runs "
+    parser.add_argument("--timed", type=cli.positive, default=16, metavar="N", help="windows in the timed runs "
                         "(default: 16)")  # fmt: skip
-    parser.add_argument("--members", type=cli.positive, default=4, metavar="M", help="forecasts a window (default: 4)")
-    parser.add_argument("--batch-size", type=cli.positive, metavar="B", help="forecasts at once, of both samplers "
+    parser.add_argument("--members", type=cli.positive, default=4, metavar="M", help="members per window (default: 4)")
+    parser.add_argument("--batch-size", type=cli.positive, metavar="B", help="forecasts at once, for both samplers "
                         "(default: chosen as in an evaluation)")  # fmt: skip
     parser.add_argument("--threads", type=cli.positive, default=1, metavar="N", help="torch threads (default: 1)")
-    parser.add_argument("--quick", action="store_true", help="tiny: shows that it runs, and measures nothing")
+    parser.add_argument(
+        "--quick", action="store_true", help="small sizes, to test the script; the numbers mean nothing"
+    )
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = make_parser().parse_args(argv)
     if importlib.util.find_spec("torchsde") is None:
-        raise ConfigError("torchsde: not installed, and compared with; pip install -r tests/requirements.txt")
+        raise ConfigError(
+            "torchsde: not installed, but needed for the comparison; pip install -r tests/requirements.txt"
+        )
     torch.set_num_threads(args.threads)
     trial = open_trial(args)
     repeats = 1 if args.quick else 3

@@ -1,17 +1,18 @@
-"""Searches compared on recorded learning curves: `python experiments/benchmarks/search.py [--seeds 30]`.
+"""Compare search methods on recorded learning curves: `python experiments/benchmarks/search.py [--seeds 30]`.
 
-Replays the flow stage's search over the grid that `record.py` recorded, on a simulated clock (`replay.py`), and prints
-a JSON line each:
+Simulates searches of the flow stage (`replay.py`) on the grid that `record.py` recorded, all with the same budget of
+training steps over all trials. Prints four JSON lines:
 
-search     the default search (TPE and ASHA) against random search without a scheduler, at the same number of training
-           steps over all trials. ratio: of the mean best objectives (of a trial, the mean over the recorded training
-           seeds, so that a lucky seed wins nothing); steps_ratio: the steps that the default's mean takes to reach
-           random's final mean best, over random's. sd and se are over the searches' seeds.
-sampler    each sampler with ASHA, and scheduler: each scheduler with TPE, at those steps.
-workers    seconds on the simulated clock for as many steps, by workers, with a tenth of the trials three times slower
-           and one in fifty rungs lost with its trial.
+search     the default search (TPE with ASHA), compared with random search without a scheduler. ratio: ratio of the mean
+           best objectives; the objective of a trial is averaged over the recorded training seeds, so that a lucky seed
+           gives no advantage. steps_ratio: fraction of the budget after which the default search is as good as random
+           search at its end. sd, se: over the seeds of the searches.
+sampler    each sampler with ASHA.
+scheduler  each scheduler with TPE.
+workers    duration on the simulated clock by number of workers; 10% of the trials are three times slower, and 2% of the
+           rungs fail, which ends their trial.
 
-`--plot FILE` draws the mean best objective against training steps.
+`--plot FILE` plots the mean best objective against training steps.
 """
 
 import json
@@ -30,9 +31,10 @@ from raypipe.common.files import atomic_path
 from raypipe.config import ConfigError, Experiment
 
 TRIALS = 20
-"""Whole trainings that a search may take."""
+"""Budget of a search, in trainings of full length."""
 RANDOM = {"sampler": "random", "scheduler": "none"}
 KEPT = Experiment().search.reduction_factor
+"""ASHA continues one in this many trials after each rung."""
 DEFAULT: dict[str, str] = {}
 SAMPLERS = ("tpe", "gp", "nsga2", "random")
 SCHEDULERS = ("asha", "halving", "median", "none")
@@ -41,14 +43,14 @@ FAULTS = {"stragglers": 0.1, "failures": 0.02}
 
 
 def runs(curves: Curves, seeds: int, steps: int, **settings: Any) -> list[Run]:
-    """One search a seed, each of as many trials as the steps allow."""
+    """One search per seed, with about as many trials as the budget `steps` allows."""
     rungs = curves.rungs[-Setting.rungs :]
     trials = _trials(steps // rungs[-1], rungs, str(settings.get("scheduler", "asha")))
     return [replay(curves, Setting(steps=steps, trials=trials, seed=seed, **settings)) for seed in range(seeds)]
 
 
 def _trials(whole: int, rungs: Sequence[int], scheduler: str) -> int:
-    """How many trials take the steps of so many whole ones, if a scheduler that thins them lets one in k go on."""
+    """Number of trials that need the steps of `whole` full trainings, if the scheduler stops trials at the rungs."""
     if scheduler not in ("asha", "halving"):
         return whole
     shares = [(b - a) / KEPT**i for i, (a, b) in enumerate(zip([0, *rungs], rungs, strict=False))]
@@ -56,16 +58,18 @@ def _trials(whole: int, rungs: Sequence[int], scheduler: str) -> int:
 
 
 def mean_best(found: Sequence[Run], steps: float) -> float:
+    """Mean over searches of the best expected objective after this many training steps."""
     return statistics.mean(run.at(steps) for run in found)
 
 
 def steps_to(found: Sequence[Run], target: float, limit: int) -> int | None:
-    """The steps after which the mean best objective is at most the target; None if that is not within the limit."""
+    """Training steps after which the mean best objective reaches the target; None: not within `limit` steps."""
     known = sorted({at for run in found for at, *_ in run.best if at <= limit})
     return next((at for at in known if mean_best(found, at) <= target), None)
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
+    """Mean and standard deviation."""
     sd = statistics.stdev(values) if len(values) > 1 else math.nan
     return {"mean": round(statistics.mean(values), 4), "sd": round(sd, 4)}
 
@@ -95,12 +99,12 @@ def against_random(curves: Curves, seeds: int, steps: int) -> dict[str, Any]:
 
 
 def _observed(found: Sequence[Run]) -> float:
-    """The mean best score as a search sees it, of the one training of each trial."""
+    """Mean best objective that the searches observed, from a single training seed per trial."""
     return statistics.mean(run.best[-1][2] for run in found)
 
 
 def compared(curves: Curves, seeds: int, steps: int, kind: str, names: Sequence[str]) -> dict[str, Any]:
-    """The lines `sampler` and `scheduler`: mean best at a quarter of the steps, at half, and at the end."""
+    """The lines `sampler` and `scheduler`: mean best objective after a quarter, half and all of the steps."""
     line: dict[str, Any] = {"name": kind, "seeds": seeds, "steps": steps}
     for name in names:
         found = runs(curves, seeds, steps, **{kind: name})
@@ -135,7 +139,7 @@ def workers(curves: Curves, seeds: int, steps: int) -> dict[str, Any]:
 
 
 def draw(path: Path, lines: Mapping[str, Sequence[Run]], steps: int, floor: float) -> None:
-    """Mean best objective against training steps, with its standard error."""
+    """Plot the mean best objective and its standard error against training steps. floor: lowest of the grid."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.4, 3.6), layout="constrained")
@@ -147,7 +151,7 @@ def draw(path: Path, lines: Mapping[str, Sequence[Run]], steps: int, floor: floa
         mean, error = values[:, known].mean(0), values[:, known].std(0) / math.sqrt(len(found))
         (line,) = axes.plot(grid[known], mean, label=name)
         axes.fill_between(grid[known], mean - error, mean + error, color=line.get_color(), alpha=0.2, linewidth=0)
-    axes.axhline(floor, color="0.6", linewidth=1, linestyle=":", label="least of the grid")
+    axes.axhline(floor, color="0.6", linewidth=1, linestyle=":", label="lowest of the grid")
     axes.set(xlabel="training steps over all trials", ylabel="mean best objective (CRPS ratio)", xlim=(0, steps))
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
@@ -157,13 +161,25 @@ def draw(path: Path, lines: Mapping[str, Sequence[Run]], steps: int, floor: floa
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = cli.Parser(prog="search.py", description="Compare searches on recorded learning curves.")
-    parser.add_argument("--seeds", type=cli.positive, default=30, metavar="N", help="searches of each kind")
-    parser.add_argument("--recorded", type=Path, default=RECORDED, metavar="FILE", help="what record.py wrote")
-    parser.add_argument("--only", choices=("search", "sampler", "scheduler", "workers"), help="one line")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the best objective against steps (PNG)")
+    parser.add_argument(
+        "--seeds", type=cli.positive, default=30, metavar="N", help="searches of each kind (default: 30)"
+    )
+    parser.add_argument(
+        "--recorded",
+        type=Path,
+        default=RECORDED,
+        metavar="FILE",
+        help="file that record.py wrote (default: the one in tests/)",
+    )
+    parser.add_argument("--only", choices=("search", "sampler", "scheduler", "workers"), help="print only this line")
+    parser.add_argument(
+        "--plot", type=Path, metavar="FILE", help="plot the mean best objective against training steps (PNG)"
+    )
     args = parser.parse_args(argv)
     if not args.recorded.is_file():
-        raise ConfigError(f"--recorded: no file {args.recorded}; python experiments/benchmarks/record.py makes one")
+        raise ConfigError(
+            f"--recorded: no file {args.recorded}; create it with python experiments/benchmarks/record.py"
+        )
     curves = Curves(args.recorded)
     steps = TRIALS * curves.rungs[-1]
     makers: dict[str, Callable[[], dict[str, Any]]] = {

@@ -1,14 +1,17 @@
-"""How fast components train: `python experiments/benchmarks/training.py [--quick] [--only NAME] [--threads N]`.
+"""Speed of training: `python experiments/benchmarks/training.py [--quick] [--only NAME] [--threads N]`.
 
 Prints a JSON line for each comparison:
 
-cache    a step on latents from the cache, against the same step encoding its frames (KTH: published flow, f8_small)
-trainer  a training under TorchTrainer with one worker and its checkpoints, against the bare loop; start-up excluded
-flops    floating-point operations a second of a step, against those of a large matrix product, by torch's `@` (MKL)
-         or by our linear map (oneDNN), whichever is faster here
-profile  where a step's time goes, by torch.profiler, as shares of it
+cache    a training step on cached latents, compared with one that encodes its frames (reference network for KTH, with
+         the autoencoder f8_small)
+trainer  training under TorchTrainer with one worker, including checkpoints, compared with the training loop alone;
+         start-up is not counted
+flops    floating-point operations per second of a training step, compared with those of a large matrix product, with
+         torch's `@` (MKL) or our linear map (oneDNN), whichever is faster
+profile  fractions of the time of a training step by kind of operation, from torch.profiler
 
-Times are the best of several repeats in which both sides take turns. Frames are random: they do not matter here.
+Times are the best of several repeats, in which both sides alternate. Frames are random, as speed does not depend on
+their content.
 """
 
 import argparse
@@ -42,8 +45,9 @@ from raypipe.workspace.dataset import ExperimentData
 from raypipe.workspace.layout import ParentModels, Workspace
 
 CLIPS, FRAMES = 4, 12
+"""Number of clips, and of frames of each."""
 CPU = torch.device("cpu")
-PUBLISHED = {
+REFERENCE = {
     "model.inner_dim": 768,
     "model.depth": 4,
     "model.mid_depth": 5,
@@ -52,6 +56,7 @@ PUBLISHED = {
     "model.time_input": False,
     "train.ema": 0.0,
 }
+"""Settings of the reference network."""
 GROUPS: Mapping[str, tuple[str, ...]] = {
     "attention": ("scaled_dot_product", "flash_attention", "aten::bmm", "softmax"),
     "optimizer, clipping, average": ("_fused_adamw", "_foreach", "linalg_vector_norm", "lerp"),
@@ -59,13 +64,14 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     "norms, gelu, dropout": ("norm", "gelu", "dropout", "bernoulli"),
     "copies": ("copy", "contiguous", "clone", "aten::cat"),
 }
-"""Parts of a step's time, by the names of its operations: the first that fits."""
+"""Kinds of operations, and substrings of their names; the first match counts."""
 Tick = Callable[[], None]
+"""Advances the progress bar."""
 
 
 @dataclass(frozen=True)
 class Shape:
-    """A training: the config's fields, and the network between frames and latents."""
+    """Sizes of a training. fields: config fields. network, arguments: the autoencoder's type and sizes."""
 
     name: str
     fields: Mapping[str, Any] = field(default_factory=dict)
@@ -74,17 +80,19 @@ class Shape:
 
 
 DEMO = Shape("demo")
-KTH = Shape("kth", PUBLISHED, "vqgan", {"attention_levels": [2]})  # f8_small
-CLEVRER = Shape("clevrer", {**PUBLISHED, "dataset.image_size": 128})
+KTH = Shape("kth", REFERENCE, "vqgan", {"attention_levels": [2]})  # f8_small
+CLEVRER = Shape("clevrer", {**REFERENCE, "dataset.image_size": 128})
 TINY_NETWORK = {"ch": 32, "ch_mult": [1, 1, 1, 2], "num_embeddings": 16, "num_res_blocks": 1}
 TINY = Shape("tiny", {"model.inner_dim": 16, "dataset.image_size": 32}, "vqgan", TINY_NETWORK)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Training against its baselines, as JSON lines.")
-    parser.add_argument("--quick", action="store_true", help="small sizes: to see that it runs, not how fast")
-    parser.add_argument("--only", choices=PARTS, help="one comparison instead of all")
-    parser.add_argument("--threads", type=cli.positive, default=1, metavar="N", help="torch's threads (1)")
+    parser = argparse.ArgumentParser(description="Compare the speed of training with baselines; prints JSON lines.")
+    parser.add_argument(
+        "--quick", action="store_true", help="small sizes, to test the script; the numbers mean nothing"
+    )
+    parser.add_argument("--only", choices=PARTS, help="run only this comparison")
+    parser.add_argument("--threads", type=cli.positive, default=1, metavar="N", help="torch threads (default: 1)")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     for name in [args.only] if args.only else PARTS:
@@ -93,13 +101,14 @@ def main() -> None:
 
 
 def cache(folder: Path, quick: bool, tick: Tick) -> None:
+    """Print the line `cache`."""
     shape = TINY if quick else KTH
     trainings = {mode: training(prepare(folder / mode, shape, **{"latents.mode": mode})) for mode in ("cache", "off")}
     times = take_turns({mode: partial(one_step, t) for mode, t in trainings.items()}, 1 if quick else 3, tick)
     show(
         "cache",
         times["off"] / times["cache"],
-        "the same step with its frames encoded in it",
+        "the same step with encoding of its frames",
         at_least=3,
         shape=shape.name,
         parameters=parameters(trainings["cache"].module),
@@ -109,13 +118,14 @@ def cache(folder: Path, quick: bool, tick: Tick) -> None:
 
 
 def trainer(folder: Path, quick: bool, tick: Tick) -> None:
+    """Print the line `trainer`."""
     shape, steps = (TINY, 12) if quick else (DEMO, 1500)
     data = prepare(folder, shape, **{"train.steps": steps, "train.checkpoint_every": max(1, steps // 6)})
     start_ray()
     rates: dict[str, list[float]] = {"bare": [], "trainer": []}
     for repeat in range(1 if quick else 3):
         bare = training(data)
-        every = max(1, steps // 6 // 5)  # as often as a job reports
+        every = max(1, steps // 6 // 5)  # the reporting interval of a job
         rates["bare"].append(rate(partial(bare.advance, steps, every=every), lambda progress: None))
         tick()
         timed = TimedJob(ComponentJob(data.experiment, data.workspace, f"timed-{repeat}"), folder / "rate")
@@ -136,6 +146,7 @@ def trainer(folder: Path, quick: bool, tick: Tick) -> None:
 
 
 def flops(folder: Path, quick: bool, tick: Tick) -> None:
+    """Print the lines `flops`, one per shape."""
     size = 256 if quick else 2048
     a, b = torch.randn(size, size), torch.randn(size, size)
     image = a.view(-1, 8, 8, size)  # oneDNN is twice as fast on a square of pixels as on a row
@@ -164,6 +175,7 @@ def flops(folder: Path, quick: bool, tick: Tick) -> None:
 
 
 def profiled(folder: Path, quick: bool, tick: Tick) -> None:
+    """Print the lines `profile`, one per shape."""
     for shape in (TINY,) if quick else (DEMO, KTH, CLEVRER):
         trained = training(prepare(folder / shape.name, shape))
         one_step(trained)
@@ -176,7 +188,7 @@ def profiled(folder: Path, quick: bool, tick: Tick) -> None:
             spent[name] += event.self_cpu_time_total
         total = sum(spent.values())
         shares = {name: round(value / total, 3) for name, value in spent.items()}
-        show("profile", shares["linear maps"], "the whole step; of linear maps", shape=shape.name, shares=shares)
+        show("profile", shares["linear maps"], "the whole step; ratio of linear maps", shape=shape.name, shares=shares)
         tick()
 
 
@@ -189,7 +201,7 @@ PARTS: Mapping[str, Callable[[Path, bool, Tick], None]] = {
 
 
 def prepare(folder: Path, shape: Shape, **fields: Any) -> ExperimentData:
-    """Frames, an untrained autoencoder and, where the mode is `cache`, the latents of them."""
+    """Write shards of random frames, an untrained autoencoder and, for latents.mode cache, the latent cache."""
     settings = {"dataset.root": str(folder / "shards"), **shape.fields, **fields}
     experiment = config.replace(config.Experiment(), **settings)
     data = ExperimentData(experiment, Workspace(folder / "storage", shape.name))
@@ -226,7 +238,7 @@ def parameters(module: torch.nn.Module) -> int:
 
 
 def take_turns(sides: Mapping[str, Callable[[], Any]], repeats: int, tick: Tick) -> dict[str, float]:
-    """The least seconds that each side takes, after one warm-up."""
+    """The shortest time of each side in seconds. The sides alternate; the first round is a warm-up."""
     best = dict.fromkeys(sides, float("inf"))
     for repeat in range(repeats + 1):
         for name, side in sides.items():
@@ -239,7 +251,7 @@ def take_turns(sides: Mapping[str, Callable[[], Any]], repeats: int, tick: Tick)
 
 
 def rate(advance: Callable[[Callable[[Progress], None]], None], report: Callable[[Progress], None]) -> float:
-    """Steps a second from the first report to the end, with all that happens in between."""
+    """Steps per second from the first to the last report."""
     seen: list[tuple[int, float]] = []
 
     def note(progress: Progress) -> None:
@@ -252,7 +264,7 @@ def rate(advance: Callable[[Callable[[Progress], None]], None], report: Callable
 
 @dataclass(frozen=True)
 class TimedJob:
-    """A job that leaves its rate in a file."""
+    """A `ComponentJob` whose training writes its steps per second to the file `result`."""
 
     job: ComponentJob
     result: Path
@@ -274,6 +286,8 @@ class TimedJob:
 
 
 class TimedTraining:
+    """Wraps the training `inner`, and writes its steps per second to the file `result`."""
+
     def __init__(self, inner: Any, result: Path) -> None:
         self._inner, self._result = inner, result
         self.save, self.restore = inner.save, inner.restore

@@ -13,6 +13,7 @@ from raypipe.common.errors import UserError
 
 
 def parser() -> argparse.ArgumentParser:
+    """The parser of the commands `import` and `export`."""
     root = cli.Parser(
         prog="raypipe.checkpoint",
         description="Convert checkpoint files of the reference code to model folders and back.",
@@ -54,7 +55,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command. Returns exit code 0, or 2 after an error of the user, which is one line on stderr."""
+    """Run the command. Returns exit code 0, or 2 after a UserError or OSError, printed as one line on stderr."""
     arguments = parser().parse_args(argv)
     try:
         if arguments.command == "export":

@@ -72,7 +72,7 @@ class Meta:
     flow_hash: str | None = None
     """`weights_hash` of that flow."""
     residual_std: list[float] | None = None
-    """Standard deviation of a flow's residual at u = 0 on training data, for each latent channel."""
+    """std [C] of `raypipe.sde`: root mean square of a flow's residual at u = 0 on training windows."""
     autoencoder_hash: str | None = None
     """`autoencoder_hash` of the autoencoder whose latents the component was trained on."""
     extra: dict[str, Any] = field(default_factory=dict)
@@ -265,6 +265,7 @@ def staged(folder: str | Path) -> AbstractContextManager[Path]:
 
 
 def _read_kind(folder: str | Path, kind: str) -> Meta:
+    """`read_meta`, which also raises UserError if the model is not of this kind, component or autoencoder."""
     meta = read_meta(folder)
     if meta.kind != kind:
         raise UserError(f"{folder}: contains a model of kind {meta.kind}, not {kind}; load it with load_{meta.kind}")

@@ -155,6 +155,7 @@ def _import_parts(
 def _component(
     tensors: dict[str, Tensor], component: config.Component | None, num_heads: int, parts: Mapping[str, _Part]
 ) -> tuple[nn.Module, Meta]:
+    """Build a component with these weights, and its Meta. parts: the networks of the file that it refers to."""
     autoencoder, flow = parts.get("autoencoder"), parts.get("flow")
     channels = autoencoder.meta.latent_channels if autoencoder else None
     spec = reference_names.describe_component(tensors, component, num_heads, channels)
@@ -173,6 +174,7 @@ def _component(
 
 
 def _autoencoder(tensors: dict[str, Tensor], groups: int) -> tuple[nn.Module, Meta]:
+    """Build an autoencoder with these weights, and its Meta. Raises UserError if its type is unknown."""
     spec = reference_names.describe_autoencoder(tensors, groups)
     if spec is None:
         known = f"{reference_names.COMPONENT}*, vector_quantizer.*, quantize.* or encoder.down_blocks.*"
@@ -246,7 +248,13 @@ def export_file(folder: str | Path, file: str | Path) -> None:
 
 
 def _new_record(folder: Path, meta: Meta) -> dict[str, Any]:
-    """The record that `import_file` stores in `unused.safetensors`, for a network that was trained here."""
+    """The record that `import_file` stores in `unused.safetensors`, for a network that was trained by raypipe.
+
+    wrapper: entry of the checkpoint file that holds the state dict, or DIFFUSERS. names: [name in the file, current
+    name, dtype] of each tensor, in the order of the file (empty: all tensors, under their current names). routes:
+    prefix of the tensor names -> folder of the network, relative to the model folder. shared: `weights_hash` of each
+    network that is stored outside the model folder. unused: tensors that no network uses. rest: other entries.
+    """
     if meta.kind == "autoencoder":
         if meta.network not in ("vqvae", "vqgan", "kl"):
             raise UserError(f"{folder}: a {meta.network} autoencoder cannot be exported; only vqvae, vqgan and kl can")

@@ -48,7 +48,7 @@ def find(folder: Path, digest: str, like: Meta | None = None) -> Path | None:
 
 
 def _neighbors(folder: Path) -> Iterator[Path]:
-    """The model folders in the parent of `folder`, then those inside the folders there."""
+    """The model folders next to `folder`, then the subfolders of imported model folders next to it."""
     parent = folder.parent
     others = sorted(path for path in parent.iterdir() if path.name[:1] != ".") if parent.is_dir() else []
     yield from filter(_is_model, others)

@@ -20,5 +20,5 @@ def autocast(device: torch.device) -> AbstractContextManager[object]:
 
 
 def train_backend(use_gpu: bool) -> str:
-    """The backend of torch.distributed."""
+    """The communication backend of torch.distributed for training on GPUs or CPUs."""
     return "nccl" if use_gpu else "gloo"

@@ -22,8 +22,8 @@ from raypipe.common.errors import UserError
 from raypipe.config import Demo
 from raypipe.data.shards import open_shards
 from raypipe.data.shards.writer import INDEX, ShardWriter
+from raypipe.data.splits import SPLITS
 
-SPLITS = ("train", "val", "test")
 BOX = 64.0
 """Side of the box in pixels."""
 RADIUS = (7.0, 10.0)

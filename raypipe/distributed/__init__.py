@@ -1,1 +1,1 @@
-"""What runs on Ray: joining a cluster, trainings under TorchTrainer, encoding and conversion."""
+"""Work that runs on Ray: joining a cluster, training under TorchTrainer, latent encoding and dataset conversion."""

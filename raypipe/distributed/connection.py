@@ -1,4 +1,4 @@
-"""The Ray that a command works on: the one that is up, joined, or one started on this machine."""
+"""Connect a command to Ray: join a running cluster, or start Ray on this machine."""
 
 import logging
 import os
@@ -17,21 +17,23 @@ from raypipe.distributed.ray_internals import head_address
 logger = logging.getLogger(__name__)
 
 SECONDS = 5
-"""How long a machine has to answer."""
-TRIES = "RAY_gcs_server_port_wait_time_s"
-"""How often Ray tries, half a minute each; by itself twenty times."""
+"""Timeout of the connection test, in seconds."""
+CONNECT_ATTEMPTS = "RAY_gcs_server_port_wait_time_s"
+"""Environment variable: how many times Ray tries to connect, half a minute each. Ray's default is 20."""
 SETTINGS: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": False}
-"""Of `ray.init`, joined or started."""
+"""Arguments of `ray.init`, whether it joins or starts Ray."""
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(2**25), "MALLOC_TRIM_THRESHOLD_": str(2**28)}
-"""glibc keeps tensors' memory for the next step instead of handing it back to the system and asking for it again, which
-costs a CPU a third of a forecast (experiments/benchmarks/allocator.py). 2^25 is the most that it takes."""
+"""glibc settings that keep the memory of freed tensors for the next step. By default glibc returns it to the system and
+requests it again, which takes a third of the time of a forecast on a CPU (experiments/benchmarks/allocator.py).
+2^25 is the largest mmap threshold that glibc accepts."""
 
 
 def join() -> bool:
-    """Join the Ray that RAY_ADDRESS names, or else the one that `ray start` made here; False if there is none.
+    """Join the Ray cluster at RAY_ADDRESS, or else the one that `ray start` started on this machine.
 
-    RAY_ADDRESS=local means none. What another program started for itself is left alone: it ends with that program.
-    Raises ConfigError if the Ray that is named does not answer or turns us away.
+    Returns whether a cluster was joined; RAY_ADDRESS=local joins none. A Ray instance that another program started with
+    `ray.init` is never joined, since it ends with that program. Raises ConfigError if the cluster at RAY_ADDRESS does
+    not answer, or if a cluster that answers refuses the connection.
     """
     named = os.environ.get("RAY_ADDRESS") or "auto"
     if named == "local":
@@ -42,37 +44,39 @@ def join() -> bool:
     if not _answers(address):
         if named != "auto":
             raise ConfigError(f"RAY_ADDRESS: no Ray cluster answers at {address}; start it, or unset RAY_ADDRESS")
-        logger.warning("no Ray answers at %s, where `ray start` made one; going on without it", address)
+        logger.warning(
+            "no Ray cluster answers at %s, the address that `ray start` recorded; continuing without it", address
+        )
         return False
     try:
-        with _one_try():
+        with _one_connection_attempt():
             ray.init(address, **SETTINGS)
-    except Exception as error:  # another version, no token, ...: Ray says it in several ways
+    except Exception as error:  # Ray raises different types for a wrong version, a missing token, ...
         reason = " ".join(str(error).split())
         raise ConfigError(
-            f"RAY_ADDRESS: the Ray at {address} cannot be joined ({reason}); RAY_ADDRESS=local does without it"
+            f"RAY_ADDRESS: cannot join the Ray cluster at {address} ({reason}); set RAY_ADDRESS=local to run without it"
         ) from None
     return True
 
 
 @contextmanager
-def _one_try() -> Iterator[None]:
-    """Only while joining: a Ray that starts here later must not inherit it."""
-    before = os.environ.get(TRIES)
-    os.environ.setdefault(TRIES, "1")
+def _one_connection_attempt() -> Iterator[None]:
+    """Limit Ray to one connection attempt. Reset afterwards, so that a Ray started later does not inherit the limit."""
+    before = os.environ.get(CONNECT_ATTEMPTS)
+    os.environ.setdefault(CONNECT_ATTEMPTS, "1")
     try:
         yield
     finally:
         if before is None:
-            del os.environ[TRIES]
+            del os.environ[CONNECT_ATTEMPTS]
 
 
 def _answers(address: str) -> bool:
     if address.startswith("ray://"):
-        return True  # Ray's client asks for itself
+        return True  # the Ray client tests the connection itself
     match = re.fullmatch(r"\[?(.+?)\]?:(\d+)", address)
     if match is None or "/" in address:
-        raise ConfigError(f"RAY_ADDRESS: must be HOST:PORT, as `ray start` prints it, or local, not {address!r}")
+        raise ConfigError(f"RAY_ADDRESS: must be HOST:PORT, as printed by `ray start`, or `local`, not {address!r}")
     try:
         socket.create_connection((match[1], int(match[2])), SECONDS).close()
     except (OSError, OverflowError):
@@ -81,24 +85,26 @@ def _answers(address: str) -> bool:
 
 
 def start_ray(*, dashboard: bool = False) -> None:
-    """Join the Ray that is up (`join`), or start one on this machine; whoever joined already, stays."""
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")  # a report waits for the next look
+    """Join a running cluster (`join`), or start Ray on this machine. Keeps an existing connection of this process."""
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")  # reports are collected at this polling interval
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-    # The study and trials.parquet keep what Ray Tune would write of every trial once more, and it takes its time.
+    # Ray Tune's own log files are slow to write and repeat what the study and trials.parquet hold.
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "3600")
     for name, value in ALLOCATOR.items():
-        os.environ.setdefault(name, value)  # workers of a Ray that starts here begin with it
+        os.environ.setdefault(name, value)  # inherited by the workers if Ray is started here
     if ray.is_initialized() or join():
         return
     try:
         ray.init("local", include_dashboard=dashboard, **SETTINGS)
-    except Exception as error:  # an overloaded or full machine, of which Ray says so in several ways
+    except Exception as error:  # Ray raises different types when CPU time, memory or disk space run out
         reason = " ".join(str(error).split())
-        raise ConfigError(f"Ray did not start on this machine ({reason}); try again, or free memory and disk") from None
+        raise ConfigError(
+            f"Ray did not start on this machine ({reason}); free memory and disk space, or try again later"
+        ) from None
 
 
 def scales_up() -> bool:
-    """Whether this is the head of a cluster that `ray up` made, which starts nodes for what waits."""
+    """Whether this is the head of a cluster made by `ray up`, which adds nodes for pending tasks."""
     return Path("~/ray_bootstrap_config.yaml").expanduser().exists()

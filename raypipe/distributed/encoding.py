@@ -1,4 +1,4 @@
-"""The latent cache of an experiment, made on the cluster: shards are handed out one by one to whoever is free."""
+"""Encode the latent cache of an experiment on the Ray cluster; each idle worker gets the next shard."""
 
 from collections import deque
 from dataclasses import dataclass
@@ -19,21 +19,22 @@ from raypipe.config import ConfigError
 from raypipe.data.latents import Encode, check_latents, encode_shard, finish, missing_shards
 from raypipe.data.shards import Shards
 from raypipe.data.shards.writer import INDEX
+from raypipe.data.splits import SPLITS, Split
 from raypipe.distributed.connection import scales_up
 from raypipe.distributed.failures import plain_errors
 from raypipe.workspace.dataset import ExperimentData, frame_encoder
-from raypipe.workspace.layout import SPLITS, Split
 
 BATCH_PIXELS = 64 * 64 * 64
-"""Pixels of a batch: 64 frames of 64x64, and fewer larger ones, so that what it takes does not grow with the frame."""
+"""Pixels per batch: 64 frames of 64x64, or fewer larger frames, so that memory does not grow with the frame size."""
 CHECKED_FRAMES = 4
-"""Frames of each split that every run encodes again, to compare them with the cache."""
+"""Number of frames of each split that every run encodes again and compares with the cache."""
 POLL_SECONDS = 0.5
+"""Interval at which finished shards are collected and the progress bar is updated."""
 
 
 @dataclass(frozen=True)
 class Piece:
-    """What one worker does at a time: a shard of a split, and the key of its cache."""
+    """The unit of work of a worker: one shard of a split. frames: of the shard; key: of the cache of the split."""
 
     split: Split
     shard: int
@@ -42,22 +43,22 @@ class Piece:
 
 
 def prepare_latents(data: ExperimentData, *, use_gpu: bool = False) -> None:
-    """Encode every shard that is not cached yet; then compare some frames of every split with their cache.
+    """Encode every shard that is not cached yet, then compare some frames of every split with the cache.
 
-    A worker that dies is replaced, and its shard begun again up to train.max_failures times.
-    Raises ConfigError for a shard that kills more workers, and for a cache that does not hold what the
-    autoencoder makes of the frames; ValueError for one that was made by another autoencoder or of other data.
+    A worker that dies is replaced, and its shard is restarted, up to train.max_failures times.
+    Raises ConfigError if more workers die on one shard, or if the cached latents differ from the encoded frames;
+    UserError if the cache was made with another autoencoder or dataset.
     """
     latents = data.workspace.folder / "latents"
     latents.mkdir(parents=True, exist_ok=True)
-    with FileLock(latents / ".lock"):  # a second run of the experiment waits, and finds the cache made
+    with FileLock(latents / ".lock"):  # a concurrent run of the experiment waits here, then uses the finished cache
         unfinished = [split for split in SPLITS if not (data.cache(split) / INDEX).is_file()]
         pieces = [piece for split in unfinished for piece in _pieces(data, split)]
         if pieces:
             _encode_all(data, pieces, use_gpu)
         for split in unfinished:
             finish(data.frames(split), data.cache(split), data.cache_key(split))
-    # On the CPU: the driver reserves no GPU, and these are few frames.
+    # Few frames are compared, so the CPU is enough; the driver has no GPU reserved.
     encode = frame_encoder(checkpoint.load_autoencoder(data.workspace.autoencoder), torch.device("cpu"))
     rng = np.random.default_rng(data.experiment.train.random_seed)
     for split in SPLITS:
@@ -71,7 +72,11 @@ def _pieces(data: ExperimentData, split: Split) -> list[Piece]:
 
 
 class _Encoder:
-    """A worker. It loads the autoencoder once, with its first shard: if that kills it, the shard has failed."""
+    """Actor that encodes shards.
+
+    It loads the autoencoder with its first shard, not in __init__, so that a crash while loading counts against
+    max_task_retries.
+    """
 
     def __init__(self, data: ExperimentData, use_gpu: bool) -> None:
         self._data, self._use_gpu = data, use_gpu
@@ -96,7 +101,7 @@ class _Encoder:
         self._done += frames
 
     def done(self) -> int:
-        """Frames of the present piece that are encoded; answered by a second thread, beside the work."""
+        """Number of frames of the current piece encoded so far. Runs in a second thread while `encode` runs."""
         return self._done
 
 
@@ -112,40 +117,47 @@ def _encode_all(data: ExperimentData, pieces: list[Piece], use_gpu: bool) -> Non
         max_task_retries=data.experiment.train.max_failures,
         max_concurrency=2,
     )
-    waiting = deque(sorted(pieces, key=lambda piece: -piece.frames))  # the longest first, so that all end together
-    crew = _Crew(data)
+    # The longest shards come first, so that the workers finish at about the same time.
+    waiting = deque(sorted(pieces, key=lambda piece: -piece.frames))
+    workers = _Workers(data)
     with terminal.progress_bar("encode frames", sum(piece.frames for piece in pieces), "frame", leave=False) as bar:
         try:
             for _ in range(max(1, min(slots, len(pieces)))):
-                crew.hand_out(encoder.remote(data, use_gpu), waiting.popleft())
-            while crew.running:
-                for worker in crew.free():
-                    # A worker without work is let go: one that was preempted may wait for its CPU.
+                workers.assign(encoder.remote(data, use_gpu), waiting.popleft())
+            while workers.running:
+                for worker in workers.collect_idle():
+                    # End an idle worker: a worker that is being restarted may be waiting for its CPU.
                     if waiting:
-                        crew.hand_out(worker, waiting.popleft())
+                        workers.assign(worker, waiting.popleft())
                     else:
                         ray.kill(worker)
-                crew.show(bar)
+                workers.show(bar)
         finally:
-            for worker, _ in crew.running.values():
+            for worker, _ in workers.running.values():
                 ray.kill(worker)
 
 
-class _Crew:
-    """The workers that have a piece, by the call that does it, and how far they are."""
+class _Workers:
+    """The busy workers and their progress.
+
+    running: worker and piece by the reference of the remote `encode` call.
+    """
 
     def __init__(self, data: ExperimentData) -> None:
         self.running: dict[Any, tuple[Any, Piece]] = {}
         self._data = data
-        self._asked: dict[Any, Any] = {}
-        self._partly: dict[Any, int] = {}
-        self._whole = 0
+        self._progress_requests: dict[Any, Any] = {}
+        self._partial_frames: dict[Any, int] = {}
+        self._finished_frames = 0
 
-    def hand_out(self, worker: Any, piece: Piece) -> None:
+    def assign(self, worker: Any, piece: Piece) -> None:
         self.running[worker.encode.remote(piece)] = worker, piece
 
-    def free(self) -> list[Any]:
-        """The workers that have finished their piece by now. Raises ConfigError for a piece that failed."""
+    def collect_idle(self) -> list[Any]:
+        """Wait up to POLL_SECONDS; return the workers that finished their piece.
+
+        Raises ConfigError if workers died on a piece more than train.max_failures times.
+        """
         calls, _ = ray.wait(list(self.running), timeout=POLL_SECONDS)
         return [self._finish(call) for call in calls]
 
@@ -160,23 +172,23 @@ class _Crew:
             frames = self._data.frames(piece.split)
             times = self._data.experiment.train.max_failures + 1
             raise ConfigError(
-                f"{frames.folder / frames.shard_names[piece.shard]}: {times} workers died encoding it, of too little"
-                " memory perhaps; free some, and the same command goes on with what is missing"
+                f"{frames.folder / frames.shard_names[piece.shard]}: {times} workers died encoding it, perhaps out of"
+                " memory; free memory and run the same command again to encode the remaining shards"
             ) from error
         del self.running[call]
-        self._asked.pop(call, None)
-        self._partly.pop(call, None)
-        self._whole += piece.frames
+        self._progress_requests.pop(call, None)
+        self._partial_frames.pop(call, None)
+        self._finished_frames += piece.frames
         return worker
 
     def show(self, bar: "tqdm[Any]") -> None:
-        """Bring the bar up to date, without waiting for workers that are busy or gone."""
+        """Update the bar without waiting for workers that do not answer."""
         for call, (worker, _) in self.running.items():
-            if call not in self._asked:
-                self._asked[call] = worker.done.remote()
-            elif ray.wait([self._asked[call]], timeout=0)[0]:
+            if call not in self._progress_requests:
+                self._progress_requests[call] = worker.done.remote()
+            elif ray.wait([self._progress_requests[call]], timeout=0)[0]:
                 try:
-                    self._partly[call] = ray.get(self._asked.pop(call))
+                    self._partial_frames[call] = ray.get(self._progress_requests.pop(call))
                 except RayError:
-                    self._partly[call] = 0  # it died; its piece begins again
-        bar.update(self._whole + sum(self._partly.values()) - bar.n)
+                    self._partial_frames[call] = 0  # the worker died; its piece starts again
+        bar.update(self._finished_frames + sum(self._partial_frames.values()) - bar.n)

@@ -1,4 +1,4 @@
-"""Errors of Ray's workers, without Ray's wrapping."""
+"""Unwrap the errors of Ray workers."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +12,7 @@ from raypipe.common.errors import UserError
 
 @contextmanager
 def plain_errors() -> Iterator[None]:
-    """Raise the UserError of a worker as if it were raised here; any other error keeps the worker's traceback."""
+    """Re-raise the UserError of a worker as a UserError; other errors pass through with the worker's traceback."""
     try:
         yield
     except (RayTaskError, TrainingFailedError) as error:
@@ -23,7 +23,7 @@ def plain_errors() -> Iterator[None]:
 
 
 def root_cause(error: BaseException) -> BaseException:
-    """What a worker raised first, under all that Ray wrapped around it."""
+    """The original exception of a worker, inside the exceptions that Ray wrapped around it."""
     inner: Any = None
     if isinstance(error, WorkerGroupError):
         inner = next(iter(error.worker_failures.values()), None)

@@ -1,4 +1,4 @@
-"""The trainings of an experiment, described so that any worker can begin them."""
+"""The training jobs of an experiment: its autoencoder and its components."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +25,10 @@ def run_settings(
     batch: int | None = None,
     **more: Any,
 ) -> Settings:
-    """train.num_workers workers, or as many as divide the batch."""
+    """Settings of a training job, with the largest number of workers up to train.num_workers that divides the batch.
+
+    batch: training samples per step; None for train.batch_size. more: further fields of `Settings`.
+    """
     batch = batch or experiment.train.batch_size
     workers = max(n for n in range(1, experiment.train.num_workers + 1) if batch % n == 0)
     return Settings(
@@ -69,7 +72,7 @@ class AutoencoderJob:
 
 @dataclass(frozen=True)
 class ComponentJob:
-    """The training of one component to its end, into `<component>/<name>`."""
+    """The training of one component. The model is saved in the folder `<component>/<name>` of the experiment."""
 
     experiment: Experiment
     workspace: Workspace

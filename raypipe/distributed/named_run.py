@@ -1,4 +1,4 @@
-"""One run of a component by name: where it goes, what it goes on from, and the flow that a diffusion needs."""
+"""A named training run of one component: new or resumed, and the flow that a diffusion is trained on."""
 
 import json
 import time
@@ -24,7 +24,11 @@ def plan_run(
     use_gpu: bool = False,
     wandb: bool = False,
 ) -> Settings:
-    """Where the Ray run goes; refuses to run over an earlier run, or to resume what is not there."""
+    """Settings of a new or resumed Ray run.
+
+    resume_step: resume from the checkpoint of this step, in a new Ray run. Raises ConfigError if the run exists and
+    is not resumed, or if there is no run or checkpoint to resume.
+    """
     train = experiment.train
     folder = workspace.run(train.component, name)
     ray_name = f"{train.component}-{name}"
@@ -33,36 +37,42 @@ def plan_run(
     more: dict[str, Any] = {"use_gpu": use_gpu, "wandb": wandb}
     if resume_step is not None:
         source = _checkpoint_at(storage, ray_name, folder, resume_step)
-        if folder.exists():  # it may be the very source
+        if folder.exists():  # the source may be in this folder
             aside = folder.with_name(f".{folder.name}.before-{time.time_ns()}")
             folder.rename(aside)
             source = aside if source == folder else source
         number = len(list(storage.glob(f"{ray_name}*")))
         return run_settings(experiment, workspace, f"{ray_name}-from-{resume_step}-{number}", start_from=source, **more)
     if done and not resume:
-        raise ConfigError(f"--run-name: {name!r} is trained already, in {folder}; take another --run-name or --name")
+        raise ConfigError(f"--run-name: {name!r} is trained already, in {folder}; choose another --run-name or --name")
     if begun and not done and not resume:
-        raise ConfigError(f"--run-name: {name!r} was begun and not finished; add --resume, or take another --run-name")
+        raise ConfigError(
+            f"--run-name: {name!r} is unfinished; add --resume to continue it, or choose another --run-name"
+        )
     prepared = any(workspace.folder.glob("latents/*/test/index.parquet"))
     if resume and not begun and not done and (prepared or not workspace.folder.exists()):
-        raise ConfigError(f"--resume: no run {name!r} in {folder.parent}; leave --resume out to begin it")
+        raise ConfigError(f"--resume: no run {name!r} in {folder.parent}; omit --resume to start it")
     return run_settings(experiment, workspace, ray_name, **more)
 
 
 def _checkpoint_at(storage: Path, ray_name: str, folder: Path, step: int) -> Path:
-    """The saved model of a run at a step: one of its last checkpoints, or the trained one."""
+    """Folder of the checkpoint of a run at a step: a checkpoint of Ray Train, or the trained model."""
     found: dict[int, Path] = {}
     for candidate in [*sorted(storage.glob(f"*/checkpoint_*/{ray_name}")), folder]:
         if (candidate / "config.json").is_file():
             found[checkpoint.read_meta(candidate).step] = candidate
     if step not in found:
         steps = ", ".join(map(str, sorted(found))) or "none"
-        raise ConfigError(f"--resume-step: no checkpoint of {ray_name!r} at step {step}; there are: {steps}")
+        raise ConfigError(f"--resume-step: no checkpoint of {ray_name!r} at step {step}; available steps: {steps}")
     return found[step]
 
 
 def find_parents(experiment: Experiment, workspace: Workspace, flow: str | None, use_gpu: bool) -> ParentModels:
-    """The flow of a diffusion: the named one, the search's best, or one trained now."""
+    """The flow that a diffusion is trained on; none for other components.
+
+    The flow is the one named by `flow` or train.flow, else the best one of the flow stage of the search, else one
+    that is trained now, at the noise level of the diffusion. Raises ConfigError if the chosen flow does not exist.
+    """
     train = experiment.train
     if train.component != "diffusion":
         return ParentModels()
@@ -75,8 +85,8 @@ def find_parents(experiment: Experiment, workspace: Workspace, flow: str | None,
     if not (folder / "config.json").is_file():
         if flow is not None:
             raise ConfigError(
-                f"--flow: no flow {name!r} in {folder.parent}; train it first with --run-name {name}, or put a "
-                f"published one there: python -m raypipe.checkpoint import FILE.pth --out {folder}"
+                f"--flow: no flow {name!r} in {folder.parent}; train it first with --run-name {name}, or import a "
+                f"released checkpoint: python -m raypipe.checkpoint import FILE.pth --out {folder}"
             )
         needed = config.replace(
             experiment, **{"train.component": "flow", "train.loss": "nll", "train.noise_std": train.noise_std}

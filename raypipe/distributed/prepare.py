@@ -1,4 +1,4 @@
-"""What an experiment needs before it trains: dataset, autoencoder and latent cache, made where they are missing."""
+"""Prepare an experiment for training: make its dataset, autoencoder and latent cache unless they exist."""
 
 import json
 from functools import partial
@@ -12,18 +12,22 @@ from raypipe.common.errors import UserError
 from raypipe.common.files import write_json
 from raypipe.config import ConfigError, Experiment
 from raypipe.data.batches import warn_of_short_clips
+from raypipe.data.splits import SPLITS
 from raypipe.distributed.encoding import prepare_latents
 from raypipe.distributed.jobs import AutoencoderJob, run_settings
 from raypipe.distributed.trainer import train_jobs
 from raypipe.workspace.dataset import ExperimentData, prepare_dataset
-from raypipe.workspace.layout import SPLITS, Workspace
+from raypipe.workspace.layout import Workspace
 from raypipe.workspace.manifest import begin, dataset_hashes
 
 
 def prepare(
     experiment: Experiment, workspace: Workspace, *, use_gpu: bool = False, wandb: bool = False
 ) -> ExperimentData:
-    """Dataset, autoencoder and latent cache of an experiment, made where they are missing."""
+    """Make the dataset, autoencoder and latent cache of an experiment unless they exist.
+
+    Raises ConfigError if the dataset does not fit the settings, or if the experiment started with another dataset.
+    """
     with terminal.progress_bar(f"make dataset {experiment.dataset.name}", None, "clip", leave=False, delay=1) as bar:
         prepare_dataset(workspace, experiment, partial(_advance, bar))
     data = ExperimentData(experiment, workspace)
@@ -36,17 +40,17 @@ def prepare(
 
 
 def _check_dataset(data: ExperimentData) -> None:
-    """Refuse another dataset than the experiment began with."""
+    """Raise ConfigError if the experiment started with another dataset."""
     experiment, workspace = data.experiment, data.workspace
     began = json.loads((workspace.folder / "manifest.json").read_text()).get("dataset")
     if began != dataset_hashes(workspace.dataset(experiment)):
         raise ConfigError(
-            f"--name: {workspace.name!r} in {workspace.storage} began with another dataset; take another --name"
+            f"--name: {workspace.name!r} in {workspace.storage} was started with another dataset; choose another --name"
         )
 
 
 def _check_frames(data: ExperimentData) -> None:
-    """Refuse frames of another size than the experiment's, and clips that are all too short."""
+    """Raise ConfigError if the frames do not have dataset.image_size, or if all clips of a split are too short."""
     experiment, workspace = data.experiment, data.workspace
     height, width = data.frames("train").frame_shape[:2]
     if (height, width) != (experiment.dataset.image_size,) * 2:
@@ -62,8 +66,8 @@ def _check_frames(data: ExperimentData) -> None:
         if longest < span:
             field = "model.num_input_frames" if split == "train" else "evaluation.horizon"
             raise ConfigError(
-                f"{field}: a window of {frames} frames, {stride} apart, spans {span}, and the longest clip of "
-                f"{split} has {longest}; lower it or dataset.frame_stride, or convert longer clips"
+                f"{field}: a window of {frames} frames at stride {stride} spans {span} frames, but the longest clip of "
+                f"{split} has {longest}; lower {field} or dataset.frame_stride, or convert longer clips"
             )
         warn_of_short_clips(shards, frames, stride)
 
@@ -92,7 +96,7 @@ def _prepare_autoencoder(data: ExperimentData, use_gpu: bool, wandb: bool) -> No
     for other in sorted(workspace.storage.glob("*/autoencoder.log/recipe.json")):
         trained = other.parent.with_name("autoencoder")
         if json.loads(other.read_text()) == recipe and (trained / "config.json").is_file():
-            take_autoencoder(trained, folder)  # another experiment trained the very same one
+            take_autoencoder(trained, folder)  # another experiment trained the same autoencoder
             break
     else:
         train_jobs(

@@ -1,7 +1,7 @@
-"""Every use of a private API of Ray, in one place; tests/distributed/test_ray_internals.py fails if one changes.
+"""All uses of private APIs of Ray; tests/distributed/test_ray_internals.py fails if one of them changes.
 
-Public API offers none of these: the address that `ray start` left on this machine, rungs of ASHA and results of the
-median rule from an earlier process, and stopping a paused trial with a result that reaches the searcher.
+Ray has no public API to read the address that `ray start` recorded on this machine, to give ASHA and the median rule
+results of an earlier process, or to stop a paused trial such that the searcher receives its last result.
 """
 
 from collections.abc import Sequence
@@ -13,16 +13,16 @@ from ray.tune.schedulers import ASHAScheduler, MedianStoppingRule
 
 
 def head_address(temp_dir: str | None = None) -> str | None:
-    """HOST:PORT of the head that `ray start` last started on this machine, running or not.
+    """HOST:PORT of the head node that `ray start` last started on this machine, whether it still runs or not.
 
-    temp_dir: the head's --temp-dir, None for Ray's default.
+    temp_dir: the --temp-dir of `ray start`; None for Ray's default.
     """
     address: str | None = find_bootstrap_address(temp_dir)
     return address
 
 
 def add_rung(scheduler: ASHAScheduler, trial: Any, step: int, objective: float) -> None:
-    """Record the score of an earlier process in ASHA's only bracket. The metric and mode must be set."""
+    """Record a score of an earlier process in ASHA, which must have one bracket, and its metric and mode set."""
     sign = scheduler._metric_op or 0.0
     scheduler._brackets[0].on_result(trial, step, sign * objective)
 

@@ -1,4 +1,4 @@
-"""Trainings under Ray Train's TorchTrainer, seen from the driver."""
+"""Run training jobs under Ray Train's TorchTrainer; this is the driver's side."""
 
 import logging
 import signal
@@ -27,14 +27,15 @@ logger = logging.getLogger(__name__)
 
 
 KEEP_CHECKPOINTS = 5
+"""Number of latest checkpoints that Ray Train keeps of a run."""
 
 
 def train_jobs(jobs: Sequence[Job], settings: Settings) -> None:
     """Train the jobs in one worker group: starting a group takes longer than a short training.
 
     Finished jobs are skipped, an interrupted job is resumed from its last checkpoint, and failed workers are replaced
-    up to `max_failures` times. Raises ConfigError if the cluster can never hold the workers, and
-    DivergedError, naming the job, as soon as one diverges; trying it again would not help.
+    up to `max_failures` times. Raises ConfigError if the cluster is too small for the workers, and DivergedError,
+    which names the job, as soon as a job diverges: it is not retried, since it would diverge again.
     """
     left = [job for job in jobs if not finished(job)]
     if not left:
@@ -63,29 +64,29 @@ def train_jobs(jobs: Sequence[Job], settings: Settings) -> None:
 
 
 def check_resources(settings: Settings) -> None:
-    """Raise ConfigError if the cluster can never hold the workers; a cluster that scales up may add nodes for them."""
+    """Raise ConfigError if the cluster is too small for the workers, unless it can add nodes."""
     total = ray.cluster_resources()
     wanted = settings.num_workers * settings.cpus_per_worker
     if not scales_up() and total.get("CPU", 0) < wanted:
         raise ConfigError(
-            f"train.num_workers: {settings.num_workers} workers need {wanted:g} CPUs, and the cluster has "
-            f"{total.get('CPU', 0):g}; take fewer workers"
+            f"train.num_workers: {settings.num_workers} workers need {wanted:g} CPUs, but the cluster has "
+            f"{total.get('CPU', 0):g}; use fewer workers"
         )
     if settings.use_gpu and not scales_up() and total.get("GPU", 0) < settings.num_workers:
         raise ConfigError(
-            f"--num-gpus: {settings.num_workers} GPUs asked for, and the cluster has {total.get('GPU', 0):g}; "
-            "leave it out to train on CPUs"
+            f"--num-gpus: {settings.num_workers} GPUs requested, but the cluster has {total.get('GPU', 0):g}; "
+            "omit --num-gpus to train on CPUs"
         )
 
 
 @contextmanager
 def _progress_line(jobs: Sequence[Job], show: bool) -> Iterator[None]:
-    """A progress line over all steps of the jobs, from the metrics that the workers write."""
-    over = threading.Event()
+    """Show progress over the steps of all jobs, read from the metrics files that the workers write."""
+    stopped = threading.Event()
     bar = progress_bar("train", sum(job.steps for job in jobs), "step", disable=not show)
 
     def watch() -> None:
-        while not over.wait(0.5):
+        while not stopped.wait(0.5):
             update()
 
     def update() -> None:
@@ -105,11 +106,11 @@ def _progress_line(jobs: Sequence[Job], show: bool) -> Iterator[None]:
     watcher.start()
     try:
         yield
-        over.set()
+        stopped.set()
         watcher.join()
         update()
     finally:
-        over.set()
+        stopped.set()
         watcher.join()
         bar.close()
 

@@ -1,4 +1,4 @@
-"""What Ray Train is given to train: jobs, and how they run."""
+"""The interface between Ray Train and the trainings: jobs, and the settings of a run."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +11,10 @@ from raypipe.training.monitor import Label
 
 
 class Trainee(Protocol):
-    """A network in training, which can be saved and resumed at any step."""
+    """A network in training, which can be saved and resumed at any step.
+
+    advance: train up to step `stop`, calling `report` every `every` steps and at the end.
+    """
 
     step: int
 
@@ -21,11 +24,11 @@ class Trainee(Protocol):
 
 
 class Job(Protocol):
-    """One training, described so that any worker can begin it."""
+    """The description of one training; `build` starts it on a worker."""
 
     @property
     def folder(self) -> Path:
-        """Where the trained model goes; it stands there once the training is over."""
+        """Folder of the trained model, written when the training is finished."""
 
     @property
     def steps(self) -> int: ...
@@ -40,9 +43,10 @@ class Job(Protocol):
 class Settings:
     """How jobs run under Ray Train.
 
-    name: the Ray run's name, unique below `storage`; a run that is resumed must have the same name.
-    side_by_side: each worker trains jobs of its own instead of a share of every job, which is faster when there are
-    at least as many jobs as workers. start_from: the saved model folder that the only job starts from.
+    storage: the folder in which Ray Train keeps its runs. name: the Ray run's name, unique in `storage`; a run that is
+    resumed must have the same name. start_from: folder of a saved model from which the job starts; for a single job.
+    side_by_side: every job is trained by one worker instead of by all workers together, which is faster if there are
+    at least as many jobs as workers.
     """
 
     storage: Path
@@ -58,6 +62,6 @@ class Settings:
 
 
 def finished(job: Job) -> bool:
-    """Whether the trained model stands in its folder."""
+    """Whether the folder of a job holds a model with all training steps."""
     folder = job.folder
     return (folder / "config.json").is_file() and read_meta(folder).step >= job.steps

@@ -1,4 +1,4 @@
-"""What one Ray Train worker does: train every job together with the other workers, or jobs of its own beside theirs."""
+"""The train loop of a Ray Train worker: all workers train each job together, or each worker trains different jobs."""
 
 import tempfile
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ REPORTS_A_CHECKPOINT = 5
 def work(payload: dict[str, Any]) -> str | None:
     """The train loop of a worker. payload: {"jobs": list[Job], "settings": Settings}.
 
-    Returns why a job diverged, or None. If it raised instead, Ray would restart the workers and diverge again.
+    Returns why a job diverged, or None. An exception would make Ray restart the workers, which would diverge again.
     """
     settings: Settings = payload["settings"]
     group = Group.of_this_worker()
@@ -63,7 +63,7 @@ class Group:
         return next((text for text in texts if text is not None), None)
 
     def wrap(self, module: nn.Module) -> nn.Module:
-        """DistributedDataParallel around a module whose gradients all ranks average."""
+        """Wrap a module in DistributedDataParallel, which averages the gradients over all ranks."""
         ids = [self.device] if self.device.type == "cuda" else None
         return nn.parallel.DistributedDataParallel(module, device_ids=ids)
 
@@ -71,7 +71,7 @@ class Group:
 def train_together(jobs: Sequence[Job], settings: Settings, group: Group) -> str | None:
     """Train one job after the other, each on all ranks. Returns why a job diverged, or None."""
     for job in jobs:
-        # The model may appear while the ranks look, and all of them must decide alike.
+        # The trained model may appear while the ranks check for it; they must all decide the same.
         if group.largest(finished(job)):
             continue
         wrap = None if group.size == 1 else group.wrap
@@ -85,13 +85,13 @@ def train_together(jobs: Sequence[Job], settings: Settings, group: Group) -> str
 def train_side_by_side(jobs: Sequence[Job], settings: Settings, group: Group) -> str | None:
     """Train as many jobs at a time as there are ranks, one on each. Returns why a job diverged, or None."""
     for start in range(0, len(jobs), group.size):
-        turn, run = jobs[start : start + group.size], None
-        if group.rank < len(turn) and not finished(turn[group.rank]):
-            job = turn[group.rank]
+        batch, run = jobs[start : start + group.size], None
+        if group.rank < len(batch) and not finished(batch[group.rank]):
+            job = batch[group.rank]
             run = JobRun.begin(job, settings, job.build(0, 1, group.device, None))
         most = group.largest(0 if run is None else run.reports_left)
         failure = None if run is None else run.train(writes=True)
-        # Ray's report waits for all ranks, so a rank with a shorter job, or none, must report as often.
+        # ray.train.report blocks until all ranks have called it, so every rank must report equally often.
         for _ in range(most - (0 if run is None else run.reports)):
             ray.train.report({})
         failure = group.first_text(failure)
@@ -101,7 +101,7 @@ def train_side_by_side(jobs: Sequence[Job], settings: Settings, group: Group) ->
 
 
 def checkpoint_name(job: Job) -> str:
-    """The folder of a job's state in the checkpoints of a run, which may train several jobs."""
+    """Name of a job's folder inside the checkpoints of a run, which may train several jobs."""
     return f"{job.folder.parent.name}-{job.folder.name}"
 
 
@@ -129,7 +129,7 @@ class JobRun:
 
     @property
     def reports_left(self) -> int:
-        """Checkpoints from the present step to the last one."""
+        """Number of checkpoints between the current step and the last step, each reported to Ray."""
         every, start, end = self.job.checkpoint_every, self.trainee.step, self.job.steps
         return end // every - start // every + (end % every != 0 and start < end)
 

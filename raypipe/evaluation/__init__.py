@@ -1,1 +1,1 @@
-"""The combinations of what the stages handed on: scored, chosen on validation, tested once."""
+"""Evaluation of a search: combinations of its finalists are scored, one is chosen on validation and tested once."""

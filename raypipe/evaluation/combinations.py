@@ -1,4 +1,4 @@
-"""Combinations of flow, denoiser and diffusion: which there are, and how each is scored."""
+"""Combinations of flow, denoiser and diffusion: their enumeration and their scores."""
 
 import time
 from collections.abc import Sequence
@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from raypipe import checkpoint
 from raypipe.common.device import autocast, choose_device
-from raypipe.config import Experiment, Solver
+from raypipe.config import Component, Experiment, Solver
 from raypipe.data.frames import to_float
 from raypipe.forecast import scoring
+from raypipe.forecast.manifest import CONSTANT
 from raypipe.forecast.windows import Forecasts, climatology, forecast_windows, read_window
 from raypipe.metrics import ensemble, frames
 from raypipe.metrics.ensemble import Score
@@ -23,16 +24,22 @@ from raypipe.sde.solvers import SOLVERS
 from raypipe.search.finalists import NO_DENOISER, Finalist
 from raypipe.workspace.dataset import ExperimentData
 
+HeldOutSplit = Literal["val", "test"]
+"""Splits on which combinations are scored."""
 Baseline = Literal["persistence", "climatology", "flow", "published"]
-CONSTANT = "constant"
+"""Names of the baselines in combinations.parquet. `published` is the default, see `default_combination`."""
 DECODE_BATCH = 256
+"""Number of frames that the autoencoder decodes at once."""
 
 
 @dataclass(frozen=True)
 class Combination:
-    """Components and how they are put to work. Names are of trials; models are folders' names below their stage.
+    """Components, and the settings with which they forecast; or a baseline.
 
-    beta: of the diffusion, or the constant's multiplier; None until it is fitted.
+    flow, denoiser, diffusion: names of trials; None: no such component; diffusion `CONSTANT`: a constant diffusion.
+    *_model: names of the model folders in the folder of the stage. alpha, beta: see `raypipe.sde`; with a constant
+    diffusion, beta is its multiplier; None: not fitted yet. steps: integration steps per frame. residual_std: [C],
+    residual standard deviation of the flow, the unit of the constant diffusion. baseline: None for candidates.
     """
 
     flow: str | None
@@ -50,7 +57,7 @@ class Combination:
 
     @property
     def key(self) -> str:
-        """Tells the combinations of one experiment apart, whatever beta comes out as."""
+        """Unique within an experiment. Does not contain beta, so it is the same before and after the fit."""
         parts = (self.baseline, self.flow_model, self.denoiser_model, self.diffusion_model, self.diffusion)
         return "/".join(str(part) for part in (*parts, f"{self.alpha:g}", self.steps, self.solver))
 
@@ -62,12 +69,11 @@ def combinations(
     experiment: Experiment,
     top_k: int,
 ) -> list[Combination]:
-    """Every flow of the top k, without a denoiser and with the best, with the constant and with its own diffusions.
+    """All candidates: the product of the top k flows, denoisers and diffusions, with all settings to evaluate.
 
-    Each with every alpha, solver and number of steps that the experiment evaluates.
-
-    A diffusion models what its own flow leaves over, so it goes with that flow alone. "No denoiser" is one
-    of the k denoisers.
+    The settings are evaluation.alphas, evaluation.solvers and evaluation.steps. "No denoiser" is always one of the k
+    denoisers; for k = 1 the best denoiser is added. A flow is combined with the constant diffusion and with the
+    diffusions that were trained on its residuals. Only finalists with `handed_on` are used.
     """
     evaluation = experiment.evaluation
     chosen_flows = [f for f in flows if f.handed_on][:top_k]
@@ -100,14 +106,18 @@ def _combination(f: Finalist, d: Finalist | None, g: Finalist | None, alpha: flo
 def default_combination(
     flows: Sequence[Finalist], denoisers: Sequence[Finalist], diffusions: Sequence[Finalist], steps: int
 ) -> Combination:
-    """The published default: s = 0.1, nll, no time input, regression g, alpha = beta = 1."""
+    """The default, a baseline: s = 0.1, nll, no time input, a diffusion trained by regression, alpha = beta = 1."""
     f, d, g = (next(x for x in stage if x.published) for stage in (flows, denoisers, diffusions))
     return replace(_combination(f, d, g, 1.0, steps), beta=1.0, baseline="published")
 
 
 @dataclass(frozen=True)
 class Result:
-    """A combination with its score. seconds_per_frame: of one member's frame, in a batch; without decoding."""
+    """The score of a combination on a split.
+
+    nfe_per_frame: network evaluations per predicted frame. seconds_per_frame: time per predicted frame of one member,
+    forecast in batches, without decoding. pixels: None if the forecasts were not decoded.
+    """
 
     combination: Combination
     score: Score
@@ -118,7 +128,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Pixels:
-    """Scores of decoded frames against the true ones. psnr (dB) and ssim are means over members, as samples are."""
+    """Scores of decoded frames. psnr (dB) and ssim are those of single members, averaged over all members."""
 
     crps_ratio: float
     psnr: float
@@ -126,16 +136,19 @@ class Pixels:
 
 
 class CombinationScorer:
-    """Scores combinations on fixed windows of one split, latents first, decoded where asked."""
+    """Scores combinations on `count` fixed windows of a split: in latent space and, if requested, on decoded frames."""
 
-    def __init__(self, data: ExperimentData, split: Literal["val", "test"], count: int) -> None:
+    def __init__(self, data: ExperimentData, split: HeldOutSplit, count: int) -> None:
         experiment = data.experiment
         self._data = data
-        self._split: Literal["val", "test"] = split
+        self._split: HeldOutSplit = split
         self._held_out = forecast_windows(data.latents(split), experiment, count, experiment.evaluation.seed)
 
     def fit(self, combination: Combination) -> Combination:
-        """The combination with its best beta (or multiplier) on training windows, where it has one to choose."""
+        """The combination with the beta (or multiplier) that scores best on training windows.
+
+        Returned unchanged if beta is already known or if there is no diffusion.
+        """
         if combination.beta is not None or combination.diffusion is None:
             return combination
         experiment = self._data.experiment
@@ -154,7 +167,7 @@ class CombinationScorer:
         return replace(combination, beta=fitted.value)
 
     def score(self, combination: Combination, *, decode: bool) -> Result:
-        """The score on the held-out windows."""
+        """The score of the combination on the held-out windows. decode: also score decoded frames."""
         began = time.perf_counter()
         members, nfe = self._forecast(combination)
         frames_made = len(members) * members.shape[1] * members.shape[2]
@@ -164,7 +177,7 @@ class CombinationScorer:
         return Result(combination, result, nfe * combination.steps, seconds, pixels)
 
     def _forecast(self, combination: Combination) -> tuple[Tensor, int]:
-        """The ensemble of latents [n, M, H, C, h, w], and network calls a step."""
+        """The ensemble forecast in latent space, [n, M, H, C, h, w], and network evaluations per integration step."""
         evaluation, held_out = self._data.experiment.evaluation, self._held_out
         if combination.baseline == "persistence":
             horizon = held_out.truth.shape[1]
@@ -178,7 +191,7 @@ class CombinationScorer:
         return made, dynamics.evaluations(SOLVERS[combination.solver])
 
     def dynamics(self, combination: Combination) -> Dynamics:
-        """The combination at work."""
+        """The SDE of a combination, with its models loaded. A beta of None is taken as 1."""
         beta = 1.0 if combination.beta is None else combination.beta
         flow = self._load("flow", combination.flow_model)
         assert flow is not None
@@ -187,15 +200,15 @@ class CombinationScorer:
             diffusion = ConstantDiffusion(torch.tensor(combination.residual_std))
         return Dynamics(flow, self._load("denoiser", combination.denoiser_model), diffusion, combination.alpha, beta)
 
-    def _load(self, component: Literal["flow", "denoiser", "diffusion"], model: str | None) -> nn.Module | None:
+    def _load(self, component: Component, model: str | None) -> nn.Module | None:
         if model is None:
             return None
         return checkpoint.load_component(self._data.workspace.run(component, model)).to(choose_device())
 
     def _pixels(self, members: Tensor, *, repeat_last: bool) -> Pixels:
-        """Decode and compare with the true frames, window by window, so that memory stays small.
+        """Score decoded frames against the true ones, window by window to save memory.
 
-        Persistence repeats the frame itself: nothing is decoded.
+        members: latents [n, M, H, C, h, w]. repeat_last: score the last given frame itself, without the autoencoder.
         """
         autoencoder = checkpoint.load_autoencoder(self._data.workspace.autoencoder).to(choose_device())
         truth, last = true_frames(self._data, self._split, self._held_out)
@@ -210,8 +223,8 @@ class CombinationScorer:
         return Pixels(float(np.mean(crps) / np.mean(reference)), float(np.mean(psnr)), float(np.mean(ssim)))
 
 
-def true_frames(data: ExperimentData, split: Literal["val", "test"], windows: Forecasts) -> tuple[Tensor, Tensor]:
-    """The frames to be predicted, uint8 [n, H, height, width, 3], and the last given one, [n, height, width, 3]."""
+def true_frames(data: ExperimentData, split: HeldOutSplit, windows: Forecasts) -> tuple[Tensor, Tensor]:
+    """True frames of windows, uint8 [n, H, height, width, 3], and the last given frames, [n, height, width, 3]."""
     experiment, shards = data.experiment, data.frames(split)
     given, stride = experiment.model.num_input_frames, experiment.dataset.frame_stride
     horizon = windows.truth.shape[1]
@@ -225,10 +238,13 @@ def true_frames(data: ExperimentData, split: Literal["val", "test"], windows: Fo
 
 @torch.no_grad()
 def decode_frames(autoencoder: Autoencoder, latents: Tensor) -> Tensor:
-    """Latents [M, T, C, h, w] -> frames [M, T, 3, H, W] in [-1, 1], on the CPU; [M, 1, ...] if all T are one."""
+    """Decode latents [M, T, C, h, w] to frames [M, T, 3, H, W] in [-1, 1], on the CPU.
+
+    Returns [M, 1, 3, H, W] if the latents are one frame expanded to T frames (stride 0).
+    """
     device = choose_device()
     if latents.shape[1] > 1 and latents.stride(1) == 0:
-        latents = latents[:, :1]  # climatology's: one frame, shown at every step
+        latents = latents[:, :1]  # climatology: each member repeats one frame
     flat = latents.flatten(0, 1)
     with autocast(device):
         parts = [autoencoder.decode(part.to(device)).float().cpu() for part in flat.split(DECODE_BATCH)]

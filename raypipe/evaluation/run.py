@@ -1,4 +1,4 @@
-"""The evaluation of a search: score the combinations, choose one on validation, test it once, keep it in best/."""
+"""Evaluation of a search: score all combinations on validation, choose the best, test it once, save it in best/."""
 
 import shutil
 from collections.abc import Sequence
@@ -11,9 +11,16 @@ from raypipe.common import terminal
 from raypipe.common.files import atomic_folder
 from raypipe.config import COMPONENTS, Experiment
 from raypipe.distributed.failures import plain_errors
-from raypipe.evaluation.combinations import Combination, CombinationScorer, Result, combinations, default_combination
+from raypipe.evaluation.combinations import (
+    Combination,
+    CombinationScorer,
+    HeldOutSplit,
+    Result,
+    combinations,
+    default_combination,
+)
 from raypipe.evaluation.samples import save_samples
-from raypipe.evaluation.table import SPLIT_NAMES, Split, Table
+from raypipe.evaluation.table import SPLIT_NAMES, Table
 from raypipe.forecast.manifest import MANIFEST, Manifest, write_manifest
 from raypipe.search import records
 from raypipe.search.finalists import Finalist, read_finalists
@@ -24,7 +31,7 @@ from raypipe.workspace.manifest import manifest
 
 @dataclass(frozen=True)
 class StageFinalists:
-    """What the three stages handed on."""
+    """The finalists of the three stages."""
 
     flows: list[Finalist]
     denoisers: list[Finalist]
@@ -36,9 +43,11 @@ class StageFinalists:
 
 
 def run_evaluation(experiment: Experiment, workspace: Workspace, top_k: int) -> list[records.Row]:
-    """Score, choose, test, and write `evaluation/` and `best/`; scores that stand already are kept.
+    """Evaluate a search and write `evaluation/`, `samples/` and `best/`. Existing scores are not computed again.
 
-    Returns the rows of combinations.parquet.
+    The candidates and the default are scored on validation, the best candidate is chosen, and only the chosen
+    combination and the baselines are scored on test. top_k: see `combinations`. Returns the rows of
+    combinations.parquet. Raises ConfigError if a stage is not finished.
     """
     data, handed = ExperimentData(experiment, workspace), StageFinalists.read(workspace)
     candidates = combinations(handed.flows, handed.denoisers, handed.diffusions, experiment, top_k)
@@ -46,8 +55,8 @@ def run_evaluation(experiment: Experiment, workspace: Workspace, top_k: int) -> 
     defaults = [default_combination(handed.flows, handed.denoisers, handed.diffusions, n) for n in evaluation.steps]
     _score_split(data, "val", [*candidates, *defaults], evaluation.windows, table, decode=False)
     ranked = sorted(candidates, key=lambda c: table.row("val", c).crps_ratio)
-    published = min(defaults, key=lambda c: table.row("val", c).crps_ratio)
-    finalists = [*ranked[: evaluation.finalists], published]
+    default = min(defaults, key=lambda c: table.row("val", c).crps_ratio)
+    finalists = [*ranked[: evaluation.finalists], default]
     _score_split(data, "val", finalists, evaluation.windows, table, decode=True)
 
     chosen = table.fitted("val", ranked[0])
@@ -57,22 +66,22 @@ def run_evaluation(experiment: Experiment, workspace: Workspace, top_k: int) -> 
     nothing = Combination(flow=None, denoiser=None, diffusion=None, steps=0)
     tested = [
         chosen,
-        table.fitted("val", published),
+        table.fitted("val", default),
         alone,
         replace(nothing, baseline="climatology"),
         replace(nothing, baseline="persistence"),
     ]
     _score_split(data, "test", tested, evaluation.test_windows, table, decode=True)
-    table.mark_chosen(chosen, published)
+    table.mark_chosen(chosen, default)
     keep_best(data, chosen)
     save_samples(data)
     return table.rows
 
 
 def _score_split(
-    data: ExperimentData, split: Split, wanted: Sequence[Combination], count: int, table: Table, *, decode: bool
+    data: ExperimentData, split: HeldOutSplit, wanted: Sequence[Combination], count: int, table: Table, *, decode: bool
 ) -> None:
-    """Score in parallel tasks whatever the table lacks."""
+    """Score, in parallel Ray tasks, the combinations that have no row in the table yet."""
     left = [c for c in wanted if not table.has(split, c, decoded=decode)]
     if not left:
         return
@@ -91,7 +100,7 @@ def _score_split(
 
 
 def _score(
-    data: ExperimentData, split: Split, combination: Combination, count: int, decode: bool, threads: int
+    data: ExperimentData, split: HeldOutSplit, combination: Combination, count: int, decode: bool, threads: int
 ) -> Result:
     torch.set_num_threads(threads)
     scorer = CombinationScorer(data, split, count)
@@ -99,7 +108,7 @@ def _score(
 
 
 def keep_best(data: ExperimentData, chosen: Combination) -> None:
-    """Copy the winner's models to `best/`, with a manifest that says how they work together."""
+    """Copy the models of the chosen combination to `best/`, and write the manifest of the predictor."""
     workspace, experiment = data.workspace, data.experiment
     with atomic_folder(workspace.best) as folder:
         shutil.copytree(workspace.autoencoder, folder / "autoencoder")
@@ -130,5 +139,5 @@ def keep_best(data: ExperimentData, chosen: Combination) -> None:
 
 
 def is_searched(workspace: Workspace) -> bool:
-    """Whether all stages have handed on."""
+    """Whether all stages are finished."""
     return all(workspace.finalists(component).is_file() for component in COMPONENTS)

@@ -1,4 +1,4 @@
-"""A few test clips and their forecasts, for the report."""
+"""Forecasts of a few test clips, which the report shows."""
 
 import numpy as np
 import torch
@@ -10,16 +10,15 @@ from raypipe.forecast.windows import choose_windows, read_window
 from raypipe.workspace.dataset import ExperimentData
 
 SAMPLES = 3
-
-
+"""Number of clips."""
 SAMPLE_MEMBERS = 3
-
-
+"""Number of members of each forecast."""
 SAMPLE_INTERPOLATE = 4
+"""Frames per frame interval of a forecast, in-between frames included."""
 
 
 def save_samples(data: ExperimentData) -> None:
-    """A few test clips, predicted by what stands in `best/`, for the report."""
+    """Forecast a few test clips with the predictor in `best/`; writes `samples/sample-N.npz`."""
     experiment, workspace = data.experiment, data.workspace
     predictor, shards = load_predictor(workspace.best), data.frames("test")
     given, stride, horizon = (

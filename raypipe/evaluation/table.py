@@ -1,26 +1,25 @@
-"""combinations.parquet: a row for each combination and split, and the paired differences between rows."""
+"""combinations.parquet: the score of each combination on each split, and paired differences between scores."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Literal
 
-from raypipe.evaluation.combinations import Combination, Result
+from raypipe.evaluation.combinations import Combination, HeldOutSplit, Result
 from raypipe.metrics.ensemble import Score
 from raypipe.search import records
 from raypipe.search.records import Row, is_finite
 from raypipe.workspace.layout import Workspace
 
-Split = Literal["val", "test"]
-SPLIT_NAMES: dict[Split, str] = {"val": "validation", "test": "test"}
+SPLIT_NAMES: dict[HeldOutSplit, str] = {"val": "validation", "test": "test"}
+"""The column `split` of combinations.parquet, for each split."""
 
 
 @dataclass(frozen=True)
 class Margin:
-    """The chosen combination's crps_ratio minus that of the best default, on the same windows.
+    """crps_ratio of the chosen combination minus that of the best baseline, on the same windows.
 
-    default: which of the baselines that is; se: of the difference paired by window, nan if it is not known.
+    default: name of the best baseline. se: standard error of the difference, paired by window; nan if unknown.
     """
 
     default: str
@@ -29,9 +28,10 @@ class Margin:
 
 
 def margin_over_best_default(rows: Sequence[Row], split: str) -> Margin | None:
-    """How far the chosen combination is from the best of a split's baselines; None if one of them has no score.
+    """The margin of the chosen combination over the best baseline of a split; below 0 the chosen one is better.
 
-    rows: of combinations.parquet. Below 0 the chosen one is better.
+    rows: rows of combinations.parquet. split: `validation` or `test`. Returns None if the chosen combination or all
+    baselines have no score.
     """
     scored = [row for row in rows if row["split"] == split and is_finite(row["crps_ratio"])]
     chosen = next((row for row in scored if row["chosen"]), None)
@@ -45,9 +45,11 @@ def margin_over_best_default(rows: Sequence[Row], split: str) -> Margin | None:
 
 @dataclass(frozen=True)
 class CombinationRow:
-    """A row of combinations.parquet: a combination on one split, told apart by `split` and `key`.
+    """A row of combinations.parquet: the scores of a combination on a split. (`split`, `key`) identifies the row.
 
-    `difference` and `behind_chosen` are paired by window, against the default and against the chosen combination.
+    difference, behind_chosen: crps_ratio minus that of the default and that of the chosen combination, paired by
+    window. *_se: standard errors. crps_ratio_by_step: [H], crps_ratio of each predicted frame. crps_ratio_pixels, psnr
+    (dB), ssim: scores of decoded frames; None if they were not decoded. See `Combination` and `Result`.
     """
 
     key: str
@@ -77,33 +79,35 @@ class CombinationRow:
 
 
 class Table:
-    """combinations.parquet as scores come in: each is written as soon as it is there."""
+    """The rows of combinations.parquet. The file is written after every change."""
 
     def __init__(self, workspace: Workspace) -> None:
         self._path = workspace.evaluation / "combinations.parquet"
         self._scores = workspace.evaluation / "scores"
-        names = [field.name for field in fields(CombinationRow)]  # a table of an earlier version may have others too
+        names = [field.name for field in fields(CombinationRow)]  # tables of earlier versions may have other columns
         kept = [CombinationRow(**{name: row[name] for name in names}) for row in records.read_rows(self._path)]
         self._rows = {(row.split, row.key): row for row in kept}
 
     @property
     def rows(self) -> list[Row]:
-        """The rows as they are read from the file."""
+        """The rows as dictionaries, as `records.read_rows` returns them."""
         return [asdict(row) for row in self._rows.values()]
 
-    def row(self, split: Split, combination: Combination) -> CombinationRow:
+    def row(self, split: HeldOutSplit, combination: Combination) -> CombinationRow:
+        """The row of a combination on a split."""
         return self._rows[SPLIT_NAMES[split], combination.key]
 
-    def has(self, split: Split, combination: Combination, *, decoded: bool) -> bool:
+    def has(self, split: HeldOutSplit, combination: Combination, *, decoded: bool) -> bool:
+        """Whether the table has a row of the combination. decoded: the row must have scores of decoded frames."""
         row = self._rows.get((SPLIT_NAMES[split], combination.key))
         return row is not None and (not decoded or row.crps_ratio_pixels is not None)
 
-    def fitted(self, split: Split, combination: Combination) -> Combination:
+    def fitted(self, split: HeldOutSplit, combination: Combination) -> Combination:
         """The combination with the beta that was fitted when it was scored."""
         return replace(combination, beta=self.row(split, combination).beta)
 
-    def add(self, split: Split, result: Result) -> None:
-        """Add or replace the combination's row."""
+    def add(self, split: HeldOutSplit, result: Result) -> None:
+        """Add or replace the row of a combination, and save its per-window scores."""
         c, score, pixels = result.combination, result.score, result.pixels
         records.save_score(self._folder(split, c.key), 0, score)
         row = CombinationRow(
@@ -131,7 +135,7 @@ class Table:
         self.save()
 
     def mark_chosen(self, chosen: Combination, default: Combination) -> None:
-        """Mark the winner, and pair every score with the default's and the winner's, window by window."""
+        """Mark the chosen combination, and fill in the columns `difference` and `behind_chosen` of all rows."""
         for split, name in SPLIT_NAMES.items():
             base, best = (records.read_score(self._folder(split, c.key), 0) for c in (default, chosen))
             for row in [row for row in self._rows.values() if row.split == name]:
@@ -141,14 +145,15 @@ class Table:
         self.save()
 
     def save(self) -> None:
+        """Write combinations.parquet."""
         records.write_rows(self._path, self.rows)
 
-    def _folder(self, split: Split, key: str) -> Path:
+    def _folder(self, split: HeldOutSplit, key: str) -> Path:
         return self._scores / f"{SPLIT_NAMES[split]}-{key.replace('/', '_')}"
 
 
 def _paired(name: str, score: Score | None, other: Score | None) -> Row:
-    """The difference of two scores and its error as columns; null where they are not of the same windows."""
+    """Columns with the paired difference of two scores and its standard error; null if their windows differ."""
     gap = None
     if score is not None and other is not None and score.crps.shape == other.crps.shape:
         gap = score.minus(other)

@@ -13,6 +13,8 @@ from raypipe.common.files import write_json
 from raypipe.config import Solver
 
 MANIFEST = "manifest.json"
+CONSTANT = "constant"
+"""Name of the constant diffusion, in a manifest and in combinations.parquet."""
 
 
 @dataclass(frozen=True)

@@ -11,14 +11,12 @@ from raypipe.common.device import autocast, choose_device
 from raypipe.common.errors import UserError
 from raypipe.config import SOLVERS, Component, Solver
 from raypipe.config.sections import solver_name
-from raypipe.forecast.manifest import MANIFEST, Manifest, find_best, read_manifest
+from raypipe.forecast.manifest import CONSTANT, MANIFEST, Manifest, find_best, read_manifest
 from raypipe.models.autoencoder import Autoencoder
 from raypipe.sde.compiled import compiled_evaluate
 from raypipe.sde.dynamics import ConstantDiffusion, Dynamics, Field, evaluate
 from raypipe.sde.rollout import rollout
 
-CONSTANT = "constant"
-"""Name of the constant diffusion in a manifest; its standard deviation per channel is `constant_std`."""
 FRAME_BATCH = 64
 """Number of frames that the autoencoder encodes or decodes at once."""
 

@@ -65,12 +65,12 @@ def ratio_of_means(top: Array, bottom: Array) -> Estimate:
 
 
 def fair_crps(members: Tensor, truth: Tensor) -> Tensor:
-    """Fair CRPS, mean_i |x_i - y| - sum_{i<j} |x_i - x_j| / (M (M - 1)), per element (Ferro 2014).
+    """Fair CRPS, mean_i |y_i - y| - sum_{i<j} |y_i - y_j| / (M (M - 1)), per element (Ferro 2014).
 
     "Fair" means that its expectation does not depend on the number of members M. For M = 1 it is the absolute error.
 
     members: [n, M, ...]; truth: [n, ...]; returns [n, ...]. The dimensions after M broadcast, so members that are the
-    same for all steps can be passed once. The sum over pairs is computed from the sorted members.
+    same for all predicted frames can be passed once. The sum over pairs is computed from the sorted members.
     """
     count = members.shape[1]
     error = (members - truth[:, None]).abs().mean(1)
@@ -83,7 +83,10 @@ def fair_crps(members: Tensor, truth: Tensor) -> Tensor:
 
 
 def score(members: Tensor, truth: Tensor, last: Tensor) -> Score:
-    """Score forecasts, members [n, M, H, ...], against truth [n, H, ...]. last: the last given frame, [n, ...]."""
+    """Score forecasts of `horizon` frames by M members on n windows.
+
+    members: [n, M, horizon, C, h, w]; truth: [n, horizon, C, h, w]; last: the last given frame, [n, C, h, w].
+    """
     per_frame = tuple(range(2, truth.ndim))
 
     def mean(values: Tensor) -> Array:

@@ -18,7 +18,7 @@ def ssim(prediction: Tensor, truth: Tensor) -> Tensor:
     The window is Gaussian, 11 x 11 pixels with standard deviation 1.5; k1 = 0.01, k2 = 0.03. The index is averaged over
     channels and over all positions where the window lies within the frame, so H and W must be at least 11.
     """
-    # Matrix products: on a CPU ten times as fast as convolutions with a single channel.
+    # On a CPU, these matrix products are ten times as fast as convolutions with a single channel.
     rows, columns = (_gaussian(size, truth) for size in truth.shape[-2:])
 
     def blur(t: Tensor) -> Tensor:
@@ -33,7 +33,7 @@ def ssim(prediction: Tensor, truth: Tensor) -> Tensor:
 
 
 def _gaussian(size: int, like: Tensor) -> Tensor:
-    """Matrix [size - 10, size] that blurs a dimension of `size` pixels: each row holds one position of the window."""
+    """Matrix [size - 10, size] that blurs a dimension of `size` pixels; row i holds the window around pixel i + 5."""
     pixels = torch.arange(size, device=like.device, dtype=like.dtype)
     offsets = pixels - pixels[5:-5, None]
     weights = torch.exp(-offsets.square() / (2 * 1.5**2)).masked_fill(offsets.abs() > 5, 0)

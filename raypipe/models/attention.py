@@ -2,6 +2,7 @@
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 
@@ -42,9 +43,8 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[b, h, w, dim] -> [b, h, w, dim]."""
-        b, h, w, dim = x.shape
         qkv = linear(x, self.in_proj_weight, self.in_proj_bias)
-        q, k, v = qkv.reshape(b, h * w, 3, self.num_heads, dim // self.num_heads).permute(2, 0, 3, 1, 4)
+        q, k, v = rearrange(qkv, "b h w (three n d) -> three b n (h w) d", three=3, n=self.num_heads)
         mixed = F.scaled_dot_product_attention(q, k, v, dropout_p=self.dropout if self.training else 0.0)
-        out: Tensor = self.out_proj(mixed.transpose(1, 2).reshape(b, h, w, dim))
+        out: Tensor = self.out_proj(rearrange(mixed, "b n (h w) d -> b h w (n d)", h=x.shape[1]))
         return out

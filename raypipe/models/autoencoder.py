@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple, Protocol, cast
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from raypipe import config
@@ -150,7 +151,7 @@ def measure_scale(autoencoder: Autoencoder, batches: Iterable[Tensor]) -> Tensor
     autoencoder.eval()
     try:
         for frames in batches:
-            raw = autoencoder.encode_raw(frames).transpose(0, 1).flatten(1).double().cpu()
+            raw = rearrange(autoencoder.encode_raw(frames), "b c h w -> c (b h w)").double().cpu()
             size = raw.shape[1]
             difference = raw.mean(dim=1) - mean
             between = difference.square() * (count * size / (count + size))

@@ -1,4 +1,4 @@
-"""A small convolutional autoencoder with downsampling 8, trained on a CPU in under a minute (64x64: 32 dB PSNR)."""
+"""A small convolutional autoencoder with downsampling 8, which trains on a CPU in a minute (32 dB PSNR at 64x64)."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn

@@ -1,7 +1,7 @@
 """The KL autoencoder of latent diffusion (arXiv 2112.10752), such as `sd-vae-ft-mse`.
 
-Parameters are named as in `AutoencoderKL` of diffusers 0.15 or later. Older versions name the layers of the attention
-query, key, value and proj_attn.
+Parameters are named as in `AutoencoderKL` of diffusers 0.15 or later. Older versions call the attention layers
+`query`, `key`, `value` and `proj_attn`; `raypipe.checkpoint.diffusers_folder` renames them on import.
 """
 
 from collections.abc import Sequence
@@ -9,10 +9,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 
 class ResnetBlock(nn.Module):
+    """Residual block of two (GroupNorm, SiLU, 3x3 convolution) layers."""
+
     def __init__(self, in_channels: int, out_channels: int, groups: int) -> None:
         super().__init__()
         self.norm1 = nn.GroupNorm(groups, in_channels, eps=1e-6)
@@ -39,9 +42,9 @@ class Attention(nn.Module):
         self.to_out = nn.ModuleList([nn.Linear(channels, channels)])
 
     def forward(self, x: Tensor) -> Tensor:
-        tokens = self.group_norm(x).flatten(2).transpose(1, 2)
+        tokens = rearrange(self.group_norm(x), "b c h w -> b (h w) c")
         mixed = F.scaled_dot_product_attention(self.to_q(tokens), self.to_k(tokens), self.to_v(tokens))
-        out: Tensor = x + self.to_out[0](mixed).transpose(1, 2).reshape(x.shape)
+        out: Tensor = x + rearrange(self.to_out[0](mixed), "b (h w) c -> b c h w", h=x.shape[2])
         return out
 
 
@@ -93,6 +96,8 @@ class Level(nn.Module):
 
 
 class Encoder(nn.Module):
+    """Frames [b, 3, H, W] -> features [b, out_channels, H/f, W/f], with f = 2^(len(widths) - 1)."""
+
     def __init__(self, widths: Sequence[int], out_channels: int, num_blocks: int, groups: int) -> None:
         super().__init__()
         last = len(widths) - 1
@@ -114,6 +119,8 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
+    """Features [b, in_channels, h, w] -> frames [b, 3, f h, f w]. widths: in the order of the encoder."""
+
     def __init__(self, widths: Sequence[int], in_channels: int, num_blocks: int, groups: int) -> None:
         super().__init__()
         widths, last = list(reversed(widths)), len(widths) - 1

@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 COMMITMENT = 0.25
@@ -29,9 +30,9 @@ class Quantizer(nn.Module):
 
         The loss is mean((sg[q] - z)^2) + COMMITMENT mean((q - sg[z])^2), where sg is the stop-gradient.
         """
-        vectors = z.movedim(1, -1)
-        codes = self.embedding(self._nearest(vectors.reshape(-1, z.shape[1]).detach())).view(vectors.shape)
-        codes = codes.movedim(-1, 1)
+        b, _, h, w = z.shape
+        nearest = self._nearest(rearrange(z.detach(), "b c h w -> (b h w) c"))
+        codes = rearrange(self.embedding(nearest), "(b h w) c -> b c h w", b=b, h=h, w=w)
         loss = (codes.detach() - z).square().mean() + COMMITMENT * (codes - z.detach()).square().mean()
         return Quantized(z + (codes - z).detach(), loss)
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from raypipe.models.quantizer import Quantizer
@@ -13,6 +14,8 @@ def group_norm(channels: int) -> nn.GroupNorm:
 
 
 class ResnetBlock(nn.Module):
+    """Residual block of two (GroupNorm, SiLU, 3x3 convolution) layers."""
+
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
         self.norm1 = group_norm(in_channels)
@@ -41,9 +44,9 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         normed = self.norm(x)
-        q, k, v = (layer(normed).flatten(2).transpose(1, 2) for layer in (self.q, self.k, self.v))
-        mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(x.shape)
-        out: Tensor = x + self.proj_out(mixed)
+        q, k, v = (rearrange(layer(normed), "b c h w -> b (h w) c") for layer in (self.q, self.k, self.v))
+        mixed = F.scaled_dot_product_attention(q, k, v)
+        out: Tensor = x + self.proj_out(rearrange(mixed, "b (h w) c -> b c h w", h=x.shape[2]))
         return out
 
 
@@ -69,7 +72,7 @@ class Downsample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, stride=2)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.conv(F.pad(x, (0, 1, 0, 1)))  # padded at the right and bottom only
+        out: Tensor = self.conv(F.pad(x, (0, 1, 0, 1)))  # pads the right and bottom only, as VQModel does
         return out
 
 
@@ -109,6 +112,8 @@ class Level(nn.Module):
 
 
 class Encoder(nn.Module):
+    """Frames [b, 3, H, W] -> features [b, z_channels, H/f, W/f], with f = 2^(len(widths) - 1)."""
+
     def __init__(self, widths: Sequence[int], z_channels: int, num_blocks: int, attention: Sequence[int]) -> None:
         super().__init__()
         self.conv_in = nn.Conv2d(3, widths[0], 3, padding=1)
@@ -129,6 +134,8 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
+    """Features [b, z_channels, h, w] -> frames [b, 3, f h, f w], with f = 2^(len(widths) - 1)."""
+
     def __init__(self, widths: Sequence[int], z_channels: int, num_blocks: int, attention: Sequence[int]) -> None:
         super().__init__()
         self.conv_in = nn.Conv2d(z_channels, widths[-1], 3, padding=1)

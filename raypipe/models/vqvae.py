@@ -3,6 +3,7 @@
 from itertools import pairwise
 
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from raypipe.models.attention import SelfAttention
@@ -51,12 +52,14 @@ class Middle(nn.Module):
 
     def middle(self, x: Tensor) -> Tensor:
         x = self.pre_attn_residual(x)
-        mixed = self.attn(self.attn_norm(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-        out: Tensor = self.post_attn_residual(x + mixed)
+        mixed = self.attn(rearrange(self.attn_norm(x), "b c h w -> b h w c"))
+        out: Tensor = self.post_attn_residual(x + rearrange(mixed, "b h w c -> b c h w"))
         return out
 
 
 class Encoder(Middle):
+    """Frames [b, 3, H, W] -> latents before quantization [b, channels, H/8, W/8]."""
+
     def __init__(self, channels: int) -> None:
         super().__init__(WIDTHS[-1])
         self.conv_in = nn.Conv2d(3, WIDTHS[0], 3, padding=1)
@@ -83,6 +86,8 @@ class Upsample(nn.Module):
 
 
 class Decoder(Middle):
+    """Quantized latents [b, channels, h, w] -> frames [b, 3, 8h, 8w] in [-1, 1]."""
+
     def __init__(self, channels: int) -> None:
         widths = WIDTHS[::-1]
         super().__init__(widths[0])

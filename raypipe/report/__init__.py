@@ -1,1 +1,1 @@
-"""evaluation/report.html: what a search found, on one page that needs no other file."""
+"""The report of a search, evaluation/report.html, and the tables that the commands print."""

@@ -1,4 +1,4 @@
-"""The figures of the report, as SVG that stands inside the page and takes its colours from the page's theme."""
+"""The figures of the report, as inline SVG. Their colors are CSS variables, so they follow the theme of the page."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -11,21 +11,19 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-# Colours that matplotlib is given, and the CSS variables that take their place.
+# Placeholder colors for matplotlib. `to_svg` replaces each by its CSS variable in `_VARIABLES`.
 INK, MUTED, GRID, PAPER = "#010101", "#010102", "#010103", "#010104"
 SERIES = ("#010201", "#010202", "#010203", "#010204", "#010205", "#010206")
 _VARIABLES = {INK: "ink", MUTED: "muted", GRID: "grid", PAPER: "paper"} | {
     color: f"series-{i + 1}" for i, color in enumerate(SERIES)
 }
 _NICE = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+"""Candidates for the ticks of the noise axis."""
 
 
 @dataclass(frozen=True)
 class Line:
-    """A curve y [n] over x [n]. strength: its opacity, which tells the curves of one colour apart.
-
-    failed: a cross ends it.
-    """
+    """A curve y [n] over x [n]. strength: its opacity. failed: draw a cross at its last point."""
 
     label: str
     x: Sequence[float]
@@ -39,9 +37,9 @@ class Line:
 
 @dataclass(frozen=True)
 class Point:
-    """A trial: its noise level, objective and standard error.
+    """A trial in the plot of objective against noise level. se: standard error of the objective.
 
-    kind: one of `_MARKERS`, or `failed`, which has no objective.
+    kind: a key of `_MARKERS`, or `failed`, for which objective and se are ignored. note: text next to the point.
     """
 
     noise_std: float
@@ -54,7 +52,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Cost:
-    """A trial: its network evaluations a frame and its objective. best: no other beats it at as few."""
+    """A trial in the plot of objective against cost. nfe: network evaluations per frame. best: on the Pareto front."""
 
     nfe: float
     objective: float
@@ -76,16 +74,16 @@ _MARKERS: Mapping[str, _Marker] = {
     "refit": _Marker("D", 5.5, True),
 }
 _CROSS: Mapping[str, Any] = {"markersize": 7.5, "markeredgewidth": 1.8}
-"""Of what failed."""
+"""Marker style of failed trials."""
 
 
 def colors_of(names: Sequence[str]) -> dict[str, str]:
-    """One colour of the series for each different name, in their order."""
+    """A series color for each distinct name, in order of first appearance."""
     return {name: SERIES[i % len(SERIES)] for i, name in enumerate(dict.fromkeys(names))}
 
 
 def by_step(lines: Sequence[Line]) -> str:
-    """The score at every step of the horizon; 1 is persistence."""
+    """Plot of crps_ratio against the number of frames ahead; a line at 1 marks persistence."""
     figure = Figure(figsize=(10.4, 3.9))
     axes = _axes(figure, "frames ahead", "CRPS ratio")
     axes.axhline(1, color=MUTED, linewidth=1, linestyle=(0, (2, 3)))
@@ -101,7 +99,7 @@ def by_step(lines: Sequence[Line]) -> str:
 
 
 def search(points: Sequence[Point]) -> str:
-    """Objective against noise level: log scale, and s = 0 beyond a break at its left."""
+    """Plot of objective against noise level s on a log axis; s = 0 is drawn left of an axis break."""
     figure = Figure(figsize=(10.4, 4))
     axes = _axes(figure, "noise level s", "CRPS ratio on validation")
     positive = [p.noise_std for p in points if p.noise_std > 0]
@@ -112,7 +110,7 @@ def search(points: Sequence[Point]) -> str:
             chosen = [p for p in points if p.loss == loss and p.kind == kind]
             if chosen:
                 axes.errorbar(
-                    [_place(p, zero) for p in chosen],
+                    [_noise_position(p, zero) for p in chosen],
                     [p.objective for p in chosen],
                     yerr=[p.se if np.isfinite(p.se) else 0 for p in chosen],
                     fmt=marker.shape,
@@ -126,13 +124,13 @@ def search(points: Sequence[Point]) -> str:
                     label="_",
                     zorder=4 if kind == "refit" else 3,
                 )
-        failed = [_place(p, zero) for p in points if p.loss == loss and p.kind == "failed"]
+        failed = [_noise_position(p, zero) for p in points if p.loss == loss and p.kind == "failed"]
         top = axes.get_xaxis_transform()
         axes.plot(failed, [0.96] * len(failed), "x", color=color, transform=top, label="_", **_CROSS)
         axes.plot([], [], "o", color=color, markersize=7, label=loss)
     for point in points:
         if point.note:
-            _note(axes, point.note, _place(point, zero), point.objective)
+            _note(axes, point.note, _noise_position(point, zero), point.objective)
     _noise_axis(axes, low, high, zero if any(p.noise_std == 0 for p in points) else None)
     axes.margins(y=0.12)
     if all(p.kind == "failed" for p in points):
@@ -141,8 +139,8 @@ def search(points: Sequence[Point]) -> str:
     return to_svg(figure)
 
 
-def _place(point: Point, zero: float) -> float:
-    """Where a noise level lies on the axis."""
+def _noise_position(point: Point, zero: float) -> float:
+    """Position of a trial on the noise axis, log10(s). zero: position of s = 0."""
     return float(np.log10(point.noise_std)) if point.noise_std > 0 else zero
 
 
@@ -153,7 +151,7 @@ def _note(axes: Axes, text: str, x: float, y: float) -> None:
 
 
 def _noise_axis(axes: Axes, low: float, high: float, zero: float | None) -> None:
-    """Ticks at round noise levels; with a zero, its own tick and a break in the axis beside it."""
+    """Set ticks at round noise levels. zero: position of s = 0, which gets a tick and an axis break; None: no s = 0."""
     ticks = {float(np.log10(v)): f"{v:g}" for v in _NICE if 0.9 * low <= v <= 1.1 * high}
     if len(ticks) < 2:
         ticks = {float(np.log10(v)): f"{v:.2g}" for v in (low, high)}
@@ -176,9 +174,9 @@ def _noise_axis(axes: Axes, low: float, high: float, zero: float | None) -> None
 
 
 def front(points: Sequence[Cost]) -> str:
-    """Objective against network evaluations a frame; a line joins the best for their cost, the others are pale."""
+    """Plot of objective against network evaluations per frame. A line joins the Pareto front; other trials are pale."""
     figure = Figure(figsize=(10.4, 3.6))
-    axes = _axes(figure, "network evaluations a frame", "CRPS ratio on validation")
+    axes = _axes(figure, "network evaluations per frame", "CRPS ratio on validation")
     joined = sorted((p.nfe, p.objective) for p in points if p.best)
     axes.plot(*zip(*joined, strict=True), color=MUTED, linewidth=1.2, drawstyle="steps-post", label="_")
     for loss, color in colors_of([p.loss for p in points]).items():
@@ -201,7 +199,7 @@ def front(points: Sequence[Cost]) -> str:
 
 
 def curves(left: Sequence[Line], right: Sequence[Line]) -> str:
-    """Training loss against step, and the objective at the rungs."""
+    """Plots of training loss (left) and of the objective at the rungs (right) against training step."""
     figure = Figure(figsize=(10.4, 3.4))
     for place, lines, name, marker in ((1, left, "training loss", None), (2, right, "CRPS ratio on validation", "o")):
         axes = _axes(figure, "training step", name, place=(1, 2, place))
@@ -218,7 +216,7 @@ def curves(left: Sequence[Line], right: Sequence[Line]) -> str:
 
 @dataclass(frozen=True)
 class Bar:
-    """A bar and its name; quiet ones, which a cross ends, stand for what came to nothing."""
+    """A bar with its label. quiet: draw it pale with a cross at its end, for a failed trial."""
 
     label: str
     value: float
@@ -227,7 +225,7 @@ class Bar:
 
 
 def bars(left: Sequence[Bar], right: Sequence[Bar]) -> str:
-    """What mattered, as shares, and what each trial cost, in seconds."""
+    """Bar charts of the importance of each search axis (left) and of the seconds of each trial (right)."""
     tallest = max(len(left), len(right), 3)
     figure = Figure(figsize=(10.4, 0.9 + 0.22 * tallest))
     for place, rows, name, unit in ((1, left, "importance", "share"), (2, right, "cost of each trial", "seconds")):
@@ -307,10 +305,10 @@ def _legend(axes: Axes, unique: bool = False) -> None:
 
 
 def to_svg(figure: Figure) -> str:
-    """An `<svg>` element: no fixed size, text as text, colours as the page's CSS variables."""
+    """Convert a figure to an `<svg>` element without a fixed size, with text as text and CSS variables as colors."""
     figure.patch.set_alpha(0)
     buffer = StringIO()
-    # Text stays text; the salt makes the names of clip paths, and so the page, the same every time.
+    # Without a fixed salt, the ids of clip paths are random, and the page would differ between runs.
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "raypipe"}):
         figure.savefig(
             buffer,

@@ -1,4 +1,4 @@
-"""evaluation/report.html: what a search found, on one page that needs no other file."""
+"""Writes evaluation/report.html, the report of a search: a single page without external files."""
 
 import json
 import math
@@ -24,15 +24,16 @@ from raypipe.workspace.layout import Workspace
 
 TEMPLATE = "page.html.jinja"
 SAMPLES = 4
+"""Largest number of samples on the page."""
 SHOWN_ROWS = 12
-"""Rows of the validation table above the fold."""
+"""Number of rows of the validation table that are shown without unfolding it."""
 
 
 def write_report(workspace: Workspace) -> Path:
-    """Write `evaluation/report.html` of an experiment from what is there of it; gives its path.
+    """Write `evaluation/report.html` of an experiment, and return its path.
 
-    Parts that have not run are left out with a sentence. Raises ConfigError if the folder is no experiment, or
-    if a table of it cannot be read.
+    A sentence on the page replaces each part that has no results yet. Raises ConfigError if the folder contains no
+    experiment or if one of its tables cannot be read.
     """
     experiment = workspace.experiment()
     combinations = [
@@ -65,7 +66,7 @@ def _environment() -> Environment:
 
 @dataclass(frozen=True)
 class Versus:
-    """The chosen combination against a baseline: share of the baseline's score that it saves."""
+    """Comparison with a baseline. score: its crps_ratio. saved: 1 - crps_ratio of the chosen combination / `score`."""
 
     name: str
     score: str
@@ -74,7 +75,7 @@ class Versus:
 
 @dataclass(frozen=True)
 class Gap:
-    """By how much the chosen combination is better than a baseline, or worse, paired by window."""
+    """Absolute difference of the crps_ratio from that of a baseline, paired by window, and its standard error."""
 
     name: str
     size: str
@@ -84,14 +85,14 @@ class Gap:
 
 @dataclass(frozen=True)
 class Headline:
-    """The result in a few words. lead: against the best default; published: against the published one, if another."""
+    """The result at the top of the page. lead: margin over the best baseline; default: over the default, if another."""
 
     name: str
     split: str
     score: str
     se: str
     lead: Gap | None
-    published: Gap | None
+    default: Gap | None
     steps: str
     nfe: str
     alpha: str
@@ -100,7 +101,7 @@ class Headline:
 
 
 def headline(rows: Sequence[Row]) -> Headline | None:
-    """The chosen combination on test, or on validation if test has not been touched; None before that."""
+    """The result on test, or on validation if nothing is scored on test yet; None if no combination is chosen yet."""
     for split in ("test", "validation"):
         chosen = _chosen(rows, split)
         if chosen is None:
@@ -109,7 +110,7 @@ def headline(rows: Sequence[Row]) -> Headline | None:
         versus = [
             Versus(name, number(3)(others[key]), 1 - chosen["crps_ratio"] / others[key])
             for key, name in IN_WORDS.items()
-            if others.get(key) and key != "persistence"  # which the score itself is against
+            if others.get(key) and key != "persistence"  # crps_ratio is relative to persistence
         ]
         best = table.margin_over_best_default(rows, split)
         other = best is None or best.default != "published"
@@ -140,7 +141,7 @@ def _chosen(rows: Sequence[Row], split: str) -> Row | None:
 
 
 def horizon_plot(rows: Sequence[Row]) -> Markup | None:
-    """The score at every step of the horizon: the chosen combination and the baselines."""
+    """Plot of crps_ratio by predicted frame for the chosen combination and the baselines; None without such scores."""
     for split in ("test", "validation"):
         scored = [r for r in rows if r["split"] == split and r.get("crps_ratio_by_step") is not None]
         shown = [r for r in scored if r["chosen"]][:1] + [
@@ -163,7 +164,7 @@ def horizon_plot(rows: Sequence[Row]) -> Markup | None:
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """Leaves of a nested mapping by dotted name."""
+    """(dotted name, value) of each leaf of a nested mapping."""
     leaves: list[tuple[str, str]] = []
     for key, value in tree.items():
         if isinstance(value, Mapping):

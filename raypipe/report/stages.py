@@ -1,4 +1,4 @@
-"""What the page shows of the search of one stage."""
+"""The section of the report on the search of a stage."""
 
 import math
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from raypipe.workspace.layout import Workspace
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure of a search, and below it how many trials it shows and how many of all failed."""
+    """A figure with its caption, which tells how many trials are shown and how many failed."""
 
     svg: Markup
     caption: str
@@ -27,7 +27,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class StageView:
-    """What the page shows of a stage; None where nothing of it has run."""
+    """The contents of the section. None: there is no data for that part; table None: the stage has not run."""
 
     name: str
     counts: str
@@ -40,7 +40,7 @@ class StageView:
 
 
 def stage(workspace: Workspace, rows: Sequence[Row], component: Component) -> StageView:
-    """The search of one stage: its trials at their last rung, and their curves."""
+    """Make the section of a stage. rows: rows of trials.parquet."""
     mine = [row for row in rows if row["stage"] == component]
     searched, refits = [r for r in mine if not r.get("refit")], [r for r in mine if r.get("refit")]
     last, last_refits = _last(searched), _last(refits)
@@ -59,7 +59,7 @@ def stage(workspace: Workspace, rows: Sequence[Row], component: Component) -> St
 
 
 def _last(rows: Sequence[Row]) -> list[Row]:
-    """Every trial at its last rung, best first and failed ones last."""
+    """The row of each trial at its last rung, best first and failed ones last."""
     last: dict[str, Row] = {}
     for row in rows:
         if row["trial"] not in last or row["step"] >= last[row["trial"]]["step"]:
@@ -72,11 +72,11 @@ def _good(row: Row) -> bool:
 
 
 def _counts(last: Sequence[Row], refits: Sequence[Row]) -> str:
-    """`8 trials: 3 finished, 4 stopped early, 1 failed; 6 refits`."""
+    """Text such as `8 trials: 3 finished, 4 stopped early, 1 failed; 6 refits`."""
     words = {"finished": "finished", "stopped": "stopped early", "failed": "failed", "running": "unfinished"}
     counted = [(sum(row["status"] == status for row in last), word) for status, word in words.items()]
-    told = ", ".join(f"{count} {word}" for count, word in counted if count)
-    return f"{_count(len(last), 'trial')}: {told}" + (f"; {_count(len(refits), 'refit')}" if refits else "")
+    listed = ", ".join(f"{count} {word}" for count, word in counted if count)
+    return f"{_count(len(last), 'trial')}: {listed}" + (f"; {_count(len(refits), 'refit')}" if refits else "")
 
 
 def _count(count: int, noun: str) -> str:
@@ -84,23 +84,23 @@ def _count(count: int, noun: str) -> str:
 
 
 def _failures(last: Sequence[Row], how: str) -> str:
-    """`none failed`, or how many and `how` the figure shows them."""
+    """`none failed`, or the number of failed trials and `how` the figure shows them."""
     failed = sum(row["status"] == "failed" for row in last)
     return f"{failed} failed: {how}" if failed else "none failed"
 
 
 def _shown(count: int, last: Sequence[Row]) -> str:
-    """`8 trials`, or `7 of 8 trials`."""
+    """Text such as `8 trials` or `7 of 8 trials`."""
     return ("" if count == len(last) else f"{count} of ") + _count(len(last), "trial")
 
 
 def _scatter(last: Sequence[Row], refits: Sequence[Row]) -> Figure | None:
-    """Objective against noise level; a trial that failed has no objective, but is there at its noise level."""
+    """Objective against noise level. A failed trial has no objective, and is drawn at the top edge."""
     points, again = ([p for p in map(_point, rows) if p is not None] for rows in (last, refits))
     if not points and not again:
         return None
     shown = _shown(len(points), last) + (f" and {_count(len(again), 'refit')}" if again else "")
-    failed = _failures(last, "a cross at the top edge, for want of a score")
+    failed = _failures(last, "crosses at the top edge")
     caption = f"Objective against noise level, by loss. {shown}; {failed}."
     return Figure(Markup(figures.search([*points, *again])), caption)
 
@@ -111,21 +111,20 @@ def _point(row: Row) -> Point | None:
     if not _good(row):
         return None
     kind = "refit" if row.get("refit") else "finished" if row["status"] == "finished" else "stopped"
-    published = not row.get("refit") and is_default(row["trial"])
     se = row["objective_se"] if known(row["objective_se"]) else 0.0
-    note = "published" if published else ""
+    note = "default" if is_default(row["trial"]) and not row.get("refit") else ""
     return Point(row["noise_std"] or 0.0, row["objective"], se, _loss(row), kind, note)
 
 
 def _front(ranked: Sequence[finalists.Trial], last: Sequence[Row]) -> Figure | None:
-    """What forecasts cost, where the search tried different costs."""
+    """Objective against network evaluations per frame; None if all trials have equal cost."""
     ranked = [trial for trial in ranked if known(trial.row.get("nfe_per_frame"))]
     if len({trial.row["nfe_per_frame"] for trial in ranked}) < 2:
         return None
     best = finalists.pareto_front(ranked)
     points = [Cost(t.row["nfe_per_frame"], t.objective, _loss(t.row), t.name, t in best) for t in ranked]
-    failed = _failures(last, "not shown, for want of a score")
-    text = f"The line joins the trials that none beats at as few evaluations. {_shown(len(points), last)}; {failed}."
+    failed = _failures(last, "not shown")
+    text = f"The line joins the Pareto-optimal trials. {_shown(len(points), last)}; {failed}."
     return Figure(Markup(figures.front(points)), text)
 
 
@@ -134,9 +133,9 @@ def _loss(row: Row) -> str:
 
 
 def _curves(workspace: Workspace, component: Component, rows: Sequence[Row], last: Sequence[Row]) -> Figure | None:
-    """Loss over steps and objective over rungs, coloured by loss choice, fainter with more noise.
+    """Training loss against step, and objective at the rungs. Colors: loss function; fainter: higher noise level.
 
-    A trial that failed is drawn as far as it came.
+    A failed trial is drawn up to its last report.
     """
     colors = figures.colors_of([_loss(row) for row in last])
     levels = sorted({row["noise_std"] or 0.0 for row in last})
@@ -157,24 +156,26 @@ def _curves(workspace: Workspace, component: Component, rows: Sequence[Row], las
     if not left and not right:
         return None
     shown = f"Losses of {_shown(len(left), last)}, scores of {_shown(len(right), last)}"
-    failures = _failures(last, "a cross ends what there is of its curve")
+    failures = _failures(last, "a cross marks the end of the curve")
     return Figure(Markup(figures.curves(left, right)), f"{shown}; {failures}.")
 
 
 def _cost(workspace: Workspace, component: Component, last: Sequence[Row]) -> Figure | None:
-    """What mattered, as the search found when it ended, and the seconds of each trial, failed ones too."""
+    """Importance of the search axes, stored at the end of the search, and the seconds of each trial."""
     colors = figures.colors_of([_loss(row) for row in last])
     spent = [
         Bar(row["trial"], row["seconds"] if known(row.get("seconds")) else 0.0, colors[_loss(row)], quiet=failed)
         for row in sorted(last, key=lambda row: str(row["trial"]))
         if (failed := row["status"] == "failed") or known(row.get("seconds"))
     ]
-    mattered = [Bar(name, share) for name, share in records.read_importances(workspace.importances(component)).items()]
-    if not spent and not mattered:
+    importances = [
+        Bar(name, share) for name, share in records.read_importances(workspace.importances(component)).items()
+    ]
+    if not spent and not importances:
         return None
     scored = _shown(sum(map(_good, last)), last)
     text = (
-        f"Importance: how much an axis tells good trials from the rest (PED-ANOVA), over {scored} with a score. "
+        f"Importance of each search axis (PED-ANOVA), from {scored} with a score. "
         f"Cost of {_shown(len(spent), last)}; {_failures(last, 'a pale bar with a cross')}."
     )
-    return Figure(Markup(figures.bars(mattered, spent)), text)
+    return Figure(Markup(figures.bars(importances, spent)), text)

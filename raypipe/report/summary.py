@@ -1,4 +1,4 @@
-"""The end of a search: its evaluation, the tables that a command prints, and the report."""
+"""The last step of a search: evaluate it, write the report and print the tables."""
 
 from collections.abc import Sequence
 
@@ -11,29 +11,29 @@ from raypipe.report.tables import BASELINES
 from raypipe.search import records
 from raypipe.workspace.layout import Workspace
 
-SCORED = ("crps_ratio", "minus published")
-"""What `_scores` says, in the tables that a command prints."""
+SCORED = ("crps_ratio", "minus default")
+"""Headers of the columns that `_scores` returns."""
 
 
 def validation_table(rows: Sequence[records.Row]) -> str:
-    """The combinations on validation, best first."""
+    """Text table of the combinations on validation, best first. rows: rows of combinations.parquet."""
     mine = sorted((r for r in rows if r["split"] == "validation"), key=lambda r: r["crps_ratio"])
     columns = ["flow", "denoiser", "diffusion", "alpha", "beta", "steps", "solver"]
     named = [{**r, "denoiser": r["denoiser"] or "none"} for r in mine]
     body = [[*(r[c] for c in columns), *_scores(r), r["spread_skill"], r["nfe_per_frame"], _note(r)] for r in named]
-    return terminal.table(body, [*columns, *SCORED, "spread/skill", "calls", ""])
+    return terminal.table(body, [*columns, *SCORED, "spread/skill", "NFE", ""])
 
 
 def test_table(rows: Sequence[records.Row]) -> str:
-    """The chosen combination and the baselines on test."""
+    """Text table of the chosen combination and the baselines on test, best first."""
     mine = sorted((r for r in rows if r["split"] == "test"), key=lambda r: r["crps_ratio"])
     columns = ["crps_ratio_pixels", "psnr", "ssim", "spread_skill", "nfe_per_frame"]
     body = [[_note(r), *_scores(r), *(r[c] for c in columns), 1000 * r["seconds_per_frame"]] for r in mine]
-    return terminal.table(body, ["test", *SCORED, "in pixels", "psnr", "ssim", "spread/skill", "calls", "ms/frame"])
+    return terminal.table(body, ["test", *SCORED, "in pixels", "psnr", "ssim", "spread/skill", "NFE", "ms/frame"])
 
 
 def _scores(row: records.Row) -> list[str]:
-    """The score, and its paired difference from the published default; each with its standard error."""
+    """crps_ratio, and its paired difference from the default, each with its standard error."""
     ratio, gap = row["crps_ratio"], row["difference"]
     return [
         f"{ratio:.3f} +- {row['crps_ratio_se']:.3f}",
@@ -46,21 +46,21 @@ def _note(row: records.Row) -> str:
 
 
 def verdict(rows: Sequence[records.Row]) -> str:
-    """By how much the chosen combination beats the best default on test."""
+    """A line with the margin of the chosen combination over the best baseline on test."""
     found = table.margin_over_best_default(rows, "test")
     if found is None:
         return "the chosen combination has no score on test"
     gap = f"{found.difference:+.3f} +- {found.se:.3f}"
-    return f"chosen minus best default ({BASELINES[found.default]}), paired by window: {gap}"
+    return f"chosen minus best baseline ({BASELINES[found.default]}), crps_ratio, paired by window: {gap}"
 
 
 def finish(experiment: Experiment, workspace: Workspace, top_k: int) -> None:
-    """Evaluate, show the tables, write the report."""
+    """Evaluate a search, write the report and print the tables. top_k: see `raypipe.evaluation.combinations`."""
     rows = run_evaluation(experiment, workspace, top_k)
     page = write_report(workspace)
     terminal.say(f"\nvalidation, {experiment.evaluation.windows} windows, horizon {experiment.evaluation.horizon}:")
     terminal.say(validation_table(rows))
-    terminal.say(f"\ntest, {experiment.evaluation.test_windows} windows, once:")
+    terminal.say(f"\ntest, {experiment.evaluation.test_windows} windows:")
     terminal.say(test_table(rows))
     terminal.say(verdict(rows))
     terminal.say(f"\nbest     {workspace.best}")

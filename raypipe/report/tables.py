@@ -1,32 +1,37 @@
-"""The tables of the page: what each column means, and how its values read."""
+"""The tables of the report: their columns, the meaning of each, and the format of its values."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from raypipe.forecast.manifest import CONSTANT
 from raypipe.search.records import Row
 
 BASELINES = {
     "persistence": "persistence",
     "climatology": "climatology",
     "flow": "flow alone",
-    "published": "published default",
+    "published": "default",
 }
+"""Baselines of combinations.parquet and their labels in tables."""
 
 
 IN_WORDS = {
     "persistence": "repeating the last frame",
     "climatology": "climatology",
     "flow": "the flow alone",
-    "published": "the published default",
+    "published": "the default",
 }
-"""The baselines, as they read in a sentence."""
+"""Baselines of combinations.parquet and their names in a sentence."""
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a table: its key in a row (`se` may name another), how it reads, and what it means."""
+    """A column of a table. key: key of its value in a row. show: formats a value. meaning: tooltip of the header.
+
+    se: key of the standard error of the value, shown after it. numeric: align to the right.
+    """
 
     key: str
     label: str
@@ -38,9 +43,9 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """header, and rows of cells; `strong` and `quiet` hold the numbers of rows that are set apart.
+    """A table with its formatted cells. strong, quiet: indices of the rows in bold and of the muted rows.
 
-    note: what a column would say in every row.
+    note: sentence about a column that is left out because its value is the same in all rows.
     """
 
     columns: list[Column]
@@ -51,23 +56,27 @@ class Table:
 
 
 def number(digits: int) -> Callable[[Any], str]:
+    """Formatter of numbers with a fixed number of decimals; an unknown value is shown as a dash."""
     return lambda value: f"{value:.{digits}f}".replace("-", "−") if known(value) else "–"
 
 
 def short(value: Any) -> str:
-    """A number to three digits."""
+    """Format a number with three significant digits; an unknown value is shown as a dash."""
     return f"{value:.3g}".replace("-", "−") if known(value) else "–"
 
 
 def text(value: Any) -> str:
+    """Format any value as text; None is shown as a dash."""
     return "–" if value is None else str(value)
 
 
 def known(value: Any) -> bool:
+    """Whether a value is a finite number."""
     return isinstance(value, int | float) and math.isfinite(value)
 
 
 def milliseconds(value: Any) -> str:
+    """Format a number of seconds in milliseconds; an unknown value is shown as a dash."""
     return f"{1000 * value:.3g}" if known(value) else "–"
 
 
@@ -75,20 +84,20 @@ SCORES = [
     Column("name", "forecast", text, numeric=False),
     Column("alpha", "α", short, "denoising magnitude"),
     Column("beta", "β", short, "diffusion magnitude"),
-    Column("steps", "steps", short, "integration steps a frame"),
+    Column("steps", "steps", short, "integration steps per frame"),
     Column("solver", "solver", text, numeric=False),
-    Column("crps_ratio", "CRPS ratio", number(3), "CRPS over that of persistence, in latents: 0 is perfect",
+    Column("crps_ratio", "CRPS ratio", number(3), "CRPS divided by that of persistence, in latent space; 0 is perfect",
            "crps_ratio_se"),
-    Column("difference", "Δ published", number(3), "paired difference from the published default; below 0 is better",
+    Column("difference", "Δ default", number(3), "difference from the default, paired by window; below 0 is better",
            "difference_se"),
-    Column("behind_chosen", "Δ chosen", number(3), "paired difference from the chosen combination; above 0 is worse",
+    Column("behind_chosen", "Δ chosen", number(3), "difference from the chosen one, paired by window; above 0 is worse",
            "behind_chosen_se"),
     Column("crps_ratio_pixels", "in pixels", number(3), "CRPS ratio of decoded frames"),
-    Column("psnr", "PSNR", number(2), "dB"),
-    Column("ssim", "SSIM", number(3), "structural similarity"),
-    Column("spread_skill", "spread/skill", number(2), "1: the ensemble is as wide as its mean is wrong"),
-    Column("nfe_per_frame", "NFE", short, "network evaluations a frame"),
-    Column("seconds_per_frame", "ms/frame", milliseconds, "of one forecast"),
+    Column("psnr", "PSNR", number(2), "peak signal-to-noise ratio of single members, dB"),
+    Column("ssim", "SSIM", number(3), "structural similarity of single members"),
+    Column("spread_skill", "spread/skill", number(2), "spread of the ensemble / error of its mean; 1 is reliable"),
+    Column("nfe_per_frame", "NFE", short, "network evaluations per frame"),
+    Column("seconds_per_frame", "ms/frame", milliseconds, "time per predicted frame of one member"),
 ]  # fmt: skip
 
 
@@ -96,36 +105,37 @@ TRIALS = [
     Column("trial", "trial", text, numeric=False),
     Column("status", "status", text, numeric=False),
     Column("step", "step", short),
-    Column("objective", "CRPS ratio", number(3), "on validation", "objective_se"),
-    Column("difference", "Δ published", number(3), "paired difference from the published default", "difference_se"),
+    Column("objective", "CRPS ratio", number(3), "on validation windows", "objective_se"),
+    Column("difference", "Δ default", number(3), "difference from the default, paired by window", "difference_se"),
     Column("noise_std", "s", short, "noise level"),
     Column("loss", "loss", text, numeric=False),
     Column("learning_rate", "learning rate", short),
-    Column("time_input", "sees u", lambda value: "–" if value is None else "yes" if value else "no", numeric=False),
-    Column("flow", "flow", text, "the flow that it builds on", numeric=False),
-    Column("magnitude", "magnitude", short, "multiplier or beta, fitted on training clips"),
+    Column("time_input", "time input", lambda value: "–" if value is None else "yes" if value else "no", numeric=False),
+    Column("flow", "flow", text, "flow on which it was trained", numeric=False),
+    Column("magnitude", "magnitude", short, "multiplier or beta, fitted on training windows"),
     Column("spread_skill", "spread/skill", number(2)),
-    Column("nfe_per_frame", "NFE", short, "network evaluations a frame"),
+    Column("nfe_per_frame", "NFE", short, "network evaluations per frame"),
     Column("seconds", "seconds", number(0)),
     Column("error", "error", text, numeric=False),
 ]
 
 
 _NOT_SHOWN = {"combination", "flow", "denoiser", "diffusion", "split", "baseline", "chosen", "fps"}
+"""Columns of combinations.parquet that the page does not show; all other numeric columns get a column."""
 
 
 def describe(row: Mapping[str, Any]) -> str:
-    """What a row of the combinations is called on the page."""
+    """The name of a combination on the page. row: row of combinations.parquet."""
     if row["baseline"] is not None:
         return BASELINES.get(row["baseline"], str(row["baseline"]))
-    diffusion = "constant diffusion" if row["diffusion"] == "constant" else row["diffusion"]
+    diffusion = "constant diffusion" if row["diffusion"] == CONSTANT else row["diffusion"]
     return " + ".join(str(name) for name in (row["flow"], row["denoiser"], diffusion) if name) or "–"
 
 
 def score_table(rows: Sequence[Row], without: str | None = None) -> Table | None:
-    """Combinations and baselines, best first, the chosen ones strong and the baselines quiet; None without rows.
+    """Table of combinations and baselines, best first: the chosen one in bold, baselines muted; None without rows.
 
-    without: a column that the page has no room for.
+    without: key of a column to leave out.
     """
     if not rows:
         return None
@@ -147,7 +157,7 @@ def score_table(rows: Sequence[Row], without: str | None = None) -> Table | None
 
 
 def make_table(columns: Sequence[Column], rows: Sequence[Row]) -> Table:
-    """The columns that say anything in any row."""
+    """Make a table of rows. Columns without a value in any row are left out."""
     used = [column for column in columns if any(row.get(column.key) is not None for row in rows)]
     return Table(used, [[_cell(column, row) for column in used] for row in rows])
 
@@ -156,5 +166,5 @@ def _cell(column: Column, row: Row) -> str:
     shown = column.show(row.get(column.key))
     error = row.get(column.se) if column.se else None
     if error == 0 and row.get(column.key) == 0:
-        return "–"  # a difference from itself
+        return "–"  # the difference of a combination from itself
     return f"{shown} ± {column.show(error)}" if known(error) and shown != "–" else shown

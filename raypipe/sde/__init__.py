@@ -1,14 +1,17 @@
 """The neural SDE for video prediction: notation, training targets, losses, dynamics, prediction and score.
 
-The model is that of arXiv 2501.18871. The reference code is NeuralSDE/NeuralSDE on GitHub, which builds on
+The model is that of arXiv 2501.18871. The reference code is https://github.com/NeuralSDE/NeuralSDE, which builds on
 Araachie/river. Other modules cite this text as `raypipe.sde`. Shapes leave out the batch dimension; tensors are
-float32. Each heading names the modules that implement the section; a name such as sde.sigma is a config field.
+float32; symbols without a shape are scalars. Each heading names the modules that implement the section; a name such as
+sde.sigma is a config field.
 
 Notation (raypipe.models.autoencoder, raypipe.sde.path)
 
     t        index of a frame; one frame interval is one unit of time
-    u        time within a frame interval, from 0 to 1                                        scalar
+    u        time within a frame interval, from 0 to 1
     x_t      frame t, values in [-1, 1]                                                       [3, H, W]
+    C        number of latent channels
+    h, w     height and width of a latent: H and W divided by the autoencoder's downsampling factor
     E        encoder of the autoencoder; E(x_t) is taken before quantization                  [C, h, w]
     scale    standard deviation of E(x_t) on training frames, per channel                     [C]
     z_t      latent E(x_t) / scale                                                            [C, h, w]
@@ -34,7 +37,7 @@ Networks (raypipe.models.components; their common architecture is raypipe.models
 
     [lo, hi] = [-9, 1] (model.logit_range). A constant diffusion, g = m std, replaces the diffusion network where none
     is used (raypipe.sde.dynamics.ConstantDiffusion). std, [C], is the root mean square of v - f(X_t, 0) per channel
-    on training windows (raypipe.forecast.scoring), and m is one of evaluation.multipliers.
+    on training windows (raypipe.forecast.scoring), and m is a scalar, one of evaluation.multipliers.
 
     Time input: if model.time_input is set, flow and diffusion also see u. One Linear(1, inner_dim) of u is added to
     all tokens, and u is set to 0 in a fraction sde.zero_share of the training samples. The reference code has no time
@@ -60,6 +63,7 @@ Dynamics (raypipe.sde.dynamics)
 
     F = (z_{t-K+2} - z_{t-K+1}, ..., z_t - z_{t-1}, f)        drift                           [K*C, h, w]
     G = (0, ..., 0, g)                                        diagonal of the diffusion       [K*C, h, w]
+    W   Brownian motion; only its last frame, [C, h, w], acts and is drawn                    [K*C, h, w]
 
     The older frames move along straight lines to their successors, which are known; only the last frame follows the
     flow and receives noise. alpha (evaluation.alphas) is the denoising magnitude. The derivation of the reference code
@@ -72,15 +76,16 @@ Prediction (raypipe.sde.rollout, raypipe.sde.solvers, raypipe.sde.brownian)
     2. The last frame of the result, [C, h, w], is the predicted z_{t+1}.
     3. Append it to the window of K frames, drop the oldest frame, and repeat with t + 1.
 
-    In-between frames are the last frame of the solution at u = 1/k, ..., (k-1)/k. The members of an ensemble differ
-    only in their Brownian motion W. To decode a latent, it is multiplied by scale and quantized, if
-    the autoencoder has a quantizer, before the decoder.
+    In-between frames are the last frame of the solution at u = 1/k, ..., (k-1)/k, where k is the argument `interpolate`
+    of `rollout`. The members of an ensemble differ only in their Brownian motion W. To decode a latent, it is
+    multiplied by scale and quantized, if the autoencoder has a quantizer, before the decoder.
 
-Score (raypipe.metrics.ensemble), on latents: members y_1, ..., y_M of a forecast and the truth y
+Score (raypipe.metrics.ensemble), on latents: M members y_1, ..., y_M of a forecast of N frames
 
-    crps       = mean_i |y_i - y| - sum_{i<j} |y_i - y_j| / (M (M-1))     fair ensemble CRPS, per element
+    y, y_i     truth and member i                                                             [N, C, h, w]
+    crps       = mean_i |y_i - y| - sum_{i<j} |y_i - y_j| / (M (M-1))   fair CRPS per element [N, C, h, w]
     crps_ratio = mean(crps) / mean(|z_t - y|)
 
-    z_t is the last given frame. The denominator is the CRPS of persistence, the forecast that repeats z_t. Both means
-    are over windows, predicted frames and elements. 0 is a perfect forecast; 1 is as good as persistence.
+    z_t, [C, h, w], is the last given frame. The denominator is the CRPS of persistence, the forecast that repeats z_t.
+    Both means are over windows, predicted frames and elements. 0 is a perfect forecast; 1 is as good as persistence.
 """

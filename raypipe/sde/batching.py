@@ -54,7 +54,8 @@ def fitting(bytes_per_row: float, free: int) -> int:
 def _attempt(run: Callable[[slice], Tensor], rows: slice) -> Tensor | None:
     """The result of `run`, or None if it ran out of memory.
 
-    A function of its own, because the exception keeps the tensors of the failed run alive until it is discarded.
+    This is a separate function because the exception keeps the tensors of the failed run alive until the function
+    returns.
     """
     try:
         return run(rows)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 Wiener = Callable[[Sequence[Fraction]], list[Tensor]]
-"""Values of a Brownian motion W with W(0) = 0: ascending rational times in (0, 1] -> one tensor per time."""
+"""Values of a Brownian motion W with W(0) = 0: ascending rational times in (0, 1] -> one tensor [b, C, h, w] each."""
 
 
 def forecast_keys(seed: int, windows: Tensor, members: Tensor) -> Tensor:

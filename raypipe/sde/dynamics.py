@@ -106,5 +106,6 @@ class ConstantDiffusion:
     std: Tensor
 
     def __call__(self, x: Tensor, u: Tensor) -> Tensor:
+        """State [b, K*C, h, w] -> g [b, C, h, w]. u is ignored."""
         std = self.std.to(x.device, x.dtype)[None, :, None, None]
         return std.expand(len(x), -1, *x.shape[2:])

@@ -47,24 +47,24 @@ def rollout(
     """
     assert context.ndim in (5, 6) and horizon >= 1 and interpolate >= 1 and first_frame >= 0
     assert context.ndim == 5 or context.shape[1] == members
-    numbers = range(len(context)) if windows is None else windows
+    window_numbers = range(len(context)) if windows is None else windows
     drawn = members if dynamics.stochastic or context.ndim == 6 else 1
     if context.ndim == 6:
         starts = rearrange(context, "n m k c h w -> (n m) k c h w")
     else:
         starts = repeat(context, "n k c h w -> (n m) k c h w", m=drawn)
-    window = torch.tensor([int(w) for w in numbers]).repeat_interleave(drawn)
+    window = torch.tensor([int(w) for w in window_numbers]).repeat_interleave(drawn)
     member = torch.arange(drawn).repeat(len(context))
-    place = device or context.device
+    target = device or context.device
 
     def run(rows: slice) -> Tensor:
         keys = None
         if dynamics.stochastic:
-            keys = forecast_keys(seed, window[rows].to(place), member[rows].to(place))
+            keys = forecast_keys(seed, window[rows].to(target), member[rows].to(target))
         frames = range(first_frame, first_frame + horizon)
-        return _rollout(dynamics, starts[rows].to(place), keys, frames, SOLVERS[solver].step, steps, interpolate)
+        return _rollout(dynamics, starts[rows].to(target), keys, frames, SOLVERS[solver].step, steps, interpolate)
 
-    rolled = in_batches(run, len(starts), batch_size, place)
+    rolled = in_batches(run, len(starts), batch_size, target)
     return rearrange(rolled, "(n m) t c h w -> n m t c h w", m=drawn).expand(-1, members, -1, -1, -1, -1)
 
 

@@ -4,6 +4,9 @@ A solver computes one step of length h from t_k. It evaluates the SDE at X_k = X
 the step: a function of the time s since t_k and of W(t_k + s) - W(t_k). Its value at s = h is the next state X_{k+1};
 its value at an earlier s is an in-between frame, which needs no further evaluation and does not change the step.
 
+X, a and b dW are [b, K*C, h, w]. dW is [b, C, h, w], as only the last frame of the state receives noise (see
+`raypipe.sde`), or the number 0 if there is no noise.
+
 The order of `milstein` requires that each component of b depends only on the same component of X. A learned diffusion
 depends on the whole state. The Milstein correction then lacks the mixed double integrals (Levy areas): every solver
 here has strong order 1/2 and weak order 1, and they differ only in the size of their errors.
@@ -101,7 +104,7 @@ SOLVERS: Mapping[str, Solver] = {
 
 @dataclass(frozen=True)
 class Solution:
-    """The result of `solve`. end: the state at t = 1; between: the state at each readout time."""
+    """The result of `solve`. end: the state at t = 1; between: the state at each readout time; all [b, K*C, h, w]."""
 
     end: Tensor
     between: tuple[Tensor, ...]
@@ -116,7 +119,7 @@ def solve(
     steps: int,
     readouts: Sequence[Fraction] = (),
 ) -> Solution:
-    """Integrate from X(0) = x to t = 1 in `steps` equal steps.
+    """Integrate from X(0) = x, [b, K*C, h, w], to t = 1 in `steps` equal steps.
 
     wiener: the Brownian motion; None: solve the ODE dX = a dt. readouts: ascending times in (0, 1) at which the state
     is also returned; they need not lie on the grid.

@@ -1,1 +1,5 @@
-"""The search of a stage after the other: who proposes, who decides, who runs, and what is handed on."""
+"""The staged hyperparameter search: Optuna proposes trials, a scheduler stops them, Ray Tune runs them.
+
+There is one stage for each component: flow, denoiser and diffusion. The best trials of a stage, its finalists, are
+retrained and used by the next stages.
+"""

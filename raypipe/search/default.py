@@ -1,4 +1,4 @@
-"""The default: the configuration of the reference code, which every stage tries first and compares all others with."""
+"""The default: the settings of the reference code. They are the first trial of every stage, and its baseline."""
 
 import re
 from collections.abc import Mapping
@@ -7,11 +7,11 @@ from typing import Any
 from raypipe.config import LOSSES, Component
 
 DEFAULT_DIFFUSION = "published"
-"""The refits of the default diffusion on the default flow. The search's own first diffusion stands on the best flow."""
+"""Name of the refits of the default diffusion on the default flow; trial `diffusion-00` uses the best flow instead."""
 
 
 def default_values(component: Component) -> Mapping[str, Any]:
-    """Its settings, by dotted name; all others are the experiment's."""
+    """The settings of the default by dotted name; the experiment determines all other settings."""
     losses = LOSSES[component]
     return {
         "train.noise_std": 0.1,
@@ -21,7 +21,7 @@ def default_values(component: Component) -> Mapping[str, Any]:
 
 
 def default_trial(component: Component) -> str:
-    """The name of a stage's first trial."""
+    """Name of the first trial of a stage, which has the default's settings."""
     return f"{component}-00"
 
 

@@ -1,4 +1,4 @@
-"""What a stage of the search hands on."""
+"""The finalists of a stage: the trials that are retrained, of which the next stages use the best."""
 
 import json
 import math
@@ -13,17 +13,18 @@ from raypipe.search.records import Row, is_finite
 from raypipe.workspace.layout import Workspace
 
 NO_DENOISER = "none"
-"""The candidate that every denoiser has to beat."""
+"""Name of the finalist without a denoiser, to which the denoisers are compared."""
 
 
 @dataclass(frozen=True)
 class Finalist:
-    """A configuration that a stage hands on, with the model of its best seed.
+    """A retrained configuration, with the model of its best seed.
 
-    objective: the mean over seeds; objectives: each seed's; magnitude: the constant diffusion's multiplier,
-    or beta; residual_std: the flow's, [C]; flow: the model that a diffusion was trained on; published: the
-    published default, kept for comparison whatever it scores; handed_on: whether the next stage builds on it;
-    closer: the objective on more windows and members, for those too close to the best to be told apart before.
+    objective: mean of `objectives`, the score of each seed. magnitude: multiplier of the constant diffusion, or beta
+    for a diffusion. residual_std: residual standard deviation of the flow, [C]. flow: name of the flow that a diffusion
+    was trained on. published: whether this is the default, which is kept for comparison whatever its score. handed_on:
+    whether the next stage uses it. closer: objective on more windows and members; only for finalists that are within a
+    standard error of the best.
     """
 
     trial: str
@@ -41,33 +42,33 @@ class Finalist:
 
 
 def write_finalists(workspace: Workspace, component: Component, finalists: Sequence[Finalist]) -> None:
-    """Best first."""
+    """Write the finalists of a stage, which must be ordered best first."""
     text = TypeAdapter(list[Finalist]).dump_json(list(finalists), indent=2)
     write_atomic(workspace.finalists(component), text + b"\n")
 
 
 def read_finalists(workspace: Workspace, component: Component) -> list[Finalist]:
-    """What a finished stage handed on, best first, and the published default. ConfigError if it is not finished."""
+    """The finalists of a finished stage, best first, and the default. Raises ConfigError if it is not finished."""
     path = workspace.finalists(component)
     if not path.is_file():
         raise ConfigError(
-            f"{workspace.folder}: its {component} stage is not finished; "
-            f"go on with python experiments/tune_{component}.py --name {workspace.name} --resume"
+            f"{workspace.folder}: the {component} stage is not finished; "
+            f"continue it with python experiments/tune_{component}.py --name {workspace.name} --resume"
         )
     try:
         return TypeAdapter(list[Finalist]).validate_python(json.loads(path.read_text()))
     except ValueError as error:
-        raise ConfigError(f"{path}: not what a stage wrote ({str(error).splitlines()[0]}); delete it") from None
+        raise ConfigError(f"{path}: not a valid list of finalists ({str(error).splitlines()[0]}); delete it") from None
 
 
 def published(finalists: Sequence[Finalist]) -> Finalist:
-    """The published default among them."""
+    """The default among the finalists of a stage."""
     return next(finalist for finalist in finalists if finalist.published)
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A trial as ranked: its last rung."""
+    """A trial with its score at its last rung, for ranking. row: the row of that rung in trials.parquet."""
 
     name: str
     objective: float
@@ -77,7 +78,7 @@ class Trial:
 
 
 def last_rungs(rows: Sequence[Row], stage: str) -> list[Trial]:
-    """The trials of a stage at their last rung, best first; failed ones are left out."""
+    """The trials of a stage with their scores at their last rung, best first; without failed trials."""
     last: dict[str, Row] = {}
     for row in rows:
         if row["stage"] == stage and row["step"] >= last.get(row["trial"], {"step": -1})["step"]:
@@ -91,10 +92,10 @@ def last_rungs(rows: Sequence[Row], stage: str) -> list[Trial]:
 
 
 def select_finalists(trials: Sequence[Trial], top_k: int) -> list[Trial]:
-    """Who goes on to the next stage: the top k, the best of each loss, and at least two noise levels.
+    """Select the finalists, best first: the top k, the best trial of each loss, and at least two noise levels.
 
-    A proxy may rank, but it never eliminates a whole choice. Two noise levels differ if one is at least
-    half as large again as the other. Best first.
+    Scores of short trainings only approximate those of full-length ones, so no loss is ruled out by them alone. Two
+    noise levels count as different if their ratio is at least 1.5. trials: ordered best first.
     """
     chosen = list(trials[:top_k])
     for loss in {trial.loss for trial in trials}:
@@ -102,14 +103,14 @@ def select_finalists(trials: Sequence[Trial], top_k: int) -> list[Trial]:
         if best not in chosen:
             chosen.append(best)
     if not any(_levels_differ(a, b) for a in chosen for b in chosen):
-        # Rather another level than the best has: the one it differs from may not be kept after the refits.
+        # Prefer a level that differs from the best trial's: the other finalists may be dropped after the refits.
         others = [trial for trial in trials if any(_levels_differ(trial, other) for other in chosen)]
         chosen += sorted(others, key=lambda trial: not _levels_differ(trial, chosen[0]))[:1]
     return sorted(chosen, key=lambda trial: trial.objective)
 
 
 def pareto_front(trials: Sequence[Trial]) -> list[Trial]:
-    """Those that no other beats at as few network evaluations a frame, of trials that are ordered best first."""
+    """The Pareto front of objective and network evaluations per frame. trials: ordered best first."""
     cheapest, found = math.inf, []
     for trial in trials:
         if trial.row["nfe_per_frame"] < cheapest:

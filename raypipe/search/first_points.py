@@ -1,4 +1,4 @@
-"""The best points of another search, for one that begins."""
+"""The points that a search starts with: the default, an even cover of the space, and points of an earlier search."""
 
 import itertools
 import json
@@ -19,10 +19,10 @@ from raypipe.search.space import _plain, applying, distribution, encode, fits, r
 def best_points(
     folder: Path, component: Component, axes: Mapping[str, Axis], default: Mapping[str, Any], count: int
 ) -> list[dict[str, Any]]:
-    """Up to `count` points of this space that scored best in the search of `folder`, best first.
+    """The `count` best points, or fewer, of the search in `folder`, encoded, best first.
 
-    Points outside this space are left out, and the default, which is tried anyway. A flow that a diffusion was
-    trained on is a model of the other search: the default's takes its place.
+    Points outside the space of `axes` are omitted, as is the default, which is tried anyway. The flow that a diffusion
+    was trained on is a model of the earlier search, so it is replaced by the flow of `default`.
     """
     rows = [row for row in records.read_rows(folder / "trials.parquet") if not row["refit"]]
     points: list[dict[str, Any]] = []
@@ -31,14 +31,17 @@ def best_points(
         point = restrict(
             axes, {name: encode(name, axis, values[name]) for name, axis in axes.items() if name in values}
         )
-        known = set(point) == set(applying(axes, point)) and all(fits(n, axes[n], value) for n, value in point.items())
-        if known and point != default and point not in points:
+        inside = set(point) == set(applying(axes, point)) and all(fits(n, axes[n], value) for n, value in point.items())
+        if inside and point != default and point not in points:
             points.append(point)
     return points[:count]
 
 
 def default_point(experiment: Experiment, component: Component) -> dict[str, Any]:
-    """The published default as a point of the search space, encoded: always the first trial."""
+    """The default as an encoded point of the search space, which is always the first trial.
+
+    A value outside its axis is replaced by the nearest end of the range, or by the first choice.
+    """
     values = default_values(component)
     point = {}
     for name, axis in experiment.search.axes(component).items():
@@ -52,10 +55,10 @@ def default_point(experiment: Experiment, component: Component) -> dict[str, Any
 
 
 def first_points(axes: Mapping[str, Axis], default: Mapping[str, Any], count: int, seed: int) -> list[dict[str, Any]]:
-    """The default and `count - 1` points that cover the space evenly, where a few random ones may miss a choice.
+    """The default and `count - 1` points that cover the space evenly; random points might miss a choice.
 
-    Choices are combined so that those used least so far come next, over all axes at once; ranges are cut
-    into as many strata as there are points, one point in each (McKay et al. 1979).
+    Each point takes the combination of choices used least so far. Ranges are sampled as a Latin hypercube: every axis
+    is divided into `count - 1` strata, with one point in each (McKay et al. 1979).
     """
     rng = np.random.default_rng(seed)
     listed = {n: [_plain(c) for c in axis.choices] for n, axis in axes.items() if axis.choices is not None}
@@ -72,12 +75,12 @@ def first_points(axes: Mapping[str, Axis], default: Mapping[str, Any], count: in
 
 
 def _times(points: Sequence[Mapping[str, Any]], choice: Mapping[str, Any]) -> int:
-    """How many points make the choice."""
+    """Number of points that have all values of `choice`."""
     return sum(all(point.get(name) == value for name, value in choice.items()) for point in points)
 
 
 def _quantile(space: BaseDistribution, share: float) -> float | int:
-    """The value below which `share` of a range lies, on its own scale."""
+    """The quantile of a range at probability `share`, on the linear or logarithmic scale of the axis."""
     assert isinstance(space, FloatDistribution | IntDistribution)
     low, high = (math.log(space.low), math.log(space.high)) if space.log else (space.low, space.high)
     value = low + share * (high - low)

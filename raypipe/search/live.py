@@ -1,4 +1,4 @@
-"""What a search shows while it runs: one line, and on a terminal a second one and a table of the trials below it."""
+"""Live progress of a search: a progress bar, and on a terminal a status line and a table of the running trials."""
 
 import itertools
 import sys
@@ -11,12 +11,12 @@ from tqdm import tqdm
 from raypipe.common.terminal import progress_bar, table
 
 SHOWN = 12
-"""Trials in the table; a terminal has a bottom."""
+"""Largest number of trials in the table, which must fit on the terminal."""
 
 
 @dataclass(frozen=True)
 class Running:
-    """A trial under way: the step that it has reached of `steps`, and its objective at its last rung."""
+    """A running trial, at training step `step` of `steps`. objective: its score at its last rung, if any."""
 
     trial: str
     noise_std: float
@@ -27,30 +27,35 @@ class Running:
 
 
 class Live:
-    """The line says trials done and left, and time left; then come the best so far, and how many failed.
+    """Displays a progress bar with the number of ended trials and the time left, and a status text.
 
-    On a terminal, which is narrow, those have a line of their own, which stays as the first one does.
+    The status text is appended to the bar; a terminal is too narrow for this and gets it on a second line. The table of
+    running trials is shown on a terminal only, and is removed at the end.
+
+    total: number of trials; done: number of trials that ended before the start.
     """
 
     def __init__(self, stage: str, total: int, done: int) -> None:
         self.terminal = sys.stderr.isatty()
         self._line = progress_bar(f"search {stage}", total, "trial", initial=done)
-        self._told: tqdm[Any] | None = None
+        self._status: tqdm[Any] | None = None
         self._table: list[tqdm[Any]] = []
 
     def ended(self) -> None:
+        """Count one more ended trial."""
         self._line.update(1)
 
     def tell(self, text: str) -> None:
+        """Show the status text."""
         if not self.terminal:
             self._line.set_postfix_str(text, refresh=False)
             return
-        if self._told is None:
-            self._told = tqdm(bar_format="{desc}", position=1, leave=True)
-        self._told.set_description_str(self._fitted(text))
+        if self._status is None:
+            self._status = tqdm(bar_format="{desc}", position=1, leave=True)
+        self._status.set_description_str(self._fitted(text))
 
     def show(self, running: Sequence[Running]) -> None:
-        """Draw the table anew; without a terminal there is none."""
+        """Redraw the table of running trials; does nothing if standard error is not a terminal."""
         if not self.terminal:
             return
         rows = [[r.trial, r.noise_std, r.loss or "-", f"{r.step}/{r.steps}", r.objective] for r in running[:SHOWN]]
@@ -62,12 +67,12 @@ class Live:
             line.set_description_str(self._fitted(text))
 
     def _fitted(self, text: str) -> str:
-        """As much of the text as the terminal is wide: a line that wraps could not be drawn again."""
+        """The text cut to the width of the terminal, since tqdm cannot redraw a wrapped line."""
         return text[: self._line.format_dict["ncols"]]
 
     def close(self) -> None:
         for line in reversed(self._table):
             line.close()
         self._line.close()
-        if self._told is not None:
-            self._told.close()
+        if self._status is not None:
+            self._status.close()

@@ -1,6 +1,6 @@
-"""Every use of a private API of Optuna, in one place; tests/search/test_optuna_internals.py fails if one changes.
+"""All uses of private APIs of Optuna; tests/search/test_optuna_internals.py fails if one of them changes.
 
-Public API lets nobody resume a trial that another process was running, or annotate one that is not at hand as a Trial.
+Optuna has no public API to resume a RUNNING trial of another process, or to set a user attribute of a FrozenTrial.
 """
 
 from typing import Any
@@ -10,7 +10,7 @@ from optuna.trial import FrozenTrial
 
 
 def resume_trial(study: optuna.Study, trial: FrozenTrial) -> optuna.Trial:
-    """A RUNNING trial of an earlier process, to suggest, report and tell as if this process had asked for it."""
+    """Resume a RUNNING trial of an earlier process, as if this process had got it from `study.ask()`."""
     return optuna.Trial(study, trial._trial_id)
 
 

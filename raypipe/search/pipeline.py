@@ -1,4 +1,4 @@
-"""The stages of a search, one after the other."""
+"""Run the stages of a search in order: search, retrain the finalists, hand the best on to the next stage."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -22,25 +22,30 @@ from raypipe.search.tuner import run_search
 from raypipe.workspace.layout import Workspace
 
 PARENTS = "parents.json"
+"""File in a stage's folder with the names of the models of earlier stages that the stage uses."""
 
 
 def best_of(workspace: Workspace, component: Component) -> Finalist:
+    """The best finalist of a finished stage. Raises ConfigError if the stage is not finished."""
     return next(finalist for finalist in read_finalists(workspace, component) if finalist.handed_on)
 
 
 def is_searched(workspace: Workspace, component: Component, trials: int) -> bool:
-    """Whether a stage is finished, with as many trials as are asked for."""
+    """Whether a stage has finalists, and its study, if there is one, has at least `trials` ended trials."""
     ended = ended_trials(workspace.study, component)
     return workspace.finalists(component).is_file() and (ended == 0 or ended >= trials)
 
 
 def run_stage(stage: Stage, extra: Mapping[str, Axis]) -> None:
-    """Search one stage, train its winners again, and write what it hands on; does what is left of it."""
+    """Search one stage, retrain its finalists and write them; an interrupted stage is continued.
+
+    extra: axes in addition to those of the config. Raises ConfigError if every trial failed.
+    """
     experiment, workspace, component = stage.experiment, stage.workspace, stage.component
-    economy = run_search(stage, extra)
-    if economy is not None:
-        rate, outside = economy.trials_a_minute, 100 * max(0.0, economy.outside)
-        terminal.say(f"{component} search: {rate:.1f} trials a minute, {outside:.0f}% of the time outside trials")
+    cost = run_search(stage, extra)
+    if cost is not None:
+        rate, outside = cost.trials_a_minute, 100 * max(0.0, cost.outside)
+        terminal.say(f"{component} search: {rate:.1f} trials per minute, {outside:.0f}% of slot time idle")
     rows = [row for row in records.read_rows(workspace.trials) if not row["refit"]]
     ranked = finalists.last_rungs(rows, component)
     if not ranked:
@@ -52,10 +57,10 @@ def run_stage(stage: Stage, extra: Mapping[str, Axis]) -> None:
 
 
 def make_stage(experiment: Experiment, workspace: Workspace, component: Component) -> tuple[Stage, dict[str, Axis]]:
-    """The stage on what the earlier ones handed on, and the axes that this adds.
+    """The stage, built on the finalists of earlier stages, and the axes that these add to its space.
 
-    A stage that has begun stays on what it began with, even if an earlier one has gone on since: scores on
-    other flows are not to be compared.
+    A stage that has started keeps the models that it started with, even if an earlier stage has been extended since:
+    scores with different flows are not comparable. Raises ConfigError if an earlier stage is not finished.
     """
     if component == "flow":
         return Stage(experiment, workspace, component), {}
@@ -74,13 +79,13 @@ def make_stage(experiment: Experiment, workspace: Workspace, component: Componen
 
 
 def stage_table(workspace: Workspace, component: Component) -> str:
-    """What a stage handed on, as a table."""
+    """Table of the finalists of a stage."""
     rows = []
     for f in read_finalists(workspace, component):
         spread = f"{min(f.objectives):.3f}-{max(f.objectives):.3f}" if len(f.objectives) > 1 else ""
-        note = "published default" if f.published and f.trial != DEFAULT_DIFFUSION else ""
+        note = "default" if f.published and f.trial != DEFAULT_DIFFUSION else ""
         rows.append([f.trial, f.noise_std, f.loss or "-", f.objective, spread, f.closer, f.magnitude, f.model, note])
-    header = ["trial", "noise", "loss", "crps_ratio", "over seeds", "closer look", "magnitude", "model", ""]
+    header = ["trial", "noise", "loss", "crps_ratio", "range over seeds", "rescored", "magnitude", "model", ""]
     return terminal.table(rows, header)
 
 
@@ -92,7 +97,7 @@ def run_stages(
     warm_start: Path | None = None,
     wandb: bool = False,
 ) -> None:
-    """Run stages one after the other, each with its table at the end; those that are finished only show it."""
+    """Run stages in order and print the table of finalists of each; finished stages are not run again."""
     experiment = config.replace(experiment, name=workspace.name)
     prepare(experiment, workspace, wandb=wandb)
     _note_trials(experiment, workspace)
@@ -105,7 +110,7 @@ def run_stages(
 
 
 def _note_trials(experiment: Experiment, workspace: Workspace) -> None:
-    """Keep the numbers of trials asked for, so that an interrupted extension goes on as one."""
+    """Store the numbers of trials in config.yaml, so that --resume completes an interrupted extension."""
     asked = {f"search.{c}_trials": experiment.search.trials(c) for c in COMPONENTS}
     began = workspace.experiment()
     if config.replace(began, **asked) != began:

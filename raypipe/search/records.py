@@ -1,4 +1,4 @@
-"""The tables of a search: trials, one row a trial and rung; and the per-window scores behind each."""
+"""Files of a search: trials.parquet, with one row per trial and rung, and the per-window scores of each rung."""
 
 import json
 import math
@@ -20,18 +20,18 @@ Row = dict[str, Any]
 
 
 def read_rows(path: Path) -> list[Row]:
-    """The rows of a Parquet table; none if it is not there. Raises ConfigError if it is not one."""
+    """The rows of a Parquet table; empty if the file does not exist. Raises ConfigError for any other kind of file."""
     if not path.is_file():
         return []
     try:
-        with path.open("rb") as file:  # by its name it would be opened twice, and may be another one by then
+        with path.open("rb") as file:  # pyarrow opens a path twice, and the file may be replaced in between
             return [dict(row) for row in pq.read_table(file).to_pylist()]
     except (pa.ArrowInvalid, OSError) as error:
         raise ConfigError(f"{path}: not a Parquet table ({str(error).splitlines()[0]}); delete it") from None
 
 
 def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write rows whole or not at all; a column that a row lacks is null there."""
+    """Write rows atomically; a column that a row does not have becomes null."""
     names = list(dict.fromkeys(name for row in rows for name in row))
     columns = {name: pa.array([row.get(name) for row in rows]) for name in names}
     with atomic_path(path) as temporary:
@@ -39,13 +39,16 @@ def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def read_importances(path: Path) -> dict[str, float]:
-    """Shares by axis, the largest first; none if the search wrote none. Raises ConfigError for another file."""
+    """Importance of each axis, as shares, largest first; empty if the file does not exist.
+
+    Raises ConfigError if the file does not hold importances.
+    """
     if not path.is_file():
         return {}
     try:
         shares = {str(name): float(share) for name, share in json.loads(path.read_text()).items()}
     except (ValueError, AttributeError, TypeError):
-        raise ConfigError(f"{path}: not what a search wrote; delete it") from None
+        raise ConfigError(f"{path}: not a valid table of importances; delete it") from None
     return dict(sorted(shares.items(), key=lambda item: -item[1]))
 
 
@@ -58,10 +61,10 @@ def rung_row(
     score: Score | None,
     default: Score | None,
 ) -> Row:
-    """What a row of trials.parquet says of one configuration and its score at a step.
+    """The columns of a row of trials.parquet that describe a configuration and its score at a step.
 
-    experiment: as it was trained; flow: the model that its stage builds on, if it names none itself; default: the
-    published default's score on the same windows, for the paired difference.
+    experiment: the configuration. flow: the flow that the stage uses, unless the configuration names one. default:
+    score of the default on the same windows, for the paired difference.
     """
     train = experiment.train
     ratio = None if score is None else score.ratio
@@ -86,11 +89,12 @@ def rung_row(
 
 
 def is_finite(value: Any) -> bool:
+    """Whether a column value is neither null, infinite nor NaN."""
     return value is not None and math.isfinite(value)
 
 
 def save_score(folder: Path, step: int, score: Score) -> None:
-    """Keep a trial's score per window and step of the horizon, beside its model folder."""
+    """Save a trial's score per window and predicted frame in the log folder of its model."""
     path = _score_path(folder, step)
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         np.savez(
@@ -104,7 +108,7 @@ def save_score(folder: Path, step: int, score: Score) -> None:
 
 
 def read_score(folder: Path, step: int) -> Score | None:
-    """What `save_score` kept, if it did."""
+    """The score that `save_score` saved; None if there is none."""
     path = _score_path(folder, step)
     if not path.is_file():
         return None

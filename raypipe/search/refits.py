@@ -1,4 +1,4 @@
-"""A stage's winners, trained again at full length with several seeds, and ranked."""
+"""Retrain the finalists of a stage at full length with several seeds, and rank them."""
 
 import dataclasses
 import json
@@ -29,31 +29,34 @@ from raypipe.workspace.layout import ParentModels
 
 
 def refit(stage: Stage, chosen: Sequence[Trial]) -> list[Finalist]:
-    """Train what goes on, and the published default, at full length; those that are trained already stand.
+    """Retrain the chosen trials and the default at full length; finished refits are not repeated.
 
-    Returns them best first.
+    Returns the finalists, best first.
     """
     jobs = _jobs(stage, chosen)
     left = [job for group in jobs.values() for job in group]
-    # An interrupted run goes on under its name; one that is over cannot, so a search of more trials has another.
+    # An interrupted Ray run resumes under its name. A finished one cannot be extended, so its name has the trial count.
     name = f"{stage.component}-refit-{ended_trials(stage.workspace.study, stage.component)}"
     train_jobs(left, _settings(stage, name, len(left)))
     return _rank(stage, chosen, jobs)
 
 
 def _settings(stage: Stage, name: str, jobs: int) -> Settings:
-    """Every worker that the cluster holds: a job each where there are enough jobs, else all at each job."""
+    """Settings that use every worker of the cluster, one job per worker, if there are at least as many jobs as workers.
+
+    With fewer jobs, the train.num_workers workers train each job together. jobs: number of jobs.
+    """
     experiment = stage.experiment
     use_gpu = experiment.search.gpus_per_trial > 0
     total = ray.cluster_resources()
     cpus = experiment.train.cpus_per_worker
-    held = max(1, math.floor(total.get("GPU", 0) if use_gpu else total.get("CPU", 1) / cpus))
+    workers = max(1, math.floor(total.get("GPU", 0) if use_gpu else total.get("CPU", 1) / cpus))
     settings = run_settings(experiment, stage.workspace, name, use_gpu=use_gpu, wandb=stage.wandb)
-    return dataclasses.replace(settings, num_workers=held, side_by_side=True) if jobs >= held else settings
+    return dataclasses.replace(settings, num_workers=workers, side_by_side=True) if jobs >= workers else settings
 
 
 def _jobs(stage: Stage, chosen: Sequence[Trial]) -> dict[str, list[ComponentJob]]:
-    """The trainings of each configuration that goes on, and of the published default, one a seed."""
+    """The training jobs of each chosen trial and of the default, by trial name, one per seed."""
     search, component = stage.experiment.search, stage.component
     full = search.refit_steps(component)
     names = [trial.name for trial in chosen]
@@ -66,7 +69,7 @@ def _jobs(stage: Stage, chosen: Sequence[Trial]) -> dict[str, list[ComponentJob]
         for name in dict.fromkeys(names)
     }
     if component == "diffusion":
-        # The published default's diffusion stands on the published default's flow.
+        # The default diffusion is trained on the default flow.
         flow = published(read_finalists(stage.workspace, "flow")).model
         values = {**default_values(component), "train.flow": flow, **length}
         jobs[DEFAULT_DIFFUSION] = [_refit(stage, DEFAULT_DIFFUSION, values, seed) for seed in seeds]
@@ -82,7 +85,7 @@ def _refit(stage: Stage, name: str, values: Mapping[str, Any], seed: int) -> Com
 
 
 def _values(stage: Stage, trial: str) -> dict[str, Any] | None:
-    """The config fields that a trial had at its last rung; None if it never reported."""
+    """The config fields of a trial at its last rung, by dotted name; None if it has no row in trials.parquet."""
     rows = [
         r for r in records.read_rows(stage.workspace.trials) if (r["trial"], r["stage"]) == (trial, stage.component)
     ]
@@ -90,29 +93,28 @@ def _values(stage: Stage, trial: str) -> dict[str, Any] | None:
 
 
 def _rank(stage: Stage, chosen: Sequence[Trial], refit: Mapping[str, Sequence[ComponentJob]]) -> list[Finalist]:
-    """Score every refit, side by side, and rank configurations by their mean over seeds.
+    """Score all refits in parallel and rank the configurations by their mean objective over seeds.
 
-    Those within a standard error of the best are scored again on more windows and members, and ranked by that. It
-    happens here, where one is chosen for the next stages to stand on, and not after the search, which only decides
-    who is trained again: the top k, with the best of each loss.
+    Configurations within a standard error of the best are scored again on more windows and members, and ranked first,
+    by the new scores. This is done for the refits only, since they determine the model that the next stages use.
     """
     none = stage.component == "denoiser"
     scored = _score_all(stage, [job for group in refit.values() for job in group], with_none=none)
     _record(stage, refit, scored)
     groups = {**refit, **({NO_DENOISER: ()} if none else {})}
     models = {name: [job.name for job in group] or [name] for name, group in groups.items()}
-    ours = {trial.name for trial in chosen} | {NO_DENOISER}
-    rivals = rivals_of({name: [scored[m].score for m in models[name]] for name in groups if name in ours})
+    candidates = {trial.name for trial in chosen} | {NO_DENOISER}
+    rivals = rivals_of({name: [scored[m].score for m in models[name]] for name in groups if name in candidates})
     closer: dict[str, ComponentScore] = {}
     if len(rivals) > 1:
         again = [job for name in rivals for job in groups[name]]
-        closer = _score_all(_closer(stage), again, with_none=NO_DENOISER in rivals)
+        closer = _score_all(_more_windows(stage), again, with_none=NO_DENOISER in rivals)
     finalists = []
     for name, group in groups.items():
-        looked = [closer[m] for m in models[name] if m in closer]
-        finalists.append(_finalist(stage, name, group, [scored[m] for m in models[name]], looked))
+        rescored = [closer[m] for m in models[name] if m in closer]
+        finalists.append(_finalist(stage, name, group, [scored[m] for m in models[name]], rescored))
     bound = min(f.objective for f in finalists) + stage.experiment.search.margin
-    finalists = [dataclasses.replace(f, handed_on=f.trial in ours and f.objective <= bound) for f in finalists]
+    finalists = [dataclasses.replace(f, handed_on=f.trial in candidates and f.objective <= bound) for f in finalists]
     finite = [f for f in finalists if math.isfinite(f.objective) or f.published]
     return sorted(finite, key=lambda f: (f.objective if f.closer is None else -math.inf, f.closer or 0.0))
 
@@ -124,32 +126,36 @@ def _finalist(
     scores: Sequence[ComponentScore],
     closer: Sequence[ComponentScore],
 ) -> Finalist:
-    """A configuration with the model of its best seed, by the closer look where there was one."""
+    """Make a finalist from the scores of its seeds; the best seed is chosen by `closer`, if given.
+
+    closer: scores on more windows and members; empty if the configuration was not scored again.
+    """
     component = stage.component
     objectives = tuple(s.score.ratio.value for s in scores)
-    looked = [s.score.ratio.value for s in closer] or list(objectives)
-    best = min(range(len(looked)), key=lambda i: looked[i])
-    taken = (closer or scores)[best]
+    final = [s.score.ratio.value for s in closer] or list(objectives)
+    best = min(range(len(final)), key=lambda i: final[i])
+    best_score = (closer or scores)[best]
     train = jobs[best].experiment.train if jobs else None
     return Finalist(
         trial=name,
         model=jobs[best].name if jobs else name,
         objective=sum(objectives) / len(objectives),
         objectives=objectives,
-        magnitude=taken.magnitude,
-        residual_std=taken.residual_std,
+        magnitude=best_score.magnitude,
+        residual_std=best_score.residual_std,
         noise_std=0.0 if train is None else train.noise_std,
         loss=None if train is None else train.loss,
         flow=None if train is None else train.flow,
         published=is_default(name) and (component != "diffusion" or name == DEFAULT_DIFFUSION),
-        closer=sum(looked) / len(looked) if closer else None,
+        closer=sum(final) / len(final) if closer else None,
     )
 
 
 def rivals_of(scores: Mapping[str, Sequence[Score]]) -> list[str]:
-    """The best configuration, each given by the scores of its seeds, and those within a standard error of it.
+    """Names of the best configuration and of those within a standard error of it, best first.
 
-    The error is that of their difference, paired by window, of the means over seeds. Best first.
+    scores: for each configuration, the scores of its seeds. They are averaged over seeds; the standard error is that of
+    the difference from the best, paired by window.
     """
     means = {
         name: dataclasses.replace(s[0], crps=np.mean([score.crps for score in s], 0)) for name, s in scores.items()
@@ -159,15 +165,15 @@ def rivals_of(scores: Mapping[str, Sequence[Score]]) -> list[str]:
     return finite[:1] + [name for name, gap in gaps.items() if not gap.value > gap.se]
 
 
-def _closer(stage: Stage) -> Stage:
-    """The stage with scores of half the standard error, or of all windows that there are."""
+def _more_windows(stage: Stage) -> Stage:
+    """The stage with twice the members and four times the windows (or all of them), which halves the standard error."""
     evaluation = stage.experiment.evaluation
     more = {"evaluation.windows": 4 * evaluation.windows, "evaluation.members": 2 * evaluation.members}
     return dataclasses.replace(stage, experiment=config.replace(stage.experiment, **more))
 
 
 def _score_all(stage: Stage, jobs: Sequence[ComponentJob], *, with_none: bool) -> dict[str, ComponentScore]:
-    """Scores on the held-out windows, by name; denoisers are scored against `none` as well."""
+    """Scores on the held-out windows, by job name. with_none: also score the forecast without a denoiser."""
     search = stage.experiment.search
     gpus = min(1.0, search.gpus_per_trial)
     task = ray.remote(num_cpus=search.cpus_per_trial, num_gpus=gpus, max_retries=2)(_score)
@@ -181,9 +187,9 @@ def _score_all(stage: Stage, jobs: Sequence[ComponentJob], *, with_none: bool) -
 
 
 def _evaluation(stage: Stage, job: ComponentJob) -> Evaluation:
-    """The stage's, with the steps and solvers of the configuration."""
-    own = job.experiment.evaluation
-    return dataclasses.replace(stage.experiment.evaluation, steps=own.steps, solvers=own.solvers)
+    """The evaluation settings of the stage, with the steps and solvers of the configuration."""
+    configured = job.experiment.evaluation
+    return dataclasses.replace(stage.experiment.evaluation, steps=configured.steps, solvers=configured.solvers)
 
 
 def _score(
@@ -195,7 +201,7 @@ def _score(
 
 
 def _record(stage: Stage, refit: Mapping[str, Sequence[ComponentJob]], scored: Mapping[str, ComponentScore]) -> None:
-    """Rows of trials.parquet for the refits, and their scores by window beside their models."""
+    """Write the refits' rows of trials.parquet, and their scores per window in the log folders of their models."""
     default = next(
         (scored[jobs[0].name].score for name, jobs in refit.items() if name == default_trial(stage.component)), None
     )

@@ -1,6 +1,6 @@
-"""An Optuna study as a search algorithm of Ray Tune, for one that outlives the processes that write it.
+"""An Optuna study as a search algorithm of Ray Tune, which can resume interrupted trials.
 
-Ray's own OptunaSearch takes first points or conditional axes, not both, and cannot take up trials that were running.
+Ray's OptunaSearch supports initial points or conditional axes, but not both, and cannot resume running trials.
 """
 
 import math
@@ -33,7 +33,7 @@ from raypipe.search.study import (
 
 @dataclass(frozen=True)
 class EndedTrial:
-    """A trial that the study knows to be over. config: as it was suggested; scores: objectives by rung."""
+    """A trial that has ended according to the study. config: as returned by `suggest`; scores: objectives by step."""
 
     config: Mapping[str, Any]
     scores: Mapping[int, float]
@@ -41,11 +41,14 @@ class EndedTrial:
 
 
 class OptunaSearcher(Searcher):
-    """Proposes trials of the axes; those that were running when the study was left are taken up again first.
+    """Proposes trials; first resumes those that were running when an earlier process was interrupted.
 
-    first: points, encoded, that a study which has no trials begins with. objectives: metrics of a result that are
-    minimized; only a single one is recorded at rungs. ended: trials of before that are over; rungs: all objectives of
-    before, by trial name and step.
+    name: of the study. axes: the search space. first: encoded points that are tried first if the study has no trials.
+    objectives: the metrics of a result that are minimized; with several, none are recorded at rungs, since Optuna
+    allows this for a single objective only.
+
+    Attributes: ended: number of trials that ended in earlier processes. rungs: objectives recorded by earlier
+    processes, by trial name and step.
     """
 
     def __init__(
@@ -78,17 +81,17 @@ class OptunaSearcher(Searcher):
             self._study.enqueue_trial(dict(point))
 
     def suggest(self, trial_id: str) -> dict[str, Any]:
-        """{"trial": its name, "values": config fields by dotted name, "reported": steps of the rungs on record}."""
+        """A trial config {"trial": name, "values": config fields by dotted name, "reported": recorded rungs}."""
         if self._interrupted:
             frozen = self._interrupted.pop(0)
             trial, reported = resume_trial(self._study, frozen), sorted(frozen.intermediate_values)
         else:
             trial, reported = self._study.ask(), []
         self._live[trial_id] = trial
-        return self._named(trial.number, suggest(trial, self._axes), reported)  # what it has already stays
+        return self._named(trial.number, suggest(trial, self._axes), reported)  # a resumed trial keeps its values
 
     def past(self) -> list[EndedTrial]:
-        """The trials that are over by now."""
+        """The trials that have ended."""
         return [
             EndedTrial(
                 self._named(trial.number, trial.params, []),
@@ -104,14 +107,14 @@ class OptunaSearcher(Searcher):
         return {"trial": trial_name(self._name, number), "values": values, "reported": reported}
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Record the rung by training step. A trial that is taken up again may report one twice; the first counts."""
+        """Record the objective at the rung. If a resumed trial reports a rung again, Optuna keeps the first value."""
         if math.isfinite(result["objective"]) and len(self._objectives) == 1:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 self._live[trial_id].report(result["objective"], step=result["train_step"])
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """A failed trial ends as FAIL, which the sampler does not learn from; one that a full disk cut off goes on."""
+        """Tell the study. Samplers ignore failed trials; a trial halted by a full disk stays RUNNING."""
         trial = self._live.pop(trial_id, None)
         if trial is None or (result is not None and result.get("halt") is not None):
             return
@@ -120,31 +123,32 @@ class OptunaSearcher(Searcher):
             self._study.tell(trial, state=TrialState.FAIL)
             return
         self._live[trial_id] = trial
-        self.on_trial_result(trial_id, result)  # Tune has not told the result that ends a trial
+        self.on_trial_result(trial_id, result)  # Tune does not call on_trial_result with the last result
         del self._live[trial_id]
         trial.set_user_attr(STEP, result["train_step"])
         self._study.tell(trial, [result[name] for name in self._objectives])
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing of its own: the study keeps all. Tune wants a file."""
+        """Write an empty file, which Tune requires; the study holds all state."""
         Path(checkpoint_path).touch()
 
     def restore(self, checkpoint_path: str) -> None:
-        """Nothing: a search goes on by its study."""
+        """Do nothing; the study holds all state."""
 
 
 def _scores(trial: FrozenTrial) -> Mapping[int, float]:
-    """Objectives by step; of a study with two, the first at the end."""
+    """Objectives by training step; with several objectives, the first one at the last step."""
     if trial.intermediate_values or STEP not in trial.user_attrs:
         return trial.intermediate_values
     return {trial.user_attrs[STEP]: trial.values[0]}
 
 
 def make_sampler(search: Search, *, startup: int, ended: int, conditional: bool) -> BaseSampler:
-    """Optuna's sampler that `search.sampler` names.
+    """Make the Optuna sampler that `search.sampler` names.
 
-    startup: trials before a model is fitted. ended: trials of before; the same seed on a study with results
-    would propose its first points again. conditional: whether some axes have conditions.
+    startup: number of random trials before the sampler fits a model. ended: number of ended trials of the study, which
+    changes the seed, since the same seed would propose the first points again. conditional: whether any axis has a
+    condition.
     """
     seed = search.seed + 1000 * ended
     if search.sampler == "random":
@@ -155,5 +159,5 @@ def make_sampler(search: Search, *, startup: int, ended: int, conditional: bool)
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         if search.sampler == "gp":
             return GPSampler(seed=seed, n_startup_trials=startup, deterministic_objective=False)
-        # Trials that are running count as bad ones, so that no two workers try the same.
+        # constant_liar treats running trials as bad, so that concurrent trials do not try the same point.
         return TPESampler(seed=seed, n_startup_trials=startup, multivariate=True, group=conditional, constant_liar=True)

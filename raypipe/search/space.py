@@ -1,4 +1,8 @@
-"""The space of a search in Optuna's terms, and the points that a search begins with."""
+"""The search space as Optuna distributions.
+
+An encoded point holds values as Optuna stores them, by axis name: a list as JSON, and 0 on a log axis as a value below
+the range. `decode` and `encode` convert between these and config values.
+"""
 
 import json
 from collections.abc import Mapping
@@ -12,7 +16,7 @@ from raypipe.config import Axis
 
 
 def distribution(name: str, axis: Axis) -> BaseDistribution:
-    """Optuna's form of an axis. With `zero`, the lowest eighth of a log range stands for 0."""
+    """The Optuna distribution of an axis. `axis.zero` extends a log range downward by 1/7 of its length, for 0."""
     if axis.choices is not None:
         return CategoricalDistribution([_plain(choice) for choice in axis.choices])
     assert axis.low is not None
@@ -25,25 +29,25 @@ def distribution(name: str, axis: Axis) -> BaseDistribution:
 
 
 def _plain(choice: Any) -> Any:
-    """A choice as a study keeps it: a list, such as model.logit_range, becomes its JSON."""
+    """A choice as the study stores it: a list, such as model.logit_range, as JSON."""
     return json.dumps(choice) if isinstance(choice, list | tuple) else choice
 
 
 def decode(axis: Axis, value: Any) -> Any:
-    """A proposed value as a config value: below the range is 0."""
+    """The config value of an encoded value; with `axis.zero`, a value below the range means 0."""
     if axis.choices is not None:
         return next((choice for choice in axis.choices if _plain(choice) == value), value)
     return 0.0 if axis.zero and axis.low is not None and value < axis.low else value
 
 
 def encode(name: str, axis: Axis, value: Any) -> Any:
-    """A config value as a proposed one: the inverse of `decode`."""
+    """The encoded form of a config value; the inverse of `decode`."""
     space: Any = distribution(name, axis)
     return space.low if axis.zero and value == 0 else _plain(value)
 
 
 def fits(name: str, axis: Axis, value: Any) -> bool:
-    """Whether the axis can propose the value, encoded."""
+    """Whether the axis contains an encoded value."""
     if axis.choices is not None:
         return any(value is choice or value == choice for choice in map(_plain, axis.choices))
     space: Any = distribution(name, axis)
@@ -51,18 +55,18 @@ def fits(name: str, axis: Axis, value: Any) -> bool:
 
 
 def applying(axes: Mapping[str, Axis], point: Mapping[str, Any]) -> list[str]:
-    """The axes that a trial at the point, encoded, has: those whose conditions hold there."""
+    """Names of the axes whose conditions hold at an encoded point."""
     values = {name: decode(axes[name], value) for name, value in point.items() if name in axes}
     return [name for name in _parents_first(axes) if axes[name].applies(values)]
 
 
 def restrict(axes: Mapping[str, Axis], point: Mapping[str, Any]) -> dict[str, Any]:
-    """A point without the values of axes that do not apply at it."""
+    """An encoded point without the values of axes whose conditions do not hold."""
     return {name: point[name] for name in applying(axes, point) if name in point}
 
 
 def suggest(trial: optuna.Trial, axes: Mapping[str, Axis]) -> dict[str, Any]:
-    """Ask for the value of every axis that applies: the encoded point."""
+    """Ask an Optuna trial for a value of every axis whose conditions hold; returns the encoded point."""
     point: dict[str, Any] = {}
     for name in _parents_first(axes):
         if not axes[name].applies({n: decode(axes[n], v) for n, v in point.items()}):
@@ -79,5 +83,5 @@ def suggest(trial: optuna.Trial, axes: Mapping[str, Axis]) -> dict[str, Any]:
 
 
 def _parents_first(axes: Mapping[str, Axis]) -> list[str]:
-    """Conditions name axes that have none themselves."""
+    """Unconditional axes first. Conditions refer only to unconditional axes."""
     return sorted(axes, key=lambda name: bool(axes[name].when))

@@ -1,4 +1,4 @@
-"""One stage's search: what its trials share."""
+"""The search of one component: what all its trials share."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,10 +14,11 @@ from raypipe.workspace.layout import ParentModels, Workspace
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage's search.
+    """The search of one component.
 
-    flow, denoiser: names of the models that it builds on; warm_start: the folder of a finished experiment whose
-    best points are tried early; wandb: trials are logged there too.
+    experiment: settings that the trials share. flow, denoiser: names of the models of earlier stages that the trials
+    use. warm_start: folder of a finished experiment whose best points are tried early. wandb: whether trials are logged
+    to Weights & Biases.
     """
 
     experiment: Experiment
@@ -29,12 +30,13 @@ class Stage:
     wandb: bool = False
 
     def configure(self, values: Mapping[str, Any]) -> Experiment:
-        """The experiment of a trial."""
+        """The experiment of a trial with these values, by dotted name."""
         base = {"train.component": self.component, "train.steps": self.experiment.search.steps(self.component)}
         warm = {"train.warmup_steps": max(1, self.experiment.search.steps(self.component) // 20)}
         return config.replace(self.experiment, **{**base, **warm, "train.loss": None, **values})
 
     def parents(self, experiment: Experiment) -> ParentModels:
+        """Folders of the flow and the denoiser that a trial uses."""
         flow = experiment.train.flow or self.flow
         return ParentModels(
             None if flow is None else self.workspace.run("flow", flow),
@@ -48,9 +50,9 @@ class Stage:
         return spaced(search, search.steps(self.component))
 
     def take_over(self, exploit: Exploit) -> None:
-        """Put the donor's weights, optimizer and step in the place of a trial's own, for good.
+        """Replace a trial's model folder by a copy of the donor's: weights, optimizer and step.
 
-        The folder also says with which values it goes on: those that the study and Tune know are of before.
+        The folder also stores the new values; the study and Tune still hold the old ones.
         """
         donor, folder = (self.workspace.run(self.component, name) for name in (exploit.donor, exploit.trial))
         taken = {"values": dict(exploit.values), "exploited": {"trial": exploit.donor, "step": exploit.step}}

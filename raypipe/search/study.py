@@ -1,4 +1,4 @@
-"""The Optuna study of a search: a journal that outlives the processes that write it."""
+"""The Optuna study of a search, stored in a journal file so that a search can be resumed."""
 
 import warnings
 from collections.abc import Sequence
@@ -12,17 +12,20 @@ from optuna.trial import FrozenTrial, TrialState
 from raypipe.search.optuna_internals import set_user_attribute
 
 OTHER_AXES = "was cut off, and has axes that this search does not"
-"""Why a trial that was running is not taken up: it counts as none."""
+"""Failure reason of an interrupted trial that cannot be resumed because the axes have changed. It is not counted.
+
+The text is stored in study files and compared with them, so it must not change.
+"""
 REASON = "error"
-"""The attribute of a failed trial that says why it failed."""
+"""User attribute of a failed trial: why it failed."""
 STEP = "train_step"
-"""The attribute of a trial that is over: the training step that it reached."""
+"""User attribute of a completed trial: the training step that it reached."""
 
 
 def open_storage(path: Path) -> JournalStorage:
-    """The journal for writing; whoever does so holds the experiment (`workspace.claims.hold`).
+    """Open the journal for writing. The caller must have locked the experiment (`workspace.claims.hold`).
 
-    A line that a full disk or a crash cut short is dropped: another one after it would make the file unreadable.
+    An incomplete last line, left by a full disk or a crash, is removed: appending to it would make the file unreadable.
     """
     if path.is_file():
         content = path.read_bytes()
@@ -33,30 +36,31 @@ def open_storage(path: Path) -> JournalStorage:
 
 
 def known_trials(storage: BaseStorage, name: str) -> list[FrozenTrial]:
-    """The trials of a study; none if it has not begun."""
+    """The trials of a study; empty if the study does not exist."""
     if name not in optuna.get_all_study_names(storage):
         return []
     return list(optuna.load_study(study_name=name, storage=storage).get_trials(deepcopy=False))
 
 
 def count_ended(trials: Sequence[FrozenTrial]) -> int:
-    """The trials that ran and are over: finished, stopped or failed."""
+    """Number of trials that are finished, stopped or failed, without those dropped for OTHER_AXES."""
     return sum(trial.state.is_finished() and trial.user_attrs.get(REASON) != OTHER_AXES for trial in trials)
 
 
 def rung_scores(trials: Sequence[FrozenTrial], name: str) -> dict[str, dict[int, float]]:
-    """The objective of each trial, by its name, at the steps of the rungs that it has passed."""
+    """Objectives by trial name and training step of the rung."""
     return {
         trial_name(name, trial.number): dict(trial.intermediate_values) for trial in trials if trial.intermediate_values
     }
 
 
 def trial_name(study: str, number: int) -> str:
+    """Name of a trial, such as `flow-03`."""
     return f"{study}-{number:02d}"
 
 
 def drop_running(study: optuna.Study, trials: Sequence[FrozenTrial], reason: str) -> None:
-    """End trials that nobody will go on with as failed; samplers do not learn from those."""
+    """Mark those of the trials that are RUNNING as failed, so that samplers ignore them."""
     for trial in trials:
         if trial.state == TrialState.RUNNING:
             set_user_attribute(study, trial, REASON, reason)
@@ -64,22 +68,22 @@ def drop_running(study: optuna.Study, trials: Sequence[FrozenTrial], reason: str
 
 
 def importances(study: optuna.Study) -> dict[str, float]:
-    """How much each axis tells good trials from the rest, as shares (PED-ANOVA, Watanabe et al. 2023).
+    """Importance of each axis for the first objective, as shares (PED-ANOVA, Watanabe et al. 2023).
 
-    None before four trials have a score, or if all scores are alike.
+    Empty if fewer than four trials have a score, or if all scores are equal.
     """
     scored = [trial for trial in study.get_trials(deepcopy=False) if trial.state == TrialState.COMPLETE]
     if len(scored) < 4 or len({trial.values[0] for trial in scored}) < 2:
         return {}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that it is experimental, and that less of a target is taken for better
+        warnings.simplefilter("ignore")  # the evaluator is experimental, and assumes that lower targets are better
         evaluator = optuna.importance.PedAnovaImportanceEvaluator()
         first = (lambda trial: trial.values[0]) if len(study.directions) > 1 else None
         return dict(optuna.importance.get_param_importances(study, evaluator=evaluator, target=first))
 
 
 def ended_trials(path: Path, name: str) -> int:
-    """How many trials of a stage have ended, by its journal; reads only."""
+    """Number of ended trials of a stage, from its journal, which is opened for reading only."""
     if not path.is_file():
         return 0
     return count_ended(known_trials(JournalStorage(JournalFileBackend(str(path))), name))

@@ -1,4 +1,4 @@
-"""A trial as Ray Tune runs it."""
+"""The Ray Tune trainable of the search."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -15,9 +15,9 @@ from raypipe.workspace.dataset import ExperimentData
 
 
 class StageTrial(tune.Trainable):
-    """Runs trials of a stage, one after the other, in one process. `trial_run.TrialRun` says what a trial does.
+    """Runs trials of a stage, one after the other, in one process; `trial_run.TrialRun` implements a trial.
 
-    Its config is {"trial": name, "values": fields by dotted name, "reported": steps of the rungs on record}; a result
+    The config is {"trial": name, "values": config fields by dotted name, "reported": steps of recorded rungs}; a result
     is a `TrialResult` as a dict.
     """
 
@@ -34,7 +34,7 @@ class StageTrial(tune.Trainable):
         self._run = TrialRun(self._stage, self._data, config["trial"], config["values"], config["reported"])
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Take up another trial in the same process, which saves the start of a new one."""
+        """Switch to another trial, so that Tune need not start a new process."""
         self.cleanup()
         self._begin(new_config)
         return True
@@ -50,15 +50,15 @@ class StageTrial(tune.Trainable):
             self._run.close()
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """Nothing is left to save when a trial pauses: `step` has saved the model in the experiment's folder."""
+        """Do nothing when a trial pauses: `step` has saved the model in the experiment's folder."""
 
     def load_checkpoint(self, checkpoint: Any) -> None:
-        """Nothing is left to load: `setup` and `reset_config` have read the experiment's folder."""
+        """Do nothing: `setup` and `reset_config` have loaded the model from the experiment's folder."""
 
 
 def advance_together(run: TrialRun, target: int) -> None:
     """Train a trial to a step under a TorchTrainer with `search.workers_per_trial` workers."""
-    run.close()  # the workers write the metrics meanwhile
+    run.close()  # only the workers may write the metrics from here on
     stage, search = run.stage, run.stage.experiment.search
     job = TrialJob(run.experiment, stage.workspace, run.name, run.parents, target)
     settings = Settings(

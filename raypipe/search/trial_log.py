@@ -1,4 +1,4 @@
-"""What a search tells while it runs: trials.parquet, and its progress."""
+"""A Tune callback that writes trials.parquet and shows progress while a search runs."""
 
 import json
 import math
@@ -19,9 +19,12 @@ from raypipe.training.monitor import read_metrics
 
 
 class TrialLog(tune.Callback):
-    """Writes trials.parquet as results come in, and shows how far the search is.
+    """Writes trials.parquet as results arrive, and shows the progress of the search.
 
-    busy: seconds that trials have trained and scored in this process's time; ended: how many of them are over.
+    total: number of trials of the stage. done: number of trials that ended in earlier processes.
+
+    Attributes, for this process only: busy: time that all trials spent training and scoring, in seconds. ended: number
+    of trials that ended.
     """
 
     def __init__(self, stage: Stage, total: int, done: int) -> None:
@@ -31,12 +34,12 @@ class TrialLog(tune.Callback):
         self._total, self._done = total, done
         self._configured: dict[str, Experiment] = {}
         self._live: Live | None = None
-        self._looked = 0.0
+        self._last_update = 0.0
         self.busy = 0.0
         self.ended = 0
 
     def catch_up(self, past: Sequence[EndedTrial]) -> None:
-        """Complete the rows of trials that ended while nobody wrote: the search was killed at that moment."""
+        """Complete the rows of trials that the study recorded as ended before an earlier process was killed."""
         changed = False
         for trial in past:
             name = trial.config["trial"]
@@ -55,15 +58,15 @@ class TrialLog(tune.Callback):
             records.write_rows(self._path, self._rows)
 
     def setup(self, *args: Any, **info: Any) -> None:
-        """Show the line; not sooner, for Tune pickles its callbacks, and standard error is not always picklable."""
+        """Show the progress bar, which is made late: Tune pickles callbacks, and standard error may not pickle."""
         self._live = Live(self._stage.component, self._total, self._done)
         self._show()
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        """Tune's loop comes round; look at the trials once a second."""
-        if self._live is None or not self._live.terminal or time.monotonic() - self._looked < 1:
+        """Update the table of running trials, at most once a second."""
+        if self._live is None or not self._live.terminal or time.monotonic() - self._last_update < 1:
             return
-        self._looked = time.monotonic()
+        self._last_update = time.monotonic()
         self._live.show([self._running(trial) for trial in trials if trial.status == "RUNNING"])
 
     def _running(self, trial: Any) -> Running:
@@ -78,7 +81,7 @@ class TrialLog(tune.Callback):
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        """One row a rung; a rung that is reported again replaces its row."""
+        """Write the row of the rung, which replaces an earlier row of the same rung."""
         self.busy += result["time_this_iter_s"]
         if result["halt"]:
             return
@@ -118,7 +121,7 @@ class TrialLog(tune.Callback):
 
     def _row(self, trial_config: Mapping[str, Any], result: Mapping[str, Any]) -> records.Row:
         stage, name, step = self._stage, trial_config["trial"], result.get("train_step", 0)
-        objective = result.get("objective")  # also of a rung whose score is lost
+        objective = result.get("objective")  # known from the study even if the score file of the rung is missing
         values = _values(trial_config, result)
         row = records.rung_row(
             self._experiment(values),
@@ -141,7 +144,7 @@ class TrialLog(tune.Callback):
         }
 
     def _experiment(self, values: Mapping[str, Any]) -> Experiment:
-        """What a trial of the values trains, validated once: over hundreds of trials it would be felt."""
+        """The experiment of a trial with these values; cached, since validation is slow for hundreds of trials."""
         key = json.dumps(values)
         if key not in self._configured:
             self._configured[key] = self._stage.configure(values)
@@ -158,22 +161,22 @@ class TrialLog(tune.Callback):
         self._show()
 
     def _show(self) -> None:
-        """The best trial so far, and how many have failed."""
+        """Show the best trial so far and the number of failed trials."""
         mine = [row for row in self._rows if row["stage"] == self._stage.component and not row["refit"]]
-        told = []
+        parts = []
         for top in finalists.last_rungs(mine, self._stage.component)[:1]:
             loss = f" {top.loss}" if top.loss else ""
-            told.append(f"best {top.objective:.3f} ({top.name}: s {top.noise_std:.3g}{loss})")
+            parts.append(f"best {top.objective:.3f} ({top.name}: s {top.noise_std:.3g}{loss})")
         failed = len({row["trial"] for row in mine if row["status"] == "failed"})
         if failed:
-            told.append(f"{failed} failed")
-        if told:
+            parts.append(f"{failed} failed")
+        if parts:
             assert self._live is not None
-            self._live.tell(", ".join(told))
+            self._live.tell(", ".join(parts))
 
 
 def _values(trial_config: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str, Any]:
-    """Those that a trial had at a rung, which may not be those that it was proposed."""
+    """The values of a trial at a rung; under pbt they may differ from the proposed ones."""
     return dict(json.loads(result["values"]) if "values" in result else trial_config["values"])
 
 

@@ -1,4 +1,4 @@
-"""A trial of a search: one configuration, trained from rung to rung and scored at each rung. No Ray in here."""
+"""A trial of a search: one configuration, trained from rung to rung and scored at each rung. Independent of Ray."""
 
 import json
 import math
@@ -74,7 +74,7 @@ class TrialRun:
             self._unreported_rung = self._find_unreported({*reported, saved.get("exploited", {}).get("step")})
 
     def _find_unreported(self, reported: Collection[int | None]) -> int | None:
-        """The rung at which the trial stands, if the search may have been killed before it recorded the score.
+        """The rung at the current step, if the search may have been killed before it recorded the score; else None.
 
         The last rung is always reported: only its report ends the trial.
         """
@@ -88,8 +88,9 @@ class TrialRun:
     ) -> TrialResult:
         """Train to the next rung and score the trial there.
 
-        advance: trains to a step in place of this process, and saves the model. A loss or score that is not finite
-        ends the trial as failed; a full disk halts the search. Any other exception is raised.
+        score: scores the trial's model. advance: trains up to a step and saves the model; None trains in this process.
+        A loss or score that is not finite ends the trial as failed; a full disk halts the search. Any other exception
+        is raised.
         """
         self._began = time.perf_counter()
         try:
@@ -141,7 +142,7 @@ class TrialRun:
         return result
 
     def advance(self, target: int) -> None:
-        """Train to a step in this process, saving the model on the way."""
+        """Train up to step `target` in this process, saving the model every train.checkpoint_every steps before it."""
         training, every, monitor = self.training, self.experiment.train.checkpoint_every, self.monitor()
 
         def report(progress: Progress) -> None:
@@ -154,14 +155,14 @@ class TrialRun:
                 training.save(self.folder, extra=self._inherited | {"seconds": self._seconds_so_far()})
 
     def monitor(self) -> Monitor:
-        """One monitor serves all rungs of the trial."""
+        """The metrics log of the trial, shared by all its rungs."""
         if self._monitor is None:
             label = component_label(self.experiment, self.stage.workspace) if self.stage.wandb else None
             self._monitor = Monitor(self.folder, self.training.step, wandb=label)
         return self._monitor
 
     def close(self) -> None:
-        """Complete the trial's metrics. May be called twice."""
+        """Close the metrics log. May be called repeatedly."""
         monitor, self._monitor = self._monitor, None
         if monitor is not None:
             monitor.close()
@@ -192,7 +193,7 @@ class TrialRun:
 
 
 class ScorerCache:
-    """Scores trials; the scorer of the last parents is kept, since its windows and models take time to load."""
+    """Scores trials; keeps the scorer for the most recent parent models, whose windows and models are slow to load."""
 
     def __init__(self, data: ExperimentData) -> None:
         self._data = data
@@ -205,4 +206,5 @@ class ScorerCache:
 
 
 def model_exists(folder: Path) -> bool:
+    """Whether a folder holds a saved model, possibly in a backup left by an interrupted replacement."""
     return (standing(folder) / "config.json").is_file()

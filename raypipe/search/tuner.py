@@ -1,4 +1,4 @@
-"""The search of one stage: Optuna proposes, a scheduler decides who goes on, Ray Tune runs the trials."""
+"""The search of one stage: Optuna proposes trials, a scheduler decides which continue, Ray Tune runs them."""
 
 import logging
 import math
@@ -24,11 +24,12 @@ from raypipe.search.trial import StageTrial
 from raypipe.search.trial_log import TrialLog
 
 DRIVER_MEMORY = 2**20
-"""Bytes reserved by a trial that only launches a TorchTrainer: it must reserve something, and CPUs are its workers'."""
+"""Memory, in bytes, reserved by a trial that only launches a TorchTrainer; its workers need the CPUs, and Tune requires
+a trial to reserve some resource."""
 
 
 def make_searcher(stage: Stage, storage: BaseStorage, extra: Mapping[str, Axis] | None = None) -> OptunaSearcher:
-    """The search of a stage over its axes and the `extra` ones, from its default on."""
+    """Make the search algorithm of a stage over its axes and the `extra` ones; the default is the first trial."""
     search, component = stage.experiment.search, stage.component
     extra = extra or {}
     axes = {**search.axes(component), **extra}
@@ -51,7 +52,7 @@ def make_searcher(stage: Stage, storage: BaseStorage, extra: Mapping[str, Axis] 
 
 
 class StopOnFullDisk(tune.Stopper):
-    """Ends a search whose trials cannot be kept any more. reason: why, once it is so."""
+    """Ends the search once a trial reports `halt`, as on a full disk. reason: why the search ended; None until then."""
 
     def __init__(self) -> None:
         self.reason: str | None = None
@@ -66,9 +67,10 @@ class StopOnFullDisk(tune.Stopper):
 
 @dataclass(frozen=True)
 class SearchCost:
-    """What a search took: trials that ended, seconds on the clock, and the share of them outside the trials.
+    """What a search cost.
 
-    outside: of the time of all places for trials, what went by without one training or scoring.
+    trials: number of trials that ended. seconds: elapsed time. outside: fraction of slot time not spent training or
+    scoring, where a slot is the place of one of the concurrent trials.
     """
 
     trials: int
@@ -83,11 +85,12 @@ class SearchCost:
 def run_search(
     stage: Stage, extra: Mapping[str, Axis] | None = None, trainable: type[tune.Trainable] = StageTrial
 ) -> SearchCost | None:
-    """Run the stage's trials, those left of it if some have ended; results are in trials.parquet.
+    """Run the trials of a stage that have not ended yet, and write trials.parquet and the importances of the axes.
 
-    trainable: what a trial is; it reports as StageTrial does. Returns None if no trial was left.
+    extra: axes in addition to those of the config. trainable: class of the trials, which reports the same results as
+    StageTrial. Returns None if all trials had ended before.
 
-    Raises ConfigError if the disk is full: what was going on stands, and --resume takes it up.
+    Raises ConfigError if the disk is full; the running trials are kept, and --resume continues them.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
@@ -100,7 +103,7 @@ def run_search(
 
 
 def _full(reason: str) -> ConfigError:
-    return ConfigError(f"{reason}; free some, then the same command with --resume goes on")
+    return ConfigError(f"{reason}; free some space and run the same command with --resume to continue")
 
 
 def _run_trials(stage: Stage, extra: Mapping[str, Axis], trainable: type[tune.Trainable]) -> SearchCost | None:
@@ -111,7 +114,7 @@ def _run_trials(stage: Stage, extra: Mapping[str, Axis], trainable: type[tune.Tr
     total = experiment.search.trials(stage.component)
     log = TrialLog(stage, total, search.ended)
     log.catch_up(search.past())
-    economy = None
+    cost = None
     if search.ended < total:
         halt, began = StopOnFullDisk(), time.perf_counter()
         try:
@@ -121,14 +124,14 @@ def _run_trials(stage: Stage, extra: Mapping[str, Axis], trainable: type[tune.Tr
         if halt.reason is not None:
             raise _full(halt.reason)
         if count_ended(known_trials(storage, stage.component)) < total:
-            raise KeyboardInterrupt  # Tune returns quietly when it is interrupted; the study tells
+            raise KeyboardInterrupt  # Tune returns normally when it is interrupted
         seconds, places = time.perf_counter() - began, min(total - search.ended, concurrent_trials(experiment) or total)
-        economy = SearchCost(log.ended, seconds, 1 - log.busy / (seconds * places))
+        cost = SearchCost(log.ended, seconds, 1 - log.busy / (seconds * places))
     study = optuna.load_study(study_name=stage.component, storage=storage)
-    drop_running(study, study.get_trials(), "left running by a search that asked for more trials")
+    drop_running(study, study.get_trials(), "left running by an earlier search with more trials")
     log.catch_up(search.past())
     write_json(workspace.importances(stage.component), importances(study))
-    return economy
+    return cost
 
 
 def _tuner(
@@ -148,7 +151,7 @@ def _tuner(
             num_samples=trials,
             search_alg=search,
             scheduler=_scheduler(stage, search.rungs, trials),
-            # Tune counts trials that pause among these; their scheduler counts those that run.
+            # Tune would count paused trials, so a scheduler that pauses trials limits the running ones itself.
             max_concurrent_trials=None if experiment.search.pauses else concurrent_trials(experiment) or None,
             reuse_actors=True,
         ),
@@ -165,7 +168,7 @@ def _tuner(
 
 
 def _bind(trainable: type[tune.Trainable], stage: Stage) -> type[tune.Trainable]:
-    """The trainable with its stage and its resources; its processes bear its name, not the wrapper's."""
+    """The trainable with its stage and resources. Its name is kept, since Ray names the processes after it."""
     bound: type[tune.Trainable] = tune.with_resources(
         tune.with_parameters(trainable, stage=stage), _resources(stage.experiment)
     )
@@ -176,7 +179,7 @@ def _bind(trainable: type[tune.Trainable], stage: Stage) -> type[tune.Trainable]
 def _scheduler(stage: Stage, known: Mapping[str, Mapping[int, float]], trials: int) -> Any:
     search, places = stage.experiment.search, concurrent_trials(stage.experiment)
     if 0 < places != search.max_concurrent:
-        places += 1  # one may wait for resources, or Tune ends the process of a trial that pauses, and starts another
+        places += 1  # while a trial waits for resources, Tune reuses the process of a trial that pauses
     axes = search.axes(stage.component)
     return make_scheduler(search, stage.rungs, known, trials, places, axes=axes, copy=stage.take_over)
 
@@ -190,9 +193,10 @@ def _resources(experiment: Experiment) -> tune.PlacementGroupFactory:
 
 
 def concurrent_trials(experiment: Experiment) -> int:
-    """As many trials as the cluster holds at once, so that none waits for workers that another's driver blocks.
+    """Number of concurrent trials: as many as fit on the cluster, at most search.max_concurrent; 0 for no limit.
 
-    A cluster that scales up is asked for all it may need: 0 leaves the number to Ray Tune.
+    Without the limit, the drivers of multi-worker trials could start without CPUs left for their workers. On a cluster
+    that adds nodes the number is search.max_concurrent, or 0, which leaves it to Ray Tune.
     """
     search, total = experiment.search, ray.cluster_resources()
     if scales_up():

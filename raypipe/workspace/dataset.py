@@ -24,8 +24,9 @@ from raypipe.data.latents import Encode, open_latents
 from raypipe.data.shards import Shards, is_shard, open_shards
 from raypipe.data.shards.index import INDEX
 from raypipe.data.shards.storage import Folder, list_files
+from raypipe.data.splits import SPLITS, Split
 from raypipe.models.autoencoder import Autoencoder
-from raypipe.workspace.layout import SPLITS, Split, Workspace
+from raypipe.workspace.layout import Workspace
 
 
 @dataclass(frozen=True)

@@ -4,15 +4,11 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from raypipe import config
 from raypipe.config import Component, ConfigError, Experiment
 from raypipe.data.shards.cache import Cache
 from raypipe.data.shards.storage import Folder, RemoteFolder, is_uri
-
-Split = Literal["train", "val", "test"]
-SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
 
 @dataclass(frozen=True)

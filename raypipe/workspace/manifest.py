@@ -14,7 +14,8 @@ from raypipe.common.files import write_atomic, write_json
 from raypipe.config import Experiment
 from raypipe.data.shards import open_shards
 from raypipe.data.shards.storage import Folder
-from raypipe.workspace.layout import SPLITS, Workspace
+from raypipe.data.splits import SPLITS
+from raypipe.workspace.layout import Workspace
 
 
 def begin(workspace: Workspace, experiment: Experiment) -> None:

@@ -12,8 +12,8 @@ import yaml
 from raypipe import checkpoint, config, train
 from raypipe.config import Axis, ConfigError
 from raypipe.data.shards import ShardWriter
+from raypipe.data.splits import SPLITS
 from raypipe.models.autoencoder import build_network
-from raypipe.workspace.layout import SPLITS
 from tests.raytools import flags, outcome
 
 KTH = """

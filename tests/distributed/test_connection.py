@@ -40,7 +40,7 @@ def test_one_that_was_killed_is_not_waited_for(left_behind, caplog):
     left_behind.write_text(address)
     with caplog.at_level(logging.WARNING):
         assert not connection.join()
-    assert f"no Ray answers at {address}" in caplog.text
+    assert f"no Ray cluster answers at {address}, the address that `ray start` recorded" in caplog.text
 
 
 @pytest.mark.parametrize(

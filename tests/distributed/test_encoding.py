@@ -17,10 +17,11 @@ from raypipe import checkpoint
 from raypipe.config import ConfigError
 from raypipe.data.latents import encode_shard, finish
 from raypipe.data.shards import ShardWriter
+from raypipe.data.splits import SPLITS
 from raypipe.distributed.encoding import prepare_latents
 from raypipe.models.autoencoder import build_autoencoder
 from raypipe.workspace.dataset import ExperimentData, frame_encoder
-from raypipe.workspace.layout import SPLITS, Workspace
+from raypipe.workspace.layout import Workspace
 from tests import raytools
 from tests.raytools import wait_for
 

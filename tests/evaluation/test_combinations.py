@@ -10,7 +10,6 @@ import torch
 from raypipe import checkpoint, config
 from raypipe.data.frames import to_float
 from raypipe.evaluation.combinations import (
-    CONSTANT,
     Combination,
     CombinationScorer,
     combinations,
@@ -19,6 +18,7 @@ from raypipe.evaluation.combinations import (
     true_frames,
 )
 from raypipe.forecast import scoring
+from raypipe.forecast.manifest import CONSTANT
 from raypipe.forecast.windows import forecast_windows
 from raypipe.metrics import ensemble
 from raypipe.models.components import build_component

@@ -39,7 +39,7 @@ def test_lines(sampling, storage, capsys, monkeypatch):
     assert cli.run(sampling.main, sampling.PROG, ["--storage", str(storage), "--quick"]) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     theirs, ours = (line for line in lines if line["benchmark"] == "sampling" and "sampler" in line)
-    assert theirs["sampler"] == ours["against"] == sampling.PUBLISHED
+    assert theirs["sampler"] == ours["against"] == sampling.REFERENCE
     assert ours["ratio"] == pytest.approx(ours["frames_per_second"] / theirs["frames_per_second"], rel=0.01)
     assert theirs["drifts_per_frame"] >= 3  # it tries a step whole and in halves
     assert ours["psnr"] == pytest.approx(theirs["psnr"], abs=0.2)  # there is hardly any noise to tell them apart
@@ -75,4 +75,4 @@ def test_no_model(sampling, tmp_path, capsys):
 def test_a_model_without_its_experiment(sampling, storage, tmp_path, capsys):
     best = shutil.copytree(storage / "tiny" / "best", tmp_path / "best")
     assert cli.run(sampling.main, sampling.PROG, ["--model", str(best)]) == 2
-    assert "lies in no experiment, whose validation clips are needed" in capsys.readouterr().err
+    assert "its experiment's validation clips are needed" in capsys.readouterr().err

@@ -84,7 +84,9 @@ def test_lines_and_plot(curves, capsys, tmp_path):
 
 
 def test_without_a_record_there_is_one_line(tmp_path):
-    with pytest.raises(ValueError, match=r"--recorded: no file .*; python experiments/benchmarks/record.py makes one"):
+    with pytest.raises(
+        ValueError, match=r"--recorded: no file .*; create it with python experiments/benchmarks/record.py"
+    ):
         search.main(["--recorded", str(tmp_path / "none.parquet")])
 
 

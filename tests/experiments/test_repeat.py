@@ -55,8 +55,8 @@ def test_mean_and_spread_of_the_difference_from_the_best_default_of_the_same_see
     assert found["mean"] == pytest.approx(sum(gaps) / 3)
     assert found["sd"] == pytest.approx(np.std(gaps, ddof=1))
     assert found["defaults"] == ["flow", "flow", "published"]
-    (line,) = [line for line in capfd.readouterr().out.splitlines() if "best default" in line]
-    assert line == "chosen minus best default of the same seed (flow, flow, published), crps_ratio: -0.133 +- 0.133"
+    (line,) = [line for line in capfd.readouterr().out.splitlines() if "best baseline" in line]
+    assert line == "chosen minus best baseline of the same seed (flow, flow, published), crps_ratio: -0.133 +- 0.133"
 
 
 def test_one_seed_has_no_spread(repeat, storage):

@@ -219,12 +219,12 @@ def test_the_whole_page(finished):
     assert page.tags.count("svg") == 1 + 3 * 3
     for words in (
         "0.495 ± 0.012 CRPS ratio on test",
-        "flow-02 + constant diffusion with α = 1 and β = 1, at 1 integration step and 3 network evaluations a frame",
-        "On the same windows its ratio is 0.064 ± 0.006 better than the best default , the published default:",
+        "flow-02 + constant diffusion with α = 1 and β = 1, at 1 integration step and 3 network evaluations per frame",
+        "On the same windows its ratio is 0.064 ± 0.006 better than the best baseline , the default (differences",
         "The solver is euler_maruyama.",
         "30 % better than climatology (0.711)",
         "31 % better than the flow alone (0.717)",
-        "11 % better than the published default (0.559)",
+        "11 % better than the default (0.559)",
         "17.31",
         "12.3",
         "12 more",
@@ -239,7 +239,7 @@ def test_the_whole_page(finished):
     ):
         assert words in page.text, words
     assert source.index("<h2>Test") < source.index("<h2>Validation") < source.index("<h2>Over the horizon")
-    assert source.index("<h2>Video") < source.index("<h2>The search") < source.index("<h2>What ran")
+    assert source.index("<h2>Video") < source.index("<h2>The search") < source.index("<h2>Versions and seeds")
 
 
 @pytest.mark.parametrize(
@@ -247,14 +247,14 @@ def test_the_whole_page(finished):
     [
         (
             {"flow": 0.52, "published": 0.5591, "climatology": 0.7113, "persistence": 1.0},
-            "0.025 ± 0.006 better than the best default , the flow alone, and "
-            "0.064 ± 0.004 better than the published default:",
+            "0.025 ± 0.006 better than the best baseline , the flow alone, and "
+            "0.064 ± 0.004 better than the default (differences",
         ),
         (
             {"flow": 0.52, "published": 0.6, "climatology": 0.48, "persistence": 1.0},
-            "0.015 ± 0.006 worse than the best default , climatology, and",
+            "0.015 ± 0.006 worse than the best baseline , climatology, and",
         ),
-        ({"persistence": 0.4}, "0.095 ± 0.006 worse than the best default , repeating the last frame, and"),
+        ({"persistence": 0.4}, "0.095 ± 0.006 worse than the best baseline , repeating the last frame, and"),
     ],
 )
 def test_the_headline_says_by_how_much_the_best_default_is_beaten(begun, scores, says):
@@ -283,13 +283,12 @@ def test_every_figure_of_a_search_counts_its_trials_and_shows_those_that_failed(
     scatter, curves, cost = figures(source, "flow")
     assert scatter == (
         1,
-        "Objective against noise level, by loss. 8 trials and 6 refits; "
-        "1 failed: a cross at the top edge, for want of a score.",
+        "Objective against noise level, by loss. 8 trials and 6 refits; 1 failed: crosses at the top edge.",
     )
     assert curves[0] == 2  # its losses end, and its scores
-    assert curves[1].startswith("Losses of 7 of 8 trials, scores of 8 trials; 1 failed: a cross ends")
+    assert curves[1].startswith("Losses of 7 of 8 trials, scores of 8 trials; 1 failed: a cross marks the end")
     assert cost[0] == 1
-    assert "over 7 of 8 trials with a score. Cost of 8 trials; 1 failed: a pale bar" in cost[1]
+    assert "from 7 of 8 trials with a score. Cost of 8 trials; 1 failed: a pale bar" in cost[1]
     assert [count for count, _ in figures(source, "diffusion")] == [1, 2, 1]
     denoiser = figures(source, "denoiser")
     assert [count for count, _ in denoiser] == [0, 0, 0]
@@ -303,7 +302,7 @@ def test_a_trial_that_failed_before_it_did_anything_is_in_the_figures(begun):
     scatter, curves, cost = figures(report(begun), "flow")
     assert scatter[0] == 1 and "3 trials; 1 failed" in scatter[1]
     assert curves[0] == 0 and "scores of 2 of 3 trials; 1 failed" in curves[1]
-    assert cost[0] == 1 and "over 2 of 3 trials with a score. Cost of 3 trials; 1 failed" in cost[1]
+    assert cost[0] == 1 and "from 2 of 3 trials with a score. Cost of 3 trials; 1 failed" in cost[1]
 
 
 def test_what_is_best_for_its_cost_is_named_where_costs_differ(begun):
@@ -312,7 +311,7 @@ def test_what_is_best_for_its_cost_is_named_where_costs_differ(begun):
 
     same = [trial(i, 0.6 + i / 100, 2) for i in range(3)]
     records.write_rows(begun.trials, same)
-    assert "none beats at as few evaluations" not in report(begun)
+    assert "The line joins the Pareto-optimal trials" not in report(begun)
     dead = row("flow", "flow-05", 0, "failed", None, 0.0, "mse") | {"nfe_per_frame": None}
     records.write_rows(begun.trials, [*same, trial(3, 0.7, 1), trial(4, 0.59, 8), dead])
     source = report(begun)
@@ -320,7 +319,7 @@ def test_what_is_best_for_its_cost_is_named_where_costs_differ(begun):
         r"<figure>(<svg(?:(?!<svg).)*?</svg>)\s*<figcaption>(The line joins.*?)<", source, re.S
     ).groups()
     assert re.findall(r"flow-\d\d", svg) == ["flow-04", "flow-00", "flow-03"]
-    assert caption.endswith("5 of 6 trials; 1 failed: not shown, for want of a score.")
+    assert caption.endswith("5 of 6 trials; 1 failed: not shown.")
 
 
 def test_an_axis_that_a_trial_lacks_is_a_dash(begun):
@@ -376,7 +375,7 @@ def test_an_experiment_that_has_only_begun(begun):
 def test_parts_stand_alone(begun, write):
     write(begun)
     (begun.folder / "manifest.json").unlink()
-    assert "No manifest was kept." in Page(report(begun)).text
+    assert "The experiment has no manifest.json." in Page(report(begun)).text
 
 
 def test_test_split_untouched(begun):
@@ -384,7 +383,7 @@ def test_test_split_untouched(begun):
     records.write_rows(begun.evaluation / "combinations.parquet", rows)
     text = Page(report(begun)).text
     assert "0.487 ± 0.012 CRPS ratio on validation" in text
-    assert "The test split has not been touched yet." in text
+    assert "The test split has not been used yet." in text
 
 
 def test_columns_and_values_that_are_missing(begun):
@@ -405,7 +404,7 @@ def test_columns_and_values_that_are_missing(begun):
     assert "PSNR" not in text
     assert "nan" not in text
     assert "1 trial: 1 failed" in text
-    assert "No score at every step" in text
+    assert "No scores of single frames yet" in text
 
 
 def test_samples_without_in_between_frames(begun):

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from raypipe.common.errors import UserError
 from raypipe.data.conversion.find import Source, find_clips, without_repeats
+from raypipe.data.splits import SPLITS
 
-SPLITS = ("train", "val", "test")
 CLEVRER = {"train": "video_train", "val": "video_validation", "test": "video_test"}
 KTH_NAME = re.compile(r"person(\d{2})_([a-z]+)_d(\d)")
 KTH_PEOPLE = {"train": range(1, 17), "val": range(17, 21), "test": range(21, 26)}
@@ -107,7 +107,7 @@ def _by_share(
     what = "clips" if group_by is None else "groups"
     counts = _counts(len(order), fractions, what)
     chosen = iter(order)
-    parts = {}
+    parts: dict[str, list[Source]] = {}
     for split, count in zip(SPLITS, counts, strict=True):
         names = {next(chosen) for _ in range(count)}
         parts[split] = [source for source in sources if _group(source, group_by) in names]

@@ -1,4 +1,4 @@
-"""Who of a search's trials goes on, and where they are compared: a registry of Ray Tune's schedulers and ours."""
+"""The schedulers of a search, which decide at each rung which trials stop: a registry by `search.scheduler`."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,26 +24,28 @@ def make_scheduler(
     axes: Mapping[str, Axis] = MappingProxyType({}),
     copy: Callable[[Exploit], None] | None = None,
 ) -> TrialScheduler | None:
-    """The scheduler that `search.scheduler` names; None: every trial runs to its end, as it comes.
+    """Make the scheduler that `search.scheduler` names; None if no trial is to be stopped.
 
-    It looks at a trial's status, at its own name (`config["trial"]`) and, for pbt, at `config["values"]`, and at
-    `train_step` and `objective` (less is better) of a result. Its metric is set by Tune, or `set_search_properties`.
+    The scheduler reads a trial's status, its name in `config["trial"]` and, for pbt, its `config["values"]`; of a
+    result it reads `train_step` and `objective` (lower is better). Tune sets its metric and mode; without Tune, call
+    `set_search_properties`.
 
-    rungs: training steps at which trials report, the last at their end; known: objectives by trial name and step, from
-    before the search was resumed; trials: how many will be added; places: how many may run at once, as far as the
-    scheduler decides it, 0 for any number; axes: what pbt may change; copy: what pbt puts an exploit into effect with.
+    rungs: training steps at which trials report; the last is their end. known: objectives by trial name and step,
+    from before the search was resumed. trials: number of trials that will be added. places: largest number of
+    concurrent trials, 0 for no limit; only used by schedulers that pause trials. axes: the axes that pbt may change.
+    copy: called by pbt to carry out an exploit; required for pbt.
     """
-    return _KINDS[search.scheduler].make(_Terms(search, rungs, known, trials, places, axes, copy))
+    return _KINDS[search.scheduler].make(_Options(search, rungs, known, trials, places, axes, copy))
 
 
 def spaced(search: Search, steps: int) -> list[int]:
-    """The rungs of trials of so many steps: training steps, rising, the last at the end."""
+    """The rungs of trials with `steps` training steps: increasing training steps, the last equal to `steps`."""
     return _KINDS[search.scheduler].spaced(search, steps)
 
 
 @dataclass(frozen=True)
-class _Terms:
-    """As `make_scheduler` has them."""
+class _Options:
+    """The arguments of `make_scheduler`."""
 
     search: Search
     rungs: Sequence[int]
@@ -54,52 +56,60 @@ class _Terms:
     copy: Callable[[Exploit], None] | None
 
 
-def _asha(terms: _Terms) -> TrialScheduler | None:
-    if len(terms.rungs) == 1:
+def _asha(options: _Options) -> TrialScheduler | None:
+    if len(options.rungs) == 1:
         return None
     return ResumableASHA(
-        terms.known,
-        grace_period=terms.rungs[0],
-        max_t=terms.rungs[-1] + 1,  # a trial ends by itself
-        reduction_factor=terms.search.reduction_factor,
+        options.known,
+        grace_period=options.rungs[0],
+        max_t=options.rungs[-1] + 1,  # ASHA never reaches it: a trial ends itself at its last rung
+        reduction_factor=options.search.reduction_factor,
     )
 
 
-def _halving(terms: _Terms) -> TrialScheduler:
-    return Halving(terms.known, terms.trials, terms.places, reduction_factor=terms.search.reduction_factor)
+def _halving(options: _Options) -> TrialScheduler:
+    return Halving(options.known, options.trials, options.places, reduction_factor=options.search.reduction_factor)
 
 
-def _median(terms: _Terms) -> TrialScheduler:
-    return ResumableMedianStopping(terms.known, grace_period=terms.rungs[0])
+def _median(options: _Options) -> TrialScheduler:
+    return ResumableMedianStopping(options.known, grace_period=options.rungs[0])
 
 
-def _pbt(terms: _Terms) -> TrialScheduler:
-    assert terms.copy is not None
+def _pbt(options: _Options) -> TrialScheduler:
+    assert options.copy is not None
     return PopulationBasedTraining(
-        terms.known, terms.trials, terms.places, axes=terms.axes, seed=terms.search.seed, copy=terms.copy
+        options.known,
+        options.trials,
+        options.places,
+        axes=options.axes,
+        seed=options.search.seed,
+        copy=options.copy,
     )
 
 
-def _none(terms: _Terms) -> None:
+def _none(options: _Options) -> None:
     return None
 
 
 def _geometric(search: Search, steps: int) -> list[int]:
-    """steps / k^i.
+    """Rungs at steps / k^i for i = 0, 1, ..., with k = search.reduction_factor.
 
-    Rounded down, since ASHA's own rungs are the first one times k^i: none of those may lie beyond one of these,
-    or nobody would be stopped there.
+    They are rounded down: ASHA places its rungs at k^i times the first one and compares trials at the first report at
+    or after a rung, so its rungs must not lie after these.
     """
     return sorted({max(1, steps // search.reduction_factor**i) for i in range(search.rungs)})
 
 
 def _even(search: Search, steps: int) -> list[int]:
+    """Equally spaced rungs."""
     return sorted({max(1, steps * (i + 1) // search.rungs) for i in range(search.rungs)})
 
 
 @dataclass(frozen=True)
 class _Kind:
-    make: Callable[[_Terms], TrialScheduler | None]
+    """A scheduler: how to make it, and how its rungs are spaced."""
+
+    make: Callable[[_Options], TrialScheduler | None]
     spaced: Callable[[Search, int], list[int]] = _geometric
 
 

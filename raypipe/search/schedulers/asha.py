@@ -1,4 +1,4 @@
-"""ASHA whose rungs outlive the process: a resumed search judges its trials against all that came before."""
+"""ASHA for searches that can be resumed: trials are also compared with those of earlier processes."""
 
 import math
 from collections.abc import Mapping
@@ -12,23 +12,26 @@ from raypipe.distributed.ray_internals import add_rung
 
 @dataclass(frozen=True)
 class _Identity:
+    """A stand-in for a Tune trial that equals any other with the same trial name."""
+
     trial_id: str
 
 
 def identity(name: str) -> Any:
-    """All that ASHA and the median rule look at in a trial: here its own name, which a resumed search gives again."""
+    """A stand-in for a trial. ASHA and the median rule use a trial only as a key; the name is kept on resuming."""
     return _Identity(name)
 
 
 def named(trial: Any) -> Any:
+    """The stand-in for a Tune trial."""
     return identity(trial.config["trial"])
 
 
 class ResumableASHA(ASHAScheduler):
-    """ASHA (Li et al. 2018, arXiv 1810.05934) on training steps, that begins with the scores recorded so far.
+    """ASHA (Li et al. 2018, arXiv 1810.05934) on training steps, which starts with the scores of earlier processes.
 
-    known: objectives by trial name and step. Trials are told apart by their own name, which a resumed search
-    gives them again, not by Tune's; so a rung that is reported twice counts once.
+    Trials are identified by `config["trial"]` instead of Tune's trial id. A resumed search gives a trial the same name
+    again, so a rung that is reported twice counts once. known: objectives by trial name and step.
     """
 
     def __init__(self, known: Mapping[str, Mapping[int, float]], **settings: Any) -> None:
@@ -36,7 +39,7 @@ class ResumableASHA(ASHAScheduler):
         self._known = {name: dict(scores) for name, scores in known.items()}
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
-        """The first trial comes when metric and mode are known, which recorded scores need."""
+        """Record the known scores before the first trial; metric and mode, which they need, are set by then."""
         known, self._known = self._known, {}
         for name, scores in known.items():
             for step, objective in sorted(scores.items()):
@@ -49,7 +52,7 @@ class ResumableASHA(ASHAScheduler):
         return decision
 
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
-        """A trial that failed has no score, and moves no rung's cut."""
+        """Record the last score; a failed trial has none and does not affect the cutoffs of the rungs."""
         if math.isfinite(result.get("objective", math.inf)):
             super().on_trial_complete(tune_controller, named(trial), result)
         else:

@@ -1,4 +1,4 @@
-"""Trials that wait for each other at every rung, and synchronous successive halving, which stops the weak there."""
+"""Base class of schedulers in which all trials wait for each other at a rung, and synchronous successive halving."""
 
 import math
 from abc import ABC, abstractmethod
@@ -12,15 +12,15 @@ from raypipe.distributed.ray_internals import stop_paused
 
 
 class SynchronousScheduler(FIFOScheduler, ABC):
-    """All trials of a search go from rung to rung together: who has come to one pauses until nobody is on the way.
+    """A scheduler that pauses each trial at a rung until all trials are paused, then calls `judge`.
 
-    Then the lowest rung at which trials wait is judged. That happens a step of Tune's loop after the last result, when
-    the study has it, so a search that is killed judges again after --resume, by the same scores: trials that have not
-    been judged at a rung in this process, whatever is on record, tell it again.
+    The lowest rung at which trials wait is judged, one iteration of Tune's loop after the last result, so the study has
+    recorded that result. A search killed in between judges the rung again after --resume, with the same scores, since
+    trials report every rung again that has not been judged in the present process.
 
-    known: objectives by trial name and step; trials: how many will be added; places: how many may run or wait for
-    resources at once (0: any number). Scores are of names, which a resumed search gives again. Who drives this
-    without Tune gives a controller without `stop_trial`; trials that are stopped are then told by their status.
+    known: objectives by trial name and step. trials: number of trials that will be added. places: largest number of
+    trials that run or wait for resources, 0 for no limit. Scores are kept by `config["trial"]`, which stays the same in
+    a resumed search. Without Tune, pass a controller without `stop_trial`: stopped trials get the status TERMINATED.
     """
 
     def __init__(self, known: Mapping[str, Mapping[int, float]], trials: int, places: int) -> None:
@@ -30,22 +30,22 @@ class SynchronousScheduler(FIFOScheduler, ABC):
             for step, objective in scores.items():
                 self._record(name, step, objective)
         self._trials, self._places = trials, places
-        self._living: dict[str, Any] = {}
+        self._active: dict[str, Any] = {}
         self._waiting: dict[str, int] = {}
         self._passed: dict[str, list[int]] = {}
 
     @abstractmethod
     def judge(self, rung: int, waiting: Mapping[str, Any]) -> list[str]:
-        """Who of the trials that wait at a rung is stopped there."""
+        """Names of the waiting trials to stop at a rung. waiting: the trials by name."""
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
-        """A new trial waits too, for `choose_trial_to_run`; one whose process failed starts again at once."""
+        """Pause a new trial until `choose_trial_to_run` picks it; a trial whose process failed is not paused again."""
         name = trial.config["trial"]
         if name not in self._passed:
             self._passed[name] = []
             trial.status = Trial.PAUSED
         trial.config["reported"] = list(self._passed[name])
-        self._living[name] = trial
+        self._active[name] = trial
         self._waiting.pop(name, None)
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
@@ -66,23 +66,23 @@ class SynchronousScheduler(FIFOScheduler, ABC):
         self._leave(trial)
 
     def choose_trial_to_run(self, tune_controller: Any) -> Any:
-        """The trial that goes on next, as long as there is a place; a rung at which all wait is judged first."""
+        """The next trial to run; None if `places` trials are busy. If all trials wait, a rung is judged first."""
         if self._all_wait():
             self._judge_lowest(tune_controller)
-        busy = sum(trial.status in (Trial.PENDING, Trial.RUNNING) for trial in self._living.values())
+        busy = sum(trial.status in (Trial.PENDING, Trial.RUNNING) for trial in self._active.values())
         if self._places and busy >= self._places:
             return None
-        idle = (t for name, t in self._living.items() if t.status == Trial.PAUSED and name not in self._waiting)
+        idle = (t for name, t in self._active.items() if t.status == Trial.PAUSED and name not in self._waiting)
         return next(idle, None)
 
     def _all_wait(self) -> bool:
-        if not self._living or len(self._passed) < self._trials:
+        if not self._active or len(self._passed) < self._trials:
             return False
-        return all(t.status == Trial.PAUSED and name in self._waiting for name, t in self._living.items())
+        return all(t.status == Trial.PAUSED and name in self._waiting for name, t in self._active.items())
 
     def _judge_lowest(self, controller: Any) -> None:
         rung = min(self._waiting.values())
-        waiting = {name: self._living[name] for name, at in self._waiting.items() if at == rung}
+        waiting = {name: self._active[name] for name, at in self._waiting.items() if at == rung}
         for name in self.judge(rung, waiting):
             self._stop(controller, waiting.pop(name))
         for name, trial in waiting.items():
@@ -98,24 +98,25 @@ class SynchronousScheduler(FIFOScheduler, ABC):
             self._leave(trial)
 
     def _leave(self, trial: Any) -> None:
-        self._living.pop(trial.config["trial"], None)
+        self._active.pop(trial.config["trial"], None)
         self._waiting.pop(trial.config["trial"], None)
 
     def _record(self, name: str, step: int, objective: float) -> None:
-        """The first score counts; a failed trial has none."""
+        """Record a score; only the first one at a rung counts, and a failed trial has none."""
         if math.isfinite(objective):
             self._scores.setdefault(step, {}).setdefault(name, objective)
 
     def _ranked(self, rung: int) -> list[str]:
-        """All that were scored at a rung, best first; of equals, the one that was proposed first."""
+        """Names of all trials scored at a rung, best first; ties are broken by the trial number."""
         scores = self._scores[rung]
         return sorted(scores, key=lambda name: (scores[name], len(name), name))
 
 
 class Halving(SynchronousScheduler):
-    """Synchronous successive halving (Jamieson & Talwalkar 2016): the best 1/k of all at a rung, at least one, go on.
+    """Synchronous successive halving (Jamieson & Talwalkar 2016): all but the best 1/k of the trials at a rung stop.
 
-    Those count that were scored; trials that failed on their way leave fewer places.
+    At least one trial continues. Only trials with a score are counted; failed trials are not.
+    k: `reduction_factor`.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The median stopping rule over all that came before a search was resumed, too."""
+"""The median stopping rule for searches that can be resumed."""
 
 import math
 from collections.abc import Mapping
@@ -11,11 +11,11 @@ from raypipe.search.schedulers.asha import identity, named
 
 
 class ResumableMedianStopping(MedianStoppingRule):
-    """The median stopping rule (Golovin et al. 2017, Vizier) on training steps, begun with the scores on record.
+    """The median stopping rule (Golovin et al. 2017, Vizier) on training steps, including scores of earlier processes.
 
-    A trial is stopped at a rung if its best objective so far is worse than the median of the others' running means up
-    to there, of those that have come so far. Ray's rule pauses a trial that has too few others to be compared with;
-    here it goes on.
+    A trial stops at a rung if its best objective so far is worse than the median, over the other trials that have
+    reached the rung, of their mean objectives up to it. If there are too few other trials, the trial continues; Ray's
+    rule would pause it.
 
     known: objectives by trial name and step.
     """
@@ -23,24 +23,24 @@ class ResumableMedianStopping(MedianStoppingRule):
     def __init__(self, known: Mapping[str, Mapping[int, float]], **settings: Any) -> None:
         super().__init__(time_attr="train_step", **settings)
         for name, scores in known.items():
-            told = [{"train_step": s, "objective": o} for s, o in sorted(scores.items()) if math.isfinite(o)]
-            if told:
-                set_median_results(self, identity(name), told)
+            results = [{"train_step": s, "objective": o} for s, o in sorted(scores.items()) if math.isfinite(o)]
+            if results:
+                set_median_results(self, identity(name), results)
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        """A rung on record is not judged again."""
+        """Continue at a rung that is recorded already; it is not judged again."""
         if self._has(trial, result):
             return str(TrialScheduler.CONTINUE)
         return str(super().on_trial_result(tune_controller, named(trial), result))
 
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
-        """The last rung of a trial that ended by itself; a failed one has no score there."""
+        """Record the last rung of a trial that ended itself; a failed trial has no score there."""
         if math.isfinite(result.get("objective", math.inf)) and not self._has(trial, result):
             super().on_trial_complete(tune_controller, named(trial), result)
 
     def _has(self, trial: Any, result: Mapping[str, Any]) -> bool:
-        told = median_results(self, named(trial))
-        return any(rung["train_step"] == result["train_step"] for rung in told)
+        recorded = median_results(self, named(trial))
+        return any(rung["train_step"] == result["train_step"] for rung in recorded)
 
     def _on_insufficient_samples(self, tune_controller: Any, trial: Any, time: float) -> str:
         return str(TrialScheduler.CONTINUE)

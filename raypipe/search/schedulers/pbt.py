@@ -1,4 +1,4 @@
-"""Population based training: the worst trials of a rung go on from copies of the best, with values of their own."""
+"""Population based training: the worst trials of a rung continue from the weights of the best, with changed values."""
 
 import json
 import math
@@ -15,17 +15,18 @@ from raypipe.search.schedulers.halving import SynchronousScheduler
 from raypipe.search.space import decode, distribution
 
 SHARE = 0.2
-"""The worst fifth copies from the best fifth: truncation selection, as Jaderberg et al. do."""
+"""Truncation selection: the worst fifth of the trials copies the best fifth, as in Jaderberg et al. 2017."""
 RESAMPLED = 0.25
-"""Chance that a value is drawn anew instead of moved, as in Ray's PopulationBasedTraining."""
+"""Probability that a value is resampled instead of perturbed, as in Ray's PopulationBasedTraining."""
 FACTORS = (0.8, 1.2)
+"""Factors of a perturbation, one of which is drawn."""
 FIXED = ("train.component", "train.flow", "train.steps")
-"""Fields of a training that its weights belong to; those of the network, `model.*`, are never changed either."""
+"""Train fields that never change, since the weights depend on them; fields outside `train.*` never change either."""
 
 
 @dataclass(frozen=True)
 class Exploit:
-    """A trial that goes on from a step with another one's weights, and with new values (by dotted name)."""
+    """A trial takes over the weights of a donor at a step, and continues with new values (by dotted name)."""
 
     trial: str
     donor: str
@@ -34,13 +35,13 @@ class Exploit:
 
 
 class PopulationBasedTraining(SynchronousScheduler):
-    """Population based training (Jaderberg et al. 2017, arXiv 1711.09846), synchronous: nobody is stopped.
+    """Synchronous population based training (Jaderberg et al. 2017, arXiv 1711.09846). No trial stops.
 
-    Ray's own refuses to run under a search algorithm, which is who proposes where trials begin here.
+    Ray's PopulationBasedTraining cannot be combined with a search algorithm, which proposes the initial values here.
 
-    axes: of the search, by dotted name; copy: puts an exploit into effect, before anyone goes on. The published
-    default, trial 0, to which all others are compared, gives but never takes. Donors, moves and draws depend on the
-    seed, the rung and the trial alone, so a killed search decides the same again.
+    axes: the axes of the search, by dotted name. copy: called to carry out an exploit, before any trial continues. The
+    default, trial 0, may be a donor but keeps its own weights and values, since all trials are compared with it. The
+    random choices depend only on the seed, the rung and the trial name, so a resumed search makes them again.
     """
 
     def __init__(
@@ -57,12 +58,13 @@ class PopulationBasedTraining(SynchronousScheduler):
         self._axes, self._seed, self._copy = axes, seed, copy
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        """Takes note of the values of a trial that changed them before the search was resumed."""
+        """Also update the trial's values, which may have changed before the search was resumed."""
         if "values" in result:
             trial.config["values"] = json.loads(result["values"])
         return super().on_trial_result(tune_controller, trial, result)
 
     def judge(self, rung: int, waiting: Mapping[str, Any]) -> list[str]:
+        """Let the worst trials copy the best ones; stops none."""
         ranked = self._ranked(rung)
         count = min(math.ceil(SHARE * len(ranked)), len(ranked) // 2)
         donors = [name for name in ranked if name in waiting][:count]
@@ -77,17 +79,17 @@ class PopulationBasedTraining(SynchronousScheduler):
 
 
 def explore(values: Mapping[str, Any], axes: Mapping[str, Axis], draw: random.Random) -> dict[str, Any]:
-    """Values near others, inside their axes; those that the weights depend on stay."""
+    """Perturb or resample the values within their axes, except those that the weights depend on."""
     free = {n: a for n, a in axes.items() if n in values and n.startswith("train.") and n not in FIXED}
     changed = {
-        name: _anew(name, axis, draw) if draw.random() < RESAMPLED else _moved(name, axis, values[name], draw)
+        name: _resample(name, axis, draw) if draw.random() < RESAMPLED else _perturb(name, axis, values[name], draw)
         for name, axis in free.items()
     }
     return {**values, **changed}
 
 
-def _anew(name: str, axis: Axis, draw: random.Random) -> Any:
-    """A value of the whole axis, on its own scale."""
+def _resample(name: str, axis: Axis, draw: random.Random) -> Any:
+    """Draw a value from the whole axis, uniformly on its linear or logarithmic scale."""
     space: Any = distribution(name, axis)
     if isinstance(space, CategoricalDistribution):
         return draw.choice(space.choices)
@@ -96,8 +98,8 @@ def _anew(name: str, axis: Axis, draw: random.Random) -> Any:
     return _inside(space, axis, draw.uniform(space.low, space.high))
 
 
-def _moved(name: str, axis: Axis, value: Any, draw: random.Random) -> Any:
-    """A neighbour in a list; in a range a fifth more or less. From 0, which no factor moves, to the range's end."""
+def _perturb(name: str, axis: Axis, value: Any, draw: random.Random) -> Any:
+    """A neighbor in a list of choices, or the value times one of FACTORS; 0 stays or becomes the range's low end."""
     space: Any = distribution(name, axis)
     if isinstance(space, CategoricalDistribution):
         index = space.choices.index(value) + draw.choice((-1, 1))
@@ -109,5 +111,6 @@ def _moved(name: str, axis: Axis, value: Any, draw: random.Random) -> Any:
 
 
 def _inside(space: Any, axis: Axis, value: float) -> Any:
+    """Clip to the range and decode."""
     clipped = min(max(value, space.low), space.high)
     return round(clipped) if isinstance(space, IntDistribution) else decode(axis, clipped)

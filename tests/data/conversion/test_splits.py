@@ -6,7 +6,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from raypipe.data.conversion.splits import SPLITS, Division, _counts, find_splits
+from raypipe.data.conversion.splits import Division, _counts, find_splits
+from raypipe.data.splits import SPLITS
 
 
 def touch(root, names):
