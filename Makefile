@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 demo: environment
 	$(BIN)/python experiments/pipeline.py $(DEMO_FLAGS)
 
-# Tests that start a Ray come one after the other, the rest on two cores.
+# Tests that use a Ray come one after the other, the rest on two cores.
 test: check
 	$(BIN)/python -m pytest -m "not cluster" -n 2 --dist loadfile
 	$(BIN)/python -m pytest -m cluster

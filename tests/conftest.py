@@ -1,6 +1,7 @@
 """What many tests share: one torch thread, and a tiny experiment with a real dataset, autoencoder and latents."""
 
 import shutil
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -14,6 +15,7 @@ from raypipe.models.autoencoder import build_autoencoder, measure_scale
 from raypipe.workspace.dataset import ExperimentData, frame_encoder, prepare_dataset
 from raypipe.workspace.layout import Workspace
 from raypipe.workspace.manifest import begin
+from tests import raytools, readmetools
 
 settings.register_profile("raypipe", deadline=None)  # other work on the machine must not fail a test
 settings.load_profile("raypipe")
@@ -75,3 +77,29 @@ def own_data(tiny_data, tmp_path):
     """A copy of the tiny experiment that a test may write to."""
     shutil.copytree(tiny_data.workspace.storage, tmp_path / "storage")
     return ExperimentData(tiny_data.experiment, replace(tiny_data.workspace, storage=tmp_path / "storage"))
+
+
+@pytest.fixture(scope="session")
+def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[raytools.Head]:
+    """The Ray that all tests share which neither end it nor need another kind."""
+    with raytools.ray_head(tmp_path_factory.mktemp("head") / "log") as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def two_cpus(head: raytools.Head) -> Iterator[None]:
+    """This process has joined the shared Ray, which has two CPUs."""
+    with raytools.joined(head):
+        yield
+
+
+@pytest.fixture(scope="session")
+def user(head: raytools.Head, tmp_path_factory: pytest.TempPathFactory) -> readmetools.User:
+    """Somebody with a fresh copy of the repository, who types the README's commands."""
+    return readmetools.new_user(tmp_path_factory.mktemp("readme"), head)
+
+
+@pytest.fixture(scope="session")
+def finished(user: readmetools.User) -> readmetools.Finished:
+    """The README's demo, interrupted, resumed and finished."""
+    return readmetools.run_demo(user)

@@ -1,15 +1,19 @@
-"""What the tests with a real Ray share: tiny settings, processes that leave nothing behind, one finished pipeline."""
+"""What the tests with a real Ray share: tiny settings, processes that leave nothing behind, a Ray cluster."""
 
-import functools
 import json
 import os
+import shutil
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import time
+import urllib.error
+import urllib.request
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,24 +29,10 @@ from raypipe.distributed.connection import start_ray
 from raypipe.models.autoencoder import build_autoencoder
 
 ROOT = Path(__file__).parents[1]
+RAY = ["-m", "ray.scripts.scripts"]
+"""Arguments of Python that run the command `ray`."""
 TAG = "RAYPIPE_TEST_PROCESS"
 """Variable that a process under test hands down to all it starts, which is how they are found again."""
-
-
-@contextmanager
-def local_ray(address: str = "local", **settings: Any) -> Iterator[None]:
-    """A Ray of this process, joined as a verb joins it; nothing of it is left, in the environment neither."""
-    before = dict(os.environ)
-    os.environ |= {"RAY_AUTH_MODE": "disabled", "RAY_ADDRESS": address}
-    try:
-        if settings:
-            ray.init("local", log_to_driver=False, **settings)
-        start_ray()
-        yield
-    finally:
-        ray.shutdown()
-        os.environ.clear()
-        os.environ.update(before)
 
 
 DATA: dict[str, Any] = {
@@ -231,21 +221,86 @@ def check_files(folder: Path) -> None:
 
 
 @dataclass(frozen=True)
-class Finished:
-    """A storage root with one experiment, `demo`, through which the whole pipeline has run."""
+class Head:
+    """A Ray cluster started by `ray start --head` with two CPUs. variables: the environment that joins it."""
 
-    storage: Path
     process: Process
+    dashboard: str
+    variables: dict[str, str]
+    logs: Path
 
-    @property
-    def folder(self) -> Path:
-        return self.storage / "demo"
+    def trials(self) -> list[int]:
+        """The ids of the processes that run trials."""
+        return [pid for pid in self.process.family() if "ray::StageTrial" in title(pid)]
 
 
-@functools.cache
-def finished_pipeline(base: Path) -> Finished:
-    """experiments/pipeline.py, run once a test session as a user would; nobody may change what it wrote."""
-    storage = base / "pipeline"
-    homes = dict.fromkeys(("WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR"), str(base / "wandb"))
-    argv = ["experiments/pipeline.py", "--wandb", *flags(TINY)]
-    return Finished(storage, complete(base / "pipeline-log", argv, storage, **homes))
+@contextmanager
+def ray_head(log: Path, **variables: str) -> Iterator[Head]:
+    """Start a cluster, on its own ports and in its own folder, since others may share the host.
+
+    variables: how it authenticates.
+    """
+    temporary = Path(tempfile.mkdtemp(prefix="ray-"))  # sockets need a short path
+    port, dashboard, *others = free_ports(8)
+    names = ["dashboard-agent-listen-port", "dashboard-agent-grpc-port", "runtime-env-agent-port"]
+    names += ["metrics-export-port", "ray-client-server-port"]
+    (temporary / "ray").mkdir()
+    (temporary / "ray" / "ray_current_cluster").write_text(f"127.0.0.1:{others.pop()}")  # of one that has ended
+    variables = {"RAY_TMPDIR": str(temporary)} | variables
+    argv = [
+        *RAY, "start", "--head", "--block", "--num-cpus=2", f"--temp-dir={temporary}", "--disable-usage-stats",
+        "--node-ip-address=127.0.0.1", f"--port={port}", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}",
+        *(f"--{name}={number}" for name, number in zip(names, others, strict=True)),
+    ]  # fmt: skip
+    address = f"http://127.0.0.1:{dashboard}"
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # a job's `python` is the head's
+    try:
+        with started(
+            log, argv, Path(), **{"RAY_ADDRESS": "", "RAYPIPE_STORAGE": "", "PATH": path} | variables
+        ) as process:
+            wait_for(lambda: process.popen.poll() is not None or http_status(f"{address}/api/jobs/"), 90)
+            assert process.popen.poll() is None, process.err + process.out
+            joining = {"RAY_AUTH_MODE": "disabled"} | variables | {"RAY_ADDRESS": f"127.0.0.1:{port}"}
+            yield Head(process, address, joining, temporary / "session_latest" / "logs")
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def free_ports(count: int) -> list[int]:
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+def http_status(address: str) -> int | None:
+    """The status of a GET request without a token; None if nothing answers."""
+    try:
+        return int(urllib.request.urlopen(address, timeout=5).status)
+    except urllib.error.HTTPError as error:
+        return error.code
+    except OSError:
+        return None
+
+
+@contextmanager
+def joined(head: Head) -> Iterator[None]:
+    """Connect this process to a cluster, as a command does; afterwards disconnect and restore the environment."""
+    before = dict(os.environ)
+    os.environ |= head.variables
+    try:
+        start_ray()
+        yield
+    finally:
+        ray.shutdown()
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def title(pid: int) -> str:
+    """The command line of a process, which Ray replaces by the name of the actor; empty if it is gone."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    except OSError:
+        return ""

@@ -13,6 +13,7 @@ import av
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import ray
 
 from raypipe import convert_to_h5
 from raypipe.data.conversion import resuming
@@ -115,23 +116,14 @@ def test_the_number_of_workers_does_not_matter(videos, tmp_path):
 
 @pytest.mark.cluster
 @pytest.mark.slow
-def test_tasks_of_ray_write_the_same_bytes(videos, tmp_path):
-    """On a cluster that is up already; none is started for it, and none is stopped."""
+def test_tasks_of_ray_write_the_same_bytes(two_cpus, videos, tmp_path, capsys):
+    """On the Ray that this process has joined; none is started, and none is stopped."""
     (videos / "train" / "0" / "3.png").write_bytes(b"no image")
     assert convert(videos, tmp_path / "here") == 1
-    code = f"""
-import ray, sys
-from raypipe import convert_to_h5
-ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-import os
-del os.environ["RAY_ADDRESS"]
-code = convert_to_h5.main({arguments(videos, tmp_path / "ray", "--num-workers", "2")!r})
-assert ray.is_initialized()
-sys.exit(code)
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 1, done.stderr
-    assert "0/3.png: not a readable image" in done.stderr
+    capsys.readouterr()
+    assert convert(videos, tmp_path / "ray", "--num-workers", "2") == 1
+    assert ray.is_initialized()
+    assert "0/3.png: not a readable image" in capsys.readouterr().err
     assert contents(tmp_path / "ray") == contents(tmp_path / "here")
 
 

@@ -17,7 +17,8 @@ from raypipe.search.first_points import default_point
 from raypipe.training.monitor import log_folder, read_metrics
 from raypipe.workspace.layout import Workspace
 from tests import raytools
-from tests.raytools import TINY, finished_pipeline, flags, outcome, tiny
+from tests.raytools import TINY, flags, outcome, tiny
+from tests.readmetools import DEMO
 from tests.videotools import read_video
 from tests.wandbtools import read_runs
 
@@ -34,11 +35,6 @@ COMBINATION_COLUMNS = {
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    return finished_pipeline(tmp_path_factory.getbasetemp())
-
-
-@pytest.fixture(scope="module")
 def workspace(finished):
     return Workspace(finished.storage, "demo")
 
@@ -51,12 +47,6 @@ def trials(workspace):
 @pytest.fixture(scope="module")
 def combinations(workspace):
     return records.read_rows(workspace.evaluation / "combinations.parquet")
-
-
-@pytest.fixture(scope="module")
-def some_ray():
-    with raytools.local_ray():
-        yield
 
 
 def test_it_ends_with_the_table_and_the_report_and_leaves_no_process(finished, workspace):
@@ -84,7 +74,7 @@ def test_its_files_stand_where_the_design_says_and_can_be_read(workspace, trials
     assert list(folder.glob("samples/*"))
     assert set(trials[0]) >= TRIAL_COLUMNS
     assert set(combinations[0]) >= COMBINATION_COLUMNS
-    assert workspace.experiment() == tiny()
+    assert workspace.experiment() == tiny(**DEMO)
 
 
 def test_the_manifest_says_what_ran(workspace):
@@ -237,7 +227,7 @@ def test_the_report_names_the_chosen_trials(workspace, combinations):
     assert f"{chosen['crps_ratio']:.3f}" in page
 
 
-def test_evaluating_again_keeps_what_is_scored(some_ray, workspace, combinations, capfd):
+def test_evaluating_again_keeps_what_is_scored(two_cpus, workspace, combinations, capfd):
     """A row that was scored anew would show in its seconds_per_frame."""
     assert outcome(evaluate.main, evaluate.PROG, ["--storage", workspace.storage]) == 0
     assert records.read_rows(workspace.evaluation / "combinations.parquet") == combinations
@@ -255,8 +245,8 @@ def test_generate_works_with_no_more_than_the_storage(workspace, tmp_path, monke
     assert len(read_video(film)) >= 6  # of 10: given ones and predicted ones
 
 
-def test_a_diffusion_is_trained_on_the_best_flow_of_the_search(some_ray, workspace, capfd):
-    argv = ["--storage", workspace.storage, "--run-name", "g-01-nll", *flags(TINY)]
+def test_a_diffusion_is_trained_on_the_best_flow_of_the_search(two_cpus, workspace, capfd):
+    argv = ["--storage", workspace.storage, "--run-name", "g-01-nll", *flags(DEMO)]
     assert outcome(train.main, train.PROG, argv) == 0
     assert "trained diffusion g-01-nll: 24 steps, s = 0.1, loss nll" in capfd.readouterr().out
     meta = checkpoint.read_meta(workspace.run("diffusion", "g-01-nll"))

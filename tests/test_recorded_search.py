@@ -54,10 +54,45 @@ def test_its_tables_name_its_models(workspace):
     assert all(workspace.run(row["stage"], row["trial"]).is_dir() for row in trials)
 
 
-def test_its_winner_predicts_what_it_did(storage, workspace):
+@pytest.fixture(scope="module")
+def predictions(storage, workspace):
+    """What its winner predicts, now and when it was recorded."""
     frames = np.random.default_rng(0).uniform(-1, 1, (1, 4, 3, 32, 32)).astype(np.float32)
     predicted = raypipe.load_predictor(workspace.best).predict(
         torch.from_numpy(frames), 3, members=2, interpolate=2, seed=0
     )
+    return predicted.numpy(), np.load(storage / "prediction.npy")
+
+
+def test_its_winner_predicts_what_it_did(predictions):
     # Not to the last digit: processors sum in different orders.
-    np.testing.assert_allclose(predicted.numpy(), np.load(storage / "prediction.npy"), atol=1e-4)
+    np.testing.assert_allclose(*predictions, atol=1e-4)
+
+
+TABLES = {
+    "trials.parquet": ("stage", "trial", "step", "refit"),
+    "evaluation/combinations.parquet": ("split", "key"),
+}
+"""The tables of a search, each with the columns that identify a row."""
+MEASURED = {"seconds", "seconds_per_frame", "combination"}
+"""Columns that differ between runs: times, and row numbers, which follow the order in which scores arrive."""
+
+
+def read_table(path, key):
+    return {tuple(row[name] for name in key): row for row in pq.read_table(path).to_pylist()}
+
+
+@pytest.mark.slow
+@pytest.mark.cluster
+@pytest.mark.parametrize("table", TABLES)
+def test_the_same_search_still_gives_the_same_tables(finished, workspace, predictions, table):
+    """The demo has the recorded settings; processors that compute alike agree in every digit."""
+    now, recorded = (
+        read_table(folder / table, TABLES[table]) for folder in (finished.storage / "demo", workspace.folder)
+    )
+    assert now.keys() == recorded.keys()
+    exact = np.array_equal(*predictions)
+    for key, row in recorded.items():
+        for name in row.keys() - MEASURED:
+            expected = row[name] if exact or not isinstance(row[name], float) else pytest.approx(row[name], rel=1e-3)
+            assert now[key][name] == expected, (key, name)

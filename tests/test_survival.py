@@ -42,12 +42,6 @@ DRIVE = "import sys; from tests.test_survival import drive; drive(*sys.argv[1:])
 
 
 @pytest.fixture(scope="module")
-def two_cpus():
-    with raytools.local_ray(num_cpus=2, include_dashboard=True, logging_level="ERROR"):
-        yield
-
-
-@pytest.fixture(scope="module")
 def values(tmp_path_factory):
     path = raytools.save_autoencoder(tmp_path_factory.mktemp("survival") / "autoencoder")
     return TINY | LONG | {"autoencoder.path": str(path)}
@@ -119,9 +113,9 @@ def check_kept(workspace, before):
         assert steps == sorted(set(steps))
 
 
-def test_kill_9_of_the_driver(two_cpus, storage, values, tmp_path):
+def test_kill_9_of_the_driver(head, two_cpus, storage, values, tmp_path):
     workspace = Workspace(storage, "demo")
-    with started(tmp_path / "first", ["-c", DRIVE, storage, json.dumps(values)], storage) as process:
+    with started(tmp_path / "first", ["-c", DRIVE, storage, json.dumps(values)], storage, **head.variables) as process:
 
         def half_way():
             assert process.popen.poll() is None, process.err[-3000:]
@@ -134,7 +128,7 @@ def test_kill_9_of_the_driver(two_cpus, storage, values, tmp_path):
         argv = ["--storage", storage, "--name", "demo", "--resume"]
         assert outcome(partial(tune.search, "flow"), "tune_flow.py", argv) == 2  # while it runs
         os.kill(process.popen.pid, signal.SIGKILL)
-        wait_for(lambda: not any("ray::StageTrial" in command(pid) for pid in process.family()), 60)
+        wait_for(lambda: not head.trials(), 60)
     known = {f"flow-{t.number:02d}": t for t in study(workspace)}
     ended = [name for name, trial in known.items() if trial.state.is_finished()]
     written = {name: (workspace.run("flow", name) / "model.safetensors").stat().st_mtime_ns for name in ended}
@@ -151,15 +145,15 @@ def test_kill_9_of_the_driver(two_cpus, storage, values, tmp_path):
 
 
 @contextmanager
-def killing(workspace, title, steps) -> Iterator[dict[str, object]]:
-    """Kill one process of this Ray with the title as soon as the first trial, of so many steps, has a checkpoint."""
+def killing(head, workspace, actor, steps) -> Iterator[dict[str, object]]:
+    """Kill one process of the actor as soon as the first trial, which trains for `steps`, has a checkpoint."""
     seen: dict[str, object] = {}
     over = threading.Event()
 
     def watch():
         victims: list[int] = []
         while not over.wait(0.01):
-            victims = [pid for pid in victims or descendants(os.getpid()) if title in command(pid)]
+            victims = [pid for pid in victims or head.process.family() if actor in raytools.title(pid)]
             if victims and 0 < saved_step(workspace, "flow-00") < steps:
                 seen["before"] = {"flow-00": kept_rows(workspace, "flow-00")}
                 os.kill(victims[0], signal.SIGKILL)
@@ -174,38 +168,18 @@ def killing(workspace, title, steps) -> Iterator[dict[str, object]]:
         thread.join()
 
 
-def command(pid):
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_text()
-    except OSError:
-        return ""
-
-
-def descendants(pid):
-    found = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
-    children: dict[int, list[int]] = {}
-    for line in found.splitlines():
-        child, parent = map(int, line.split())
-        children.setdefault(parent, []).append(child)
-    left, all_of = [pid], []
-    while left:
-        all_of += children.get(left[0], [])
-        left += children.get(left.pop(0), [])
-    return all_of
-
-
-def test_kill_9_of_a_trial(two_cpus, storage, values):
+def test_kill_9_of_a_trial(head, two_cpus, storage, values):
     stage = make_stage(storage, values, **{"search.flow_trials": 1, "search.flow_steps": 3 * STEPS})
-    with killing(stage.workspace, "ray::StageTrial", 3 * STEPS) as seen:
+    with killing(head, stage.workspace, "ray::StageTrial", 3 * STEPS) as seen:
         run_search(stage)
     check_whole(stage.workspace, 1)
     check_kept(stage.workspace, seen["before"])
 
 
-def test_kill_9_of_a_worker_of_a_trial(two_cpus, storage, values):
+def test_kill_9_of_a_worker_of_a_trial(head, two_cpus, storage, values):
     """Of two. Ray Train begins again at its last checkpoint; here the rung, at least, is on record."""
     stage = make_stage(storage, values, **{"search.flow_trials": 1, "search.workers_per_trial": 2})
-    with killing(stage.workspace, "ray::RayTrainWorker", STEPS) as seen:
+    with killing(head, stage.workspace, "ray::RayTrainWorker", STEPS) as seen:
         run_search(stage)
     check_whole(stage.workspace, 1)
     check_kept(stage.workspace, seen["before"])
@@ -281,21 +255,15 @@ def test_more_trials_go_on_from_a_finished_stage(two_cpus, storage, values):
     assert outcome(partial(tune.search, "flow"), "tune_flow.py", more) == 2  # nothing is left to do
 
 
-def test_two_searches_at_once_finish_on_two_cpus(storage, values, tmp_path, monkeypatch):
+def test_two_searches_at_once_finish_on_two_cpus(head, storage, values, tmp_path):
     """On one Ray, each in its own experiment, with as many trials at a time as there are CPUs."""
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     shutil.copytree(storage / "demo", storage / "second")
     short = json.dumps(values | {"search.flow_steps": 12, "search.rungs": 1})
-    cluster = Cluster(initialize_head=True, connect=False, head_node_args={"num_cpus": 2, "include_dashboard": False})
-    try:
-        at = {"RAY_ADDRESS": cluster.address}
-        with (
-            started(tmp_path / "one", ["-c", DRIVE, storage, short], storage, **at) as one,
-            started(tmp_path / "two", ["-c", DRIVE, storage, short, "second"], storage, **at) as two,
-        ):
-            assert one.finish(300) == 0, one.err[-3000:]
-            assert two.finish(300) == 0, two.err[-3000:]
-    finally:
-        cluster.shutdown()
+    with (
+        started(tmp_path / "one", ["-c", DRIVE, storage, short], storage, **head.variables) as one,
+        started(tmp_path / "two", ["-c", DRIVE, storage, short, "second"], storage, **head.variables) as two,
+    ):
+        assert one.finish(300) == 0, one.err[-3000:]
+        assert two.finish(300) == 0, two.err[-3000:]
     check_whole(Workspace(storage, "demo"), 3)
     check_whole(Workspace(storage, "second"), 3)

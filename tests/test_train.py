@@ -394,10 +394,13 @@ def test_bad_input_at_the_shell(tmp_path, argv, says):
 
 
 @pytest.mark.slow
-def test_ctrl_c_leaves_a_run_that_resume_takes_to_the_same_end(storage, values, long_reference, tmp_path, capfd):
+def test_ctrl_c_leaves_a_run_that_resume_takes_to_the_same_end(
+    cluster, storage, values, long_reference, tmp_path, capfd
+):
     folder = Workspace(storage, "interrupted").run("flow", "f-01-nll")
     argv = ["-m", "raypipe.train", "--name", "interrupted", "--run-name", "f-01-nll", "--wandb", *flags(values | LONG)]
-    with started(tmp_path / "first", argv, storage) as process:
+    there = {"RAY_ADDRESS": cluster.address}
+    with started(tmp_path / "first", argv, storage, **there) as process:
         wait_for(lambda: process.popen.poll() is not None or len(read_metrics(folder)) >= 8, 240)
         process.interrupt()
         assert process.finish(120) == 130, process.err

@@ -87,6 +87,8 @@ def _answers(address: str) -> bool:
 def start_ray(*, dashboard: bool = False) -> None:
     """Join a running cluster (`join`), or start Ray on this machine. Keeps an existing connection of this process."""
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")  # reports are collected at this polling interval
+    # Trainings save checkpoints at all times, so they need no process that announces the end of a spot machine.
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     # Ray Tune's own log files are slow to write and repeat what the study and trials.parquet hold.

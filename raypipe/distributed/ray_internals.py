@@ -1,13 +1,19 @@
 """All uses of private APIs of Ray; tests/distributed/test_ray_internals.py fails if one of them changes.
 
-Ray has no public API to read the address that `ray start` recorded on this machine, to give ASHA and the median rule
+Ray has no public API to read the address that `ray start` recorded on this machine, to leave out of a training what
+serves Ray Data, to tell the processes of a training the address of their cluster, to give ASHA and the median rule
 results of an earlier process, or to stop a paused trial such that the searcher receives its last result.
 """
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
+import ray
 from ray._private.services import find_bootstrap_address
+from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.callbacks import DatasetsCallback
+from ray.train.v2._internal.constants import ENV_VARS_TO_PROPAGATE
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler, MedianStoppingRule
 
@@ -19,6 +25,33 @@ def head_address(temp_dir: str | None = None) -> str | None:
     """
     address: str | None = find_bootstrap_address(temp_dir)
     return address
+
+
+ENV_VARS_TO_PROPAGATE.add("RAY_ADDRESS")
+
+
+class LeanTorchTrainer(TorchTrainer):
+    """A TorchTrainer without Ray Data, and whose processes know the address of their own cluster.
+
+    raypipe does not use Ray Data; without it, a process less is started for each worker group. The address is for the
+    process that removes placement groups: without it, Ray asks the cluster that `ray start` recorded on this machine,
+    which may be another one, or one that has ended (then each training waits 12 seconds for an answer).
+    """
+
+    def fit(self) -> Any:
+        before = os.environ.get("RAY_ADDRESS")
+        os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
+        try:
+            return super().fit()
+        finally:
+            if before is None:
+                del os.environ["RAY_ADDRESS"]
+            else:
+                os.environ["RAY_ADDRESS"] = before
+
+    def _create_default_callbacks(self) -> list[Any]:
+        callbacks: list[Any] = super()._create_default_callbacks()  # type: ignore[misc]  # untyped in Ray
+        return [each for each in callbacks if not isinstance(each, DatasetsCallback)]
 
 
 def add_rung(scheduler: ASHAScheduler, trial: Any, step: int, objective: float) -> None:

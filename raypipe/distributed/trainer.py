@@ -11,13 +11,14 @@ import ray
 import ray.train
 import ray.train.torch
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchConfig
 
 from raypipe.common.device import train_backend
 from raypipe.common.terminal import progress_bar
 from raypipe.config import ConfigError
 from raypipe.distributed.connection import scales_up
 from raypipe.distributed.failures import plain_errors
+from raypipe.distributed.ray_internals import LeanTorchTrainer
 from raypipe.distributed.training_job import Job, Settings, finished
 from raypipe.distributed.worker import work
 from raypipe.training.loop import DivergedError
@@ -41,7 +42,7 @@ def train_jobs(jobs: Sequence[Job], settings: Settings) -> None:
     if not left:
         return
     check_resources(settings)
-    trainer = TorchTrainer(
+    trainer = LeanTorchTrainer(
         cast(Any, work),  # Ray returns its result, though the annotation of TorchTrainer says None
         train_loop_config={"jobs": list(jobs), "settings": settings},
         torch_config=TorchConfig(backend=train_backend(settings.use_gpu)),

@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import ray
 import torch
 import yaml
 
@@ -224,15 +223,12 @@ def test_what_it_cannot_follow_is_refused(values: dict[str, Any], message: str, 
 @pytest.mark.cluster
 @pytest.mark.slow
 def test_it_trains(
+    two_cpus: None,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
-    request: pytest.FixtureRequest,
 ) -> None:
     """The published way, in small: an autoencoder's file, a flow's config, then a diffusion's, by their names."""
-    request.addfinalizer(ray.shutdown)  # the next one starts its own
-    monkeypatch.setenv("RAY_ADDRESS", "local")
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     monkeypatch.chdir(tmp_path)
     rng = np.random.default_rng(0)
     for split in SPLITS:

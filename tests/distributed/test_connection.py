@@ -7,10 +7,11 @@ import subprocess
 import sys
 
 import pytest
+import ray
 
 from raypipe.common.errors import ConfigError
 from raypipe.distributed import connection
-from tests.raytools import ROOT, local_ray
+from tests.raytools import ROOT
 
 
 @pytest.fixture(autouse=True)
@@ -63,9 +64,13 @@ def test_what_another_program_started_for_itself_is_left_alone(monkeypatch, tmp_
     """Ray's own `auto` would join it, and lose it when that program ends."""
     with monkeypatch.context() as there:
         there.delenv("RAY_TMPDIR")  # sockets need a short path
-        with local_ray(num_cpus=1, include_dashboard=False):
+        there.setenv("RAY_AUTH_MODE", "disabled")
+        ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False)
+        try:
             code = "from raypipe.distributed import connection; print(connection.join())"
             environ = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
             environ["RAY_TMPDIR"] = str(tmp_path)
             done = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True, cwd=ROOT)
+        finally:
+            ray.shutdown()
     assert done.stdout == "False\n", done.stderr

@@ -22,18 +22,11 @@ from raypipe.distributed.encoding import prepare_latents
 from raypipe.models.autoencoder import build_autoencoder
 from raypipe.workspace.dataset import ExperimentData, frame_encoder
 from raypipe.workspace.layout import Workspace
-from tests import raytools
 from tests.raytools import wait_for
 
 pytestmark = pytest.mark.cluster
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers do not find the tests
-
-
-@pytest.fixture(scope="module")
-def two_cpus():
-    with raytools.local_ray(num_cpus=2, include_dashboard=False):
-        yield
 
 
 @pytest.fixture

@@ -1,12 +1,20 @@
 """Each private API of Ray that raypipe uses still does what raypipe needs it for."""
 
+import os
 from types import SimpleNamespace
 
+import pytest
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler, MedianStoppingRule
 
+from raypipe import train
 from raypipe.distributed import ray_internals
+from raypipe.distributed.jobs import ComponentJob
+from raypipe.distributed.trainer import train_jobs
+from raypipe.distributed.training_job import Settings
 from raypipe.search.schedulers.asha import identity
+from raypipe.workspace.layout import Workspace
+from tests.raytools import TINY, save_autoencoder, tiny
 
 
 def test_the_address_is_that_of_the_file_that_ray_start_writes(tmp_path):
@@ -60,3 +68,20 @@ def test_tune_has_what_stopping_a_paused_trial_needs():
     from ray.tune.execution.tune_controller import TuneController
 
     assert callable(TuneController._set_trial_status) and callable(TuneController.stop_trial)
+
+
+@pytest.mark.slow
+@pytest.mark.cluster
+def test_a_training_asks_its_own_cluster_whether_it_still_runs(head, two_cpus, tmp_path):
+    """Ray's record of the last `ray start` names a cluster that has ended, which would be asked, in vain."""
+    values = TINY | {"autoencoder.path": str(save_autoencoder(tmp_path / "autoencoder")), "name": "mine"}
+    experiment = tiny(**values)
+    workspace = Workspace(tmp_path / "storage", "mine")
+    train.prepare(experiment, workspace)
+    before = os.environ["RAY_ADDRESS"]
+    train_jobs([ComponentJob(experiment, workspace, "one")], Settings(workspace.ray, "one", show_progress=False))
+    assert os.environ["RAY_ADDRESS"] == before
+    logs = [path.read_text() for path in head.logs.glob("train/ray-train-sys-controller-*.log")]
+    (log,) = [log for log in logs if '"run_name": "one"' in log]
+    assert "Worker group shutdown successful" in log
+    assert "PlacementGroupCleaner gracefully" not in log

@@ -11,11 +11,11 @@ from tests.raytools import ROOT
 from tests.scripts import load_script
 
 
-def lines(part):
+def lines(part, **variables):
     done = subprocess.run(
         [sys.executable, "experiments/benchmarks/training.py", "--quick", "--only", part],
         cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "RAY_ADDRESS": "local", "RAY_AUTH_MODE": "disabled"},
+        env=os.environ | {"PYTHONPATH": str(ROOT), "RAY_ADDRESS": "local", "RAY_AUTH_MODE": "disabled"} | variables,
         capture_output=True,
         text=True,
         timeout=400,
@@ -54,8 +54,8 @@ def test_profile():
 
 @pytest.mark.cluster
 @pytest.mark.slow
-def test_torch_trainer_against_the_bare_loop():
-    (line,) = lines("trainer")
+def test_torch_trainer_against_the_bare_loop(head):
+    (line,) = lines("trainer", **head.variables)
     assert (line["steps"], line["at_least"]) == (12, 0.97)
     assert line["ratio"] == pytest.approx(line["steps_per_second"] / line["baseline_steps_per_second"], rel=0.01)
 

@@ -11,8 +11,7 @@ from raypipe.search import records
 from raypipe.search.first_points import best_points, default_point
 from raypipe.search.space import decode
 from raypipe.workspace.layout import Workspace
-from tests import raytools
-from tests.raytools import TINY, finished_pipeline, flags, outcome, tiny
+from tests.raytools import TINY, flags, outcome, tiny
 
 AXES = {
     "train.noise_std": Axis(low=0.01, high=0.4, log=True, zero=True),
@@ -57,8 +56,8 @@ def searched(workspace):
 
 @pytest.mark.slow
 @pytest.mark.cluster
-def test_a_search_of_another_dataset_begins_with_the_best_points_of_one_that_is_over(tmp_path_factory, tmp_path):
-    first = Workspace(finished_pipeline(tmp_path_factory.getbasetemp()).storage, "demo")
+def test_a_search_of_another_dataset_begins_with_the_best_points_of_one_that_is_over(two_cpus, finished, tmp_path):
+    first = Workspace(finished.storage, "demo")
     short = {
         "demo.seed": 7,
         "autoencoder.path": str(first.autoencoder),
@@ -70,8 +69,7 @@ def test_a_search_of_another_dataset_begins_with_the_best_points_of_one_that_is_
         "search.flow_refit_steps": 6,
     }
     argv = ["--storage", tmp_path, "--warm-start", first.folder, *flags(TINY | short)]
-    with raytools.local_ray(num_cpus=2):
-        assert outcome(partial(tune.search, "flow"), "tune_flow.py", argv) == 0
+    assert outcome(partial(tune.search, "flow"), "tune_flow.py", argv) == 0
     second = Workspace(tmp_path, "demo")
     datasets = [json.loads((place.folder / "manifest.json").read_text())["dataset"] for place in (first, second)]
     assert datasets[0]["train"] != datasets[1]["train"]

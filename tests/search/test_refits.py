@@ -68,7 +68,7 @@ RATES = {"flow-00": 3e-3, "flow-01": 3e-3, "flow-02": 1e-7}
 
 
 @pytest.fixture(scope="module")
-def stage(tmp_path_factory):
+def stage(two_cpus, tmp_path_factory):
     """A flow search that is over, with three trials."""
     root = tmp_path_factory.mktemp("refits")
     values = {
@@ -81,10 +81,9 @@ def stage(tmp_path_factory):
         "evaluation.windows": 16,
         "evaluation.members": 3,
     }
-    with raytools.local_ray(num_cpus=2):
-        stage = Stage(tiny(**TINY | values | more), Workspace(root / "storage", "demo"), "flow")
-        train.prepare(stage.experiment, stage.workspace)
-        yield stage
+    stage = Stage(tiny(**TINY | values | more), Workspace(root / "storage", "demo"), "flow")
+    train.prepare(stage.experiment, stage.workspace)
+    return stage
 
 
 @pytest.fixture(scope="module")

@@ -182,12 +182,6 @@ def test_two_objectives_are_both_told(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def two_cpus():
-    with raytools.local_ray(num_cpus=2, include_dashboard=True, logging_level="WARNING"):
-        yield
-
-
-@pytest.fixture(scope="module")
 def storage(tmp_path_factory):
     root = tmp_path_factory.mktemp("search") / "storage"
     raytools.save_autoencoder(root.parent / "autoencoder")
@@ -339,7 +333,7 @@ def ended(workspace):
 
 
 @pytest.mark.slow
-def test_an_interrupted_search_goes_on_where_it_was(two_cpus, storage, values, tmp_path, capfd):
+def test_an_interrupted_search_goes_on_where_it_was(head, two_cpus, storage, values, tmp_path, capfd):
     trials, workspace = 5, Workspace(storage, "demo")
     one = {
         "search.flow_trials": trials,
@@ -349,7 +343,7 @@ def test_an_interrupted_search_goes_on_where_it_was(two_cpus, storage, values, t
         "search.rungs": 1,
     }
     argv = ["experiments/tune_flow.py", *flags(values | one)]
-    with started(tmp_path / "first", argv, storage) as process:
+    with started(tmp_path / "first", argv, storage, **head.variables) as process:
         wait_for(lambda: process.popen.poll() is not None or len(ended(workspace)) >= 2, 300)
         process.interrupt()
         assert process.finish(120) == 130, process.err

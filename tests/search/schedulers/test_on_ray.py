@@ -19,15 +19,9 @@ from raypipe.workspace.dataset import ExperimentData
 from raypipe.workspace.layout import Workspace
 from tests import raytools
 from tests.raytools import TINY, started, wait_for
-from tests.test_survival import DRIVE, check_whole, command, make_stage, saved_step, study
+from tests.test_survival import DRIVE, check_whole, make_stage, saved_step, study
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster]
-
-
-@pytest.fixture(scope="module")
-def two_cpus():
-    with raytools.local_ray(num_cpus=2, include_dashboard=False, logging_level="ERROR"):
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -78,23 +72,23 @@ def test_halving_stops_exactly_the_worst_two_thirds(two_cpus, storage, values):
     check_halved(stage.workspace, 6, [6, 18])
 
 
-def kill(process):
+def kill(process, head):
     os.kill(process.popen.pid, signal.SIGKILL)
-    wait_for(lambda: not any("ray::StageTrial" in command(pid) for pid in process.family()), 60)
+    wait_for(lambda: not head.trials(), 60)
 
 
-def test_halving_after_kill_9_of_the_driver(two_cpus, storage, values, tmp_path):
+def test_halving_after_kill_9_of_the_driver(head, two_cpus, storage, values, tmp_path):
     """Killed as soon as one of the survivors is on its way to the end."""
     longer = values | HALVING | {"search.flow_steps": 90, "train.checkpoint_every": 5}
     workspace = Workspace(storage, "demo")
-    with started(tmp_path / "first", ["-c", DRIVE, storage, json.dumps(longer)], storage) as process:
+    with started(tmp_path / "first", ["-c", DRIVE, storage, json.dumps(longer)], storage, **head.variables) as process:
 
         def half_way():
             assert process.popen.poll() is None, process.err[-3000:]
             return any(saved_step(workspace, f"flow-{i:02d}") > 30 for i in range(6))
 
         wait_for(half_way, 300)
-        kill(process)
+        kill(process, head)
     before = {t.number: t.intermediate_values for t in study(workspace)}
     assert len(before) == 6 and not all(90 in scores for scores in before.values())
     run_search(make_stage(storage, longer))
@@ -154,7 +148,7 @@ def test_pbt_copies_weights_and_optimizer_and_goes_on_from_them(two_cpus, storag
     assert raytools.difference(tmp_path / "alone", workspace.run("flow", last.trial)) < 1e-4
 
 
-def test_a_pbt_trial_keeps_its_values_after_kill_9_of_the_driver(two_cpus, storage, values, tmp_path):
+def test_a_pbt_trial_keeps_its_values_after_kill_9_of_the_driver(head, two_cpus, storage, values, tmp_path):
     longer = values | PBT | {"search.flow_steps": 180, "train.checkpoint_every": 5}
     workspace = Workspace(storage, "demo")
 
@@ -168,14 +162,14 @@ def test_a_pbt_trial_keeps_its_values_after_kill_9_of_the_driver(two_cpus, stora
                     found[f"flow-{i:02d}"] = meta.extra
         return found
 
-    with started(tmp_path / "first", ["-c", DRIVE, storage, json.dumps(longer)], storage) as process:
+    with started(tmp_path / "first", ["-c", DRIVE, storage, json.dumps(longer)], storage, **head.variables) as process:
 
         def on_its_way():
             assert process.popen.poll() is None, process.err[-3000:]
             return taken()
 
         wait_for(on_its_way, 300)
-        kill(process)
+        kill(process, head)
     ((name, extra),) = taken().items()
 
     stage = make_stage(storage, longer)
