@@ -1,11 +1,13 @@
 """All uses of private APIs of Ray; tests/distributed/test_ray_internals.py fails if one of them changes.
 
 Ray has no public API to read the address that `ray start` recorded on this machine, to leave out of a training what
-serves Ray Data, to tell the processes of a training the address of their cluster, to give ASHA and the median rule
-results of an earlier process, or to stop a paused trial such that the searcher receives its last result.
+serves Ray Data, to stop a training at once on Ctrl-C, to tell its processes the address of their cluster, to give ASHA
+and the median rule results of an earlier process, or to stop a paused trial such that the searcher receives its last
+result.
 """
 
 import os
+import signal
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,7 +33,7 @@ ENV_VARS_TO_PROPAGATE.add("RAY_ADDRESS")
 
 
 class LeanTorchTrainer(TorchTrainer):
-    """A TorchTrainer without Ray Data, and whose processes know the address of their own cluster.
+    """A TorchTrainer without Ray Data, which heeds Ctrl-C, and whose processes know the address of their own cluster.
 
     raypipe does not use Ray Data; without it, a process less is started for each worker group. The address is for the
     process that removes placement groups: without it, Ray asks the cluster that `ray start` recorded on this machine,
@@ -48,6 +50,18 @@ class LeanTorchTrainer(TorchTrainer):
                 del os.environ["RAY_ADDRESS"]
             else:
                 os.environ["RAY_ADDRESS"] = before
+
+    def _register_sigint_handler(self, controller: Any) -> None:
+        """Stop the workers on Ctrl-C and raise KeyboardInterrupt.
+
+        Ray's own handler loses a Ctrl-C that comes before the controller runs, and otherwise exits with code 0.
+        """
+
+        def interrupt(number: int, frame: Any) -> None:
+            controller.abort.remote()
+            raise KeyboardInterrupt
+
+        signal.signal(signal.SIGINT, interrupt)
 
     def _create_default_callbacks(self) -> list[Any]:
         callbacks: list[Any] = super()._create_default_callbacks()  # type: ignore[misc]  # untyped in Ray

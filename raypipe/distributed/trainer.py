@@ -58,7 +58,7 @@ def train_jobs(jobs: Sequence[Job], settings: Settings) -> None:
             checkpoint_config=CheckpointConfig(num_to_keep=KEEP_CHECKPOINTS),
         ),
     )
-    with _progress_line(left, settings.show_progress), _interruptible(), plain_errors():
+    with _progress_line(left, settings.show_progress), _sigint_restored(), plain_errors():
         result: Any = trainer.fit()
     if result.return_value is not None:
         raise DivergedError(result.return_value)
@@ -117,13 +117,11 @@ def _progress_line(jobs: Sequence[Job], show: bool) -> Iterator[None]:
 
 
 @contextmanager
-def _interruptible() -> Iterator[None]:
-    """Raise KeyboardInterrupt on Ctrl-C: Ray Train's own handler aborts the run, then exits the process with code 0."""
+def _sigint_restored() -> Iterator[None]:
+    """Restore the handler of Ctrl-C, which a training replaces."""
     before = signal.getsignal(signal.SIGINT)
     try:
         yield
-    except SystemExit:
-        raise KeyboardInterrupt from None
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, before)

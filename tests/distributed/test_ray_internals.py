@@ -1,6 +1,8 @@
 """Each private API of Ray that raypipe uses still does what raypipe needs it for."""
 
 import os
+import signal
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -14,7 +16,7 @@ from raypipe.distributed.trainer import train_jobs
 from raypipe.distributed.training_job import Settings
 from raypipe.search.schedulers.asha import identity
 from raypipe.workspace.layout import Workspace
-from tests.raytools import TINY, save_autoencoder, tiny
+from tests.raytools import TINY, save_autoencoder, tiny, title, wait_for
 
 
 def test_the_address_is_that_of_the_file_that_ray_start_writes(tmp_path):
@@ -70,18 +72,43 @@ def test_tune_has_what_stopping_a_paused_trial_needs():
     assert callable(TuneController._set_trial_status) and callable(TuneController.stop_trial)
 
 
+@pytest.fixture(scope="module")
+def job(two_cpus, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("internals")
+    experiment = tiny(**TINY | {"autoencoder.path": str(save_autoencoder(folder / "autoencoder")), "name": "mine"})
+    workspace = Workspace(folder / "storage", "mine")
+    train.prepare(experiment, workspace)
+    return ComponentJob(experiment, workspace, "one")
+
+
 @pytest.mark.slow
 @pytest.mark.cluster
-def test_a_training_asks_its_own_cluster_whether_it_still_runs(head, two_cpus, tmp_path):
+def test_a_ctrl_c_that_comes_before_the_training_runs_is_not_lost(head, job, monkeypatch, tmp_path):
+    before, register = signal.getsignal(signal.SIGINT), ray_internals.LeanTorchTrainer._register_sigint_handler
+
+    def register_and_press(self, controller):
+        register(self, controller)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(ray_internals.LeanTorchTrainer, "_register_sigint_handler", register_and_press)
+    early = replace(job, name="early")
+    with pytest.raises(KeyboardInterrupt):
+        train_jobs([early], Settings(tmp_path / "ray", "early", show_progress=False))
+    assert signal.getsignal(signal.SIGINT) == before
+    actors = ("ray::TrainController", "ray::RayTrainWorker")
+    wait_for(lambda: not any(title(pid).startswith(actors) for pid in head.process.family()))
+    assert not early.folder.exists()
+
+
+@pytest.mark.slow
+@pytest.mark.cluster
+def test_a_training_asks_its_own_cluster_whether_it_still_runs(head, job, tmp_path):
     """Ray's record of the last `ray start` names a cluster that has ended, which would be asked, in vain."""
-    values = TINY | {"autoencoder.path": str(save_autoencoder(tmp_path / "autoencoder")), "name": "mine"}
-    experiment = tiny(**values)
-    workspace = Workspace(tmp_path / "storage", "mine")
-    train.prepare(experiment, workspace)
     before = os.environ["RAY_ADDRESS"]
-    train_jobs([ComponentJob(experiment, workspace, "one")], Settings(workspace.ray, "one", show_progress=False))
+    train_jobs([job], Settings(tmp_path / "ray", "one", show_progress=False))
     assert os.environ["RAY_ADDRESS"] == before
     logs = [path.read_text() for path in head.logs.glob("train/ray-train-sys-controller-*.log")]
     (log,) = [log for log in logs if '"run_name": "one"' in log]
     assert "Worker group shutdown successful" in log
     assert "PlacementGroupCleaner gracefully" not in log
+    assert not job.folder.with_name("early").exists()  # nor has the interrupted training gone on meanwhile
