@@ -20,6 +20,7 @@ check: environment
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/vulture
 
 environment: $(VENV)/installed
 

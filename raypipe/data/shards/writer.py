@@ -232,7 +232,7 @@ class ShardWriter:
         return self.folder / f"shard_{number:04d}.hdf5"
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if kind is not None:
             for number in range(1, self._shards + 1):
