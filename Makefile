@@ -5,15 +5,23 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check environment
+.PHONY: demo test check environment tests-without-ray tests-with-ray tests-of-demo
 
 demo: environment
 	$(BIN)/python experiments/pipeline.py $(DEMO_FLAGS)
 
-# Tests that use a Ray come one after the other, the rest on two cores.
+# Three processes on two cores: tests with a Ray mostly wait for its processes to start.
 test: check
-	$(BIN)/python -m pytest -m "not cluster" -n 2 --dist loadfile
-	$(BIN)/python -m pytest -m cluster
+	$(MAKE) --jobs 3 --output-sync=target tests-of-demo tests-with-ray tests-without-ray
+
+tests-of-demo:
+	$(BIN)/python -m pytest -m "cluster and demo"
+
+tests-with-ray:
+	$(BIN)/python -m pytest -m "cluster and not demo"
+
+tests-without-ray:
+	$(BIN)/python -m pytest -m "not cluster"
 
 check: environment
 	$(BIN)/ruff check

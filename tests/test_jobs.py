@@ -8,7 +8,7 @@ import pytest
 from raypipe.search import records
 from tests.raytools import RAY, ROOT, complete, http_status, ray_head
 
-pytestmark = [pytest.mark.slow, pytest.mark.cluster]
+pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.demo]
 
 
 @pytest.fixture

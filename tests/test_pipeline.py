@@ -22,7 +22,7 @@ from tests.readmetools import DEMO
 from tests.videotools import read_video
 from tests.wandbtools import read_runs
 
-pytestmark = [pytest.mark.slow, pytest.mark.cluster]
+pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.demo]
 TRIAL_COLUMNS = {
     *("stage", "trial", "step", "status", "objective", "objective_se", "noise_std", "loss", "learning_rate"),
     *("seconds", "error"),

@@ -4,7 +4,7 @@ import pytest
 
 from tests.readmetools import COMMANDS
 
-pytestmark = [pytest.mark.slow, pytest.mark.cluster]
+pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.demo]
 
 ELSEWHERE = {
     "make test": "this very test is part of it; tests/test_readme.py checks what it runs",

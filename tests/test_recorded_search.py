@@ -84,6 +84,7 @@ def read_table(path, key):
 
 @pytest.mark.slow
 @pytest.mark.cluster
+@pytest.mark.demo
 @pytest.mark.parametrize("table", TABLES)
 def test_the_same_search_still_gives_the_same_tables(finished, workspace, predictions, table):
     """The demo has the recorded settings; processors that compute alike agree in every digit."""
