@@ -14,7 +14,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = tune.make_parser("pipeline.py", "Search flow, denoiser and diffusion, then evaluate their combinations.")
     args, overrides = cli.parse(parser, argv)
     source = opening.warm_start(args)
-    experiment, workspace = opening.open_workspace(args, overrides, lambda w: not (w.best / "manifest.json").is_file())
+    experiment, workspace = opening.open_workspace(args, overrides, pipeline.is_unfinished)
     with hold(workspace):
         start_ray(dashboard=experiment.search.workers_per_trial > 1)
         pipeline.run_stages(experiment, workspace, COMPONENTS, warm_start=source, wandb=args.wandb)

@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 from urllib.parse import unquote, urlparse
@@ -77,7 +77,7 @@ def parse(parser: Parser, argv: Sequence[str] | None) -> tuple[argparse.Namespac
 def experiment(args: argparse.Namespace, overrides: dict[str, Any]) -> Experiment:
     """The validated experiment: the defaults, overridden by the `--config` file, `--name` and the overrides.
 
-    Relative paths are made absolute, since Ray workers have other working directories.
+    Relative paths are made absolute, see `_absolute`.
     """
     values = dict(overrides)
     if args.name:
@@ -86,15 +86,31 @@ def experiment(args: argparse.Namespace, overrides: dict[str, Any]) -> Experimen
         found = config.load(args.config, values)
     else:
         found = config.from_dict(config.override({}, values), source="command line")
-    paths = {"dataset.root": found.dataset.root, "autoencoder.path": found.autoencoder.path}
-    return config.replace(
-        found, **{name: str(Path(path).expanduser().resolve()) for name, path in paths.items() if path is not None}
-    )
+    return _absolute(found)
 
 
-def with_overrides(base: Experiment, overrides: dict[str, Any]) -> Experiment:
-    """A validated copy of a stored experiment with the overrides of the command line; raises ConfigError."""
-    return config.from_dict(config.override(config.to_dict(base), overrides), source="command line")
+def with_overrides(base: Experiment, overrides: Mapping[str, Any]) -> Experiment:
+    """A validated copy of a stored experiment with some fields replaced, by dotted name; raises ConfigError.
+
+    Relative paths are made absolute, as `experiment` does.
+    """
+    return _absolute(config.from_dict(config.override(config.to_dict(base), overrides), source="command line"))
+
+
+PATHS = ("dataset.root", "dataset.cache", "autoencoder.path")
+"""Config fields that hold a path. train.flow holds the name of a model in the experiment."""
+
+
+def _absolute(found: Experiment) -> Experiment:
+    """The experiment with absolute paths, since Ray workers have other working directories. `~` in dataset.cache is
+    left as it is, as it may be another folder on each node."""
+    paths = {name: config.field_value(found, name) for name in PATHS}
+    local = {
+        name: path
+        for name, path in paths.items()
+        if path is not None and "://" not in path and not (name == "dataset.cache" and path.startswith("~"))
+    }
+    return config.replace(found, **{name: str(Path(path).expanduser().resolve()) for name, path in local.items()})
 
 
 def storage_root(args: argparse.Namespace) -> Path:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from raypipe import cli
 from raypipe.common import terminal
-from raypipe.config import COMPONENTS, Component, ConfigError
+from raypipe.config import COMPONENTS, Component, ConfigError, Search
 from raypipe.distributed.connection import start_ray
 from raypipe.search.opening import open_workspace, warm_start
 from raypipe.search.pipeline import is_searched, run_stages
@@ -52,9 +52,8 @@ def search(component: Component, argv: Sequence[str] | None = None, prog: str | 
         overrides = {field: args.trials, **overrides}
     earlier = COMPONENTS[: COMPONENTS.index(component)]
 
-    def unfinished(workspace: Workspace) -> bool:
-        trials = overrides.get(field) or workspace.experiment().search.trials(component)
-        return not is_searched(workspace, component, trials)
+    def unfinished(workspace: Workspace, settings: Search) -> bool:
+        return not is_searched(workspace, component, settings.trials(component))
 
     def ready(workspace: Workspace) -> bool:
         """Whether all earlier stages are finished and this one is not."""
@@ -62,7 +61,7 @@ def search(component: Component, argv: Sequence[str] | None = None, prog: str | 
         return not begun and all(workspace.finalists(stage).is_file() for stage in earlier)
 
     source = warm_start(args)
-    experiment, workspace = open_workspace(args, overrides, unfinished, ready if earlier else None)
+    experiment, workspace = open_workspace(args, overrides, unfinished, ready if earlier else None, extend="--trials")
     with hold(workspace):
         start_ray(dashboard=experiment.search.workers_per_trial > 1)
         run_stages(experiment, workspace, [*earlier, component], warm_start=source, wandb=args.wandb)

@@ -3,14 +3,17 @@
 from raypipe.common.errors import ConfigError
 from raypipe.config.experiment import (
     Experiment,
+    differences,
     field_default,
     field_names,
+    field_value,
     from_dict,
     load,
     override,
     parse_value,
     read_yaml,
     replace,
+    stated,
     to_dict,
 )
 from raypipe.config.search import PAUSING, Axis, Scheduler, Search
@@ -52,13 +55,16 @@ __all__ = [
     "Search",
     "Solver",
     "Train",
+    "differences",
     "field_default",
     "field_names",
+    "field_value",
     "from_dict",
     "load",
     "override",
     "parse_value",
     "read_yaml",
     "replace",
+    "stated",
     "to_dict",
 ]

@@ -96,6 +96,14 @@ def field_default(f: dataclasses.Field[Any]) -> Any:
     return f.default_factory() if f.default_factory is not dataclasses.MISSING else f.default
 
 
+def field_value(experiment: Experiment, name: str) -> Any:
+    """The value of a field, by dotted name."""
+    value: Any = experiment
+    for part in name.split("."):
+        value = getattr(value, part)
+    return value
+
+
 @cache
 def _hints(cls: type) -> dict[str, Any]:
     return get_type_hints(cls)
@@ -215,15 +223,39 @@ def load(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Experi
 
     Raises ConfigError for a file that is missing, is not YAML or does not describe an experiment.
     """
+    return from_dict(override(_read(path), overrides or {}), source=str(path))
+
+
+def stated(path: str | Path) -> dict[str, Any]:
+    """The values of the fields that a YAML config states, by dotted name; not validated. Fields left out are omitted.
+
+    Raises ConfigError as `load` does for a file that is missing or not YAML.
+    """
+    found, tree = {}, _read(path)
+    for name, _ in field_names():
+        node: Any = tree
+        for part in name.split("."):
+            node = node.get(part, dataclasses.MISSING) if isinstance(node, Mapping) else dataclasses.MISSING
+        if node is not dataclasses.MISSING:
+            found[name] = node
+    return found
+
+
+def differences(a: Experiment, b: Experiment) -> dict[str, tuple[Any, Any]]:
+    """The fields with different values in two experiments: both values, by dotted name."""
+    pairs = {name: (field_value(a, name), field_value(b, name)) for name, _ in field_names()}
+    return {name: (x, y) for name, (x, y) in pairs.items() if x != y}
+
+
+def _read(path: str | Path) -> Mapping[str, Any]:
+    """A YAML config as a nested dict, with a config of the reference code translated and short forms expanded."""
     tree = read_yaml(path)
     if reference.is_published(tree):
         try:
             tree = reference.translate(tree)
         except ConfigError as error:
             raise ConfigError(f"{path}: {error}") from None
-    if "latents" in tree:
-        tree = {**tree, "latents": Latents.from_yaml(tree["latents"])}
-    return from_dict(override(tree, overrides or {}), source=str(path))
+    return {**tree, "latents": Latents.from_yaml(tree["latents"])} if "latents" in tree else tree
 
 
 def read_yaml(path: str | Path) -> Mapping[str, Any]:

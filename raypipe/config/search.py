@@ -147,6 +147,8 @@ class Search(Section):
             if isinstance(value, int) and not isinstance(value, bool) and f.name != "seed":
                 least = 2 if f.name == "reduction_factor" else 1
                 require(value >= least, f"search.{f.name}", f"at least {least}", value)
+        require(0 <= self.seed < 2**31, "search.seed", "from 0 to below 2^31", self.seed)
+        require(self.margin >= 0, "search.margin", "at least 0", self.margin)
         require(self.gpus_per_trial >= 0, "search.gpus_per_trial", "at least 0", self.gpus_per_trial)
         known = self.objectives in (["crps_ratio"], ["crps_ratio", "nfe_per_frame"])
         require(known, "search.objectives", "[crps_ratio] or [crps_ratio, nfe_per_frame]", self.objectives)

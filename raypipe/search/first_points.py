@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
 
+from raypipe import config
 from raypipe.config import Axis, Component, Experiment
 from raypipe.search import finalists, records
 from raypipe.search.default import default_values
@@ -45,7 +46,7 @@ def default_point(experiment: Experiment, component: Component) -> dict[str, Any
     values = default_values(component)
     point = {}
     for name, axis in experiment.search.axes(component).items():
-        value = _plain(values.get(name, _field(experiment, name)))
+        value = _plain(values.get(name, config.field_value(experiment, name)))
         if axis.choices is not None:
             value = value if fits(name, axis, value) else _plain(axis.choices[0])
         elif axis.low is not None and axis.high is not None:
@@ -86,10 +87,3 @@ def _quantile(space: BaseDistribution, share: float) -> float | int:
     value = low + share * (high - low)
     value = math.exp(value) if space.log else value
     return round(value) if isinstance(space, IntDistribution) else min(max(value, space.low), space.high)
-
-
-def _field(experiment: Experiment, name: str) -> Any:
-    value: Any = experiment
-    for part in name.split("."):
-        value = getattr(value, part)
-    return value

@@ -1,59 +1,93 @@
 """Choose the experiment of a search command: a new one, or an existing one that is continued."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from raypipe import cli, config
-from raypipe.config import ConfigError, Experiment
+from raypipe.config import COMPONENTS, ConfigError, Experiment, Search
+from raypipe.search.changes import check_changes
 from raypipe.workspace.claims import claim, latest
 from raypipe.workspace.dataset import check_dataset
 from raypipe.workspace.layout import Workspace
 
-Holds = Callable[[Workspace], bool]
-"""A condition on an experiment."""
+Unfinished = Callable[[Workspace, Search], bool]
+"""Whether the search of an experiment is unfinished, for the numbers of trials in the given `search` section."""
 
 
 def open_workspace(
-    args: Any, overrides: Mapping[str, Any], unfinished: Holds, ready: Holds | None = None
+    args: Any,
+    overrides: Mapping[str, Any],
+    unfinished: Unfinished,
+    ready: Callable[[Workspace], bool] | None = None,
+    *,
+    extend: str = "--search.flow_trials",
 ) -> tuple[Experiment, Workspace]:
     """The experiment and folder of a command: a new one, or with --resume the latest unfinished one.
 
-    ready: without --resume, --name and --config, the latest experiment that meets this condition is continued. The
-    folder of a new experiment is created here, so that no concurrent command takes it. Raises ConfigError if there is
-    nothing to resume, or if --name names an existing experiment that cannot be extended.
+    An experiment that is continued keeps its settings, except those given by --config and on the command line.
+
+    ready: without --resume, --name and --config, the latest experiment that meets this condition is continued. extend:
+    the flag that extends a finished search. The folder of a new experiment is created here, so that no concurrent
+    command takes it; nothing else is written. Raises ConfigError if there is nothing to resume, if --name names an
+    existing experiment that cannot be extended, or if the settings of an experiment cannot change as requested.
     """
     values = dict(overrides)
     if args.seed is not None:
         values = {"train.random_seed": args.seed, "search.seed": args.seed, **values}
     experiment = cli.experiment(args, values)
     storage = cli.storage_root(args)
+    stated = {**(config.stated(args.config) if args.config else {}), **values}
+    stated.pop("name", None)
+    trials = {name: stated[f"search.{name}"] for name in _TRIALS if f"search.{name}" in stated}
+
+    def left(workspace: Workspace) -> bool:
+        return unfinished(workspace, replace(workspace.experiment().search, **trials))
+
     found = None
     if args.resume:
-        found = latest(storage, unfinished, like=experiment.name)
-        if found is None and args.name:
-            raise ConfigError(f"--resume: nothing to resume in {storage / args.name}; omit --resume to start one")
-        if found is None and latest(storage, lambda workspace: True, like=experiment.name) is not None:
+        found = _latest(args, experiment, storage, left)
+        if found is None:
+            _explain(args, experiment, storage, extend)
+    elif args.name and (storage / args.name / "config.yaml").exists():
+        if Workspace(storage, args.name).study.exists() or not left(Workspace(storage, args.name)):
             raise ConfigError(
-                f"--resume: no unfinished search {experiment.name!r} in {storage}; omit --resume to start a new one"
+                f"--name: {args.name!r} exists in {storage}; add --resume to continue it, or choose another name"
             )
-    elif args.name and (storage / args.name / "config.yaml").exists() and not _extends(storage, args.name, unfinished):
-        raise ConfigError(
-            f"--name: {args.name!r} exists in {storage}; add --resume to continue it, or choose another name"
-        )
     elif ready is not None and not args.name and not args.config:
         found = latest(storage, ready, like=experiment.name)
     if found is not None:
-        experiment = cli.with_overrides(found.experiment(), values)
-    check_dataset(found or Workspace(storage, experiment.name), experiment)
-    workspace = found or (Workspace(storage, args.name) if args.name else claim(storage, experiment.name))
+        experiment = cli.with_overrides(found.experiment(), stated)
+    workspace = found or (Workspace(storage, args.name) if args.name else None)
+    check_dataset(workspace or Workspace(storage, experiment.name), experiment)
+    if workspace is not None:
+        check_changes(workspace, experiment)
+    workspace = workspace or claim(storage, experiment.name)
     return config.replace(experiment, name=workspace.name), workspace
 
 
-def _extends(storage: Path, name: str, unfinished: Holds) -> bool:
-    """Whether an experiment exists that `unfinished` accepts and that has no search yet."""
-    workspace = Workspace(storage, name)
-    return bool(unfinished(workspace)) and not workspace.study.exists()
+_TRIALS = [f"{component}_trials" for component in COMPONENTS]
+
+
+def _latest(args: Any, experiment: Experiment, storage: Path, has: Callable[[Workspace], bool]) -> Workspace | None:
+    """The experiment that --name names, or else the latest one, if it meets a condition; None if there is none."""
+    if not args.name:
+        return latest(storage, has, like=experiment.name)
+    named = Workspace(storage, args.name)
+    return named if (named.folder / "config.yaml").is_file() and has(named) else None
+
+
+def _explain(args: Any, experiment: Experiment, storage: Path, extend: str) -> None:
+    """Raise ConfigError if --resume has found no unfinished search, unless there is no search at all to be resumed."""
+    finished = _latest(args, experiment, storage, lambda workspace: True)
+    if finished is not None:
+        raise ConfigError(
+            f"--resume: the search in {finished.folder} is finished; to extend it, give a larger number of trials with "
+            f"{extend} N; to start a new one, omit --resume"
+        )
+    if args.name:
+        raise ConfigError(f"--resume: nothing to resume in {storage / args.name}; omit --resume to start one")
 
 
 def warm_start(args: Any) -> Path | None:

@@ -1,81 +1,96 @@
 """Run the stages of a search in order: search, retrain the finalists, hand the best on to the next stage."""
 
-import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import yaml
-
 from raypipe import config
 from raypipe.common import terminal
-from raypipe.common.files import write_atomic, write_json
-from raypipe.config import COMPONENTS, Axis, Component, ConfigError, Experiment
+from raypipe.config import COMPONENTS, Axis, Component, ConfigError, Experiment, Search
 from raypipe.distributed.prepare import prepare
 from raypipe.search import finalists, records
+from raypipe.search.changes import adopt, check_changes, field_text
 from raypipe.search.default import DEFAULT_DIFFUSION
-from raypipe.search.finalists import NO_DENOISER, Finalist, read_finalists, write_finalists
+from raypipe.search.finalists import read_finalists, write_finalists
+from raypipe.search.parents import fix_parents, parent_axes
 from raypipe.search.refits import refit
 from raypipe.search.stage import Stage
-from raypipe.search.study import ended_trials
-from raypipe.search.tuner import run_search
+from raypipe.search.study import ended_trials, is_closed, set_closed
+from raypipe.search.tuner import SearchCost, check_trial_resources, run_search
 from raypipe.workspace.layout import Workspace
 
-PARENTS = "parents.json"
-"""File in a stage's folder with the names of the models of earlier stages that the stage uses."""
-
-
-def best_of(workspace: Workspace, component: Component) -> Finalist:
-    """The best finalist of a finished stage. Raises ConfigError if the stage is not finished."""
-    return next(finalist for finalist in read_finalists(workspace, component) if finalist.handed_on)
+logger = logging.getLogger(__name__)
 
 
 def is_searched(workspace: Workspace, component: Component, trials: int) -> bool:
-    """Whether a stage has finalists, and its study, if there is one, has at least `trials` ended trials."""
+    """Whether a stage has finalists, chosen from all its trials, and at least `trials` ended trials in any study."""
     ended = ended_trials(workspace.study, component)
-    return workspace.finalists(component).is_file() and (ended == 0 or ended >= trials)
+    closed = workspace.finalists(component).is_file() and is_closed(workspace.study, component)
+    return closed and (ended == 0 or ended >= trials)
+
+
+def is_unfinished(workspace: Workspace, search: Search) -> bool:
+    """Whether a stage is not searched, or its finalists are newer than `best/`, which the evaluation makes of them."""
+    if not all(is_searched(workspace, component, search.trials(component)) for component in COMPONENTS):
+        return True
+    best = workspace.best / "manifest.json"
+    newest = max(workspace.finalists(component).stat().st_mtime_ns for component in COMPONENTS)
+    return not best.is_file() or best.stat().st_mtime_ns < newest
 
 
 def run_stage(stage: Stage, extra: Mapping[str, Axis]) -> None:
     """Search one stage, retrain its finalists and write them; an interrupted stage is continued.
 
-    extra: axes in addition to those of the config. Raises ConfigError if every trial failed.
+    extra: axes in addition to those of the config. Raises ConfigError if every trial, or every new trial, failed.
     """
     experiment, workspace, component = stage.experiment, stage.workspace, stage.component
+    set_closed(workspace.study, component, False)
     cost = run_search(stage, extra)
     if cost is not None:
         rate, outside = cost.trials_a_minute, 100 * max(0.0, cost.outside)
         terminal.say(f"{component} search: {rate:.1f} trials per minute, {outside:.0f}% of slot time idle")
+        _check_failures(stage, cost)
     rows = [row for row in records.read_rows(workspace.trials) if not row["refit"]]
     ranked = finalists.last_rungs(rows, component)
     if not ranked:
-        raise ConfigError(f"{workspace.trials}: every trial of the {component} stage failed; see its error column")
+        raise ConfigError(
+            f"{workspace.trials}: every trial of the {component} stage failed, see its error column; remove the cause, "
+            f"then run more trials with --resume --search.{component}_trials N"
+        )
     chosen = finalists.select_finalists(ranked, experiment.search.top_k)
     if len(experiment.search.objectives) > 1:
         chosen += [trial for trial in finalists.pareto_front(ranked) if trial not in chosen]
     write_finalists(workspace, component, refit(stage, chosen))
+    set_closed(workspace.study, component, True)
+
+
+def _check_failures(stage: Stage, cost: SearchCost) -> None:
+    """Raise ConfigError if every trial of this process failed, after a line per distinct cause."""
+    if not cost.failures or len(cost.failures) < cost.trials:
+        return
+    causes: dict[str, list[str]] = {}
+    for name, cause in sorted(cost.failures.items()):
+        causes.setdefault(cause, []).append(name)
+    for cause, names in causes.items():
+        logger.warning("%s: %s", ", ".join(names), cause)
+    raise ConfigError(
+        f"{stage.workspace.trials}: all {cost.trials} new trials of the {stage.component} stage failed, for the "
+        f"reasons above; --resume goes on with earlier trials, --resume --search.{stage.component}_trials N runs more"
+    )
 
 
 def make_stage(experiment: Experiment, workspace: Workspace, component: Component) -> tuple[Stage, dict[str, Axis]]:
     """The stage, built on the finalists of earlier stages, and the axes that these add to its space.
 
-    A stage that has started keeps the models that it started with, even if an earlier stage has been extended since:
-    scores with different flows are not comparable. Raises ConfigError if an earlier stage is not finished.
+    Raises ConfigError if an earlier stage is not finished.
     """
     if component == "flow":
         return Stage(experiment, workspace, component), {}
-    path = workspace.folder / component / PARENTS
-    if not path.is_file() or ended_trials(workspace.study, component) == 0:
-        flows = [f.model for f in read_finalists(workspace, "flow") if f.handed_on]
-        best = None if component == "denoiser" else best_of(workspace, "denoiser")
-        denoiser = None if best is None or best.trial == NO_DENOISER else best.model
-        write_json(path, {"flows": flows, "denoiser": denoiser})
-    parents = json.loads(path.read_text())
+    parents = fix_parents(workspace, component)
     if component == "denoiser":
         return Stage(experiment, workspace, component, flow=parents["flows"][0]), {}
-    return Stage(experiment, workspace, component, denoiser=parents["denoiser"]), {
-        "train.flow": Axis(choices=parents["flows"])
-    }
+    return Stage(experiment, workspace, component, denoiser=parents["denoiser"]), parent_axes(workspace, component)
 
 
 def stage_table(workspace: Workspace, component: Component) -> str:
@@ -99,20 +114,14 @@ def run_stages(
 ) -> None:
     """Run stages in order and print the table of finalists of each; finished stages are not run again."""
     experiment = config.replace(experiment, name=workspace.name)
+    check_changes(workspace, experiment)
+    check_trial_resources(experiment)
     prepare(experiment, workspace, wandb=wandb)
-    _note_trials(experiment, workspace)
+    for name, (before, after) in adopt(workspace, experiment).items():
+        terminal.say(f"changed {name}: {field_text(before)} -> {field_text(after)}")
     for component in stages:
         if not is_searched(workspace, component, experiment.search.trials(component)):
             stage, extra = make_stage(experiment, workspace, component)
             run_stage(replace(stage, warm_start=warm_start, wandb=wandb), extra)
         terminal.say(f"\n{component} stage of {workspace.folder}")
         terminal.say(stage_table(workspace, component))
-
-
-def _note_trials(experiment: Experiment, workspace: Workspace) -> None:
-    """Store the numbers of trials in config.yaml, so that --resume completes an interrupted extension."""
-    asked = {f"search.{c}_trials": experiment.search.trials(c) for c in COMPONENTS}
-    began = workspace.experiment()
-    if config.replace(began, **asked) != began:
-        text = yaml.safe_dump(config.to_dict(config.replace(began, **asked)), sort_keys=False)
-        write_atomic(workspace.folder / "config.yaml", text)

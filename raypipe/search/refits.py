@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,8 +36,10 @@ def refit(stage: Stage, chosen: Sequence[Trial]) -> list[Finalist]:
     """
     jobs = _jobs(stage, chosen)
     left = [job for group in jobs.values() for job in group]
-    # An interrupted Ray run resumes under its name. A finished one cannot be extended, so its name has the trial count.
-    name = f"{stage.component}-refit-{ended_trials(stage.workspace.study, stage.component)}"
+    # An interrupted Ray run resumes under its name. A finished one cannot be extended, so other jobs need another name.
+    trials = ended_trials(stage.workspace.study, stage.component)
+    digest = zlib.crc32(" ".join(job.name for job in left).encode())
+    name = f"{stage.component}-refit-{trials}-{digest:08x}"
     train_jobs(left, _settings(stage, name, len(left)))
     return _rank(stage, chosen, jobs)
 

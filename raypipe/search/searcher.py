@@ -23,8 +23,8 @@ from raypipe.search.study import (
     OTHER_AXES,
     REASON,
     STEP,
+    VALUES,
     count_ended,
-    drop_running,
     known_trials,
     rung_scores,
     trial_name,
@@ -43,7 +43,8 @@ class EndedTrial:
 class OptunaSearcher(Searcher):
     """Proposes trials; first resumes those that were running when an earlier process was interrupted.
 
-    name: of the study. axes: the search space. first: encoded points that are tried first if the study has no trials.
+    name: of the study, whose trials are in the space (see `takeover`). axes: the search space. first: encoded points
+    that are tried first if the study has no trials.
     objectives: the metrics of a result that are minimized; with several, none are recorded at rungs, since Optuna
     allows this for a single objective only.
 
@@ -71,12 +72,10 @@ class OptunaSearcher(Searcher):
             directions=["minimize"] * len(objectives),
             load_if_exists=True,
         )
-        running = [trial for trial in known if trial.state == TrialState.RUNNING]
-        self._interrupted = [trial for trial in running if trial.params.keys() <= axes.keys()]
+        self._interrupted = [trial for trial in known if trial.state == TrialState.RUNNING]
         self._live: dict[str, optuna.Trial] = {}
         self.ended = count_ended(known)
         self.rungs = rung_scores(known, name)
-        drop_running(self._study, [trial for trial in running if trial not in self._interrupted], OTHER_AXES)
         for point in first if not known else ():
             self._study.enqueue_trial(dict(point))
 
@@ -88,13 +87,15 @@ class OptunaSearcher(Searcher):
         else:
             trial, reported = self._study.ask(), []
         self._live[trial_id] = trial
-        return self._named(trial.number, suggest(trial, self._axes), reported)  # a resumed trial keeps its values
+        if VALUES not in trial.user_attrs:
+            trial.set_user_attr(VALUES, self._decoded(suggest(trial, self._axes)))  # keeps what was proposed before
+        return self._named(trial.number, trial.user_attrs[VALUES], reported)
 
     def past(self) -> list[EndedTrial]:
         """The trials that have ended."""
         return [
             EndedTrial(
-                self._named(trial.number, trial.params, []),
+                self._named(trial.number, trial.user_attrs.get(VALUES) or self._decoded(trial.params), []),
                 _scores(trial),
                 trial.user_attrs.get(REASON, "its process failed") if trial.state == TrialState.FAIL else None,
             )
@@ -102,9 +103,11 @@ class OptunaSearcher(Searcher):
             if trial.state.is_finished() and trial.user_attrs.get(REASON) != OTHER_AXES
         ]
 
-    def _named(self, number: int, params: Mapping[str, Any], reported: list[int]) -> dict[str, Any]:
-        values = {name: decode(self._axes[name], value) for name, value in params.items()}
-        return {"trial": trial_name(self._name, number), "values": values, "reported": reported}
+    def _decoded(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: decode(self._axes[name], value) for name, value in params.items()}
+
+    def _named(self, number: int, values: Mapping[str, Any], reported: list[int]) -> dict[str, Any]:
+        return {"trial": trial_name(self._name, number), "values": dict(values), "reported": reported}
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Record the objective at the rung. If a resumed trial reports a rung again, Optuna keeps the first value."""
@@ -158,6 +161,13 @@ def make_sampler(search: Search, *, startup: int, ended: int, conditional: bool)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         if search.sampler == "gp":
-            return GPSampler(seed=seed, n_startup_trials=startup, deterministic_objective=False)
+            # An axis that some trials lack, as one that was added later has values outside, is sampled by TPE.
+            return GPSampler(
+                seed=seed,
+                independent_sampler=TPESampler(seed=seed, n_startup_trials=startup),
+                n_startup_trials=startup,
+                deterministic_objective=False,
+                warn_independent_sampling=False,
+            )
         # constant_liar treats running trials as bad, so that concurrent trials do not try the same point.
         return TPESampler(seed=seed, n_startup_trials=startup, multivariate=True, group=conditional, constant_liar=True)

@@ -12,12 +12,16 @@ from optuna.trial import FrozenTrial, TrialState
 from raypipe.search.optuna_internals import set_user_attribute
 
 OTHER_AXES = "was cut off, and has axes that this search does not"
-"""Failure reason of an interrupted trial that cannot be resumed because the axes have changed. It is not counted.
+"""Failure reason, in studies of earlier versions of raypipe, of an interrupted trial whose axes had changed.
 
-The text is stored in study files and compared with them, so it must not change.
+It is not counted. The text is stored in study files and compared with them, so it must not change.
 """
 REASON = "error"
 """User attribute of a failed trial: why it failed."""
+VALUES = "values"
+"""User attribute of a trial that has begun: its config fields by dotted name, which a changed space may not contain."""
+CLOSED = "closed"
+"""User attribute of a study: whether the finalists of its stage have been written since its last trial ended."""
 STEP = "train_step"
 """User attribute of a completed trial: the training step that it reached."""
 
@@ -82,8 +86,33 @@ def importances(study: optuna.Study) -> dict[str, float]:
         return dict(optuna.importance.get_param_importances(study, evaluator=evaluator, target=first))
 
 
+def read_trials(path: Path, name: str) -> list[FrozenTrial]:
+    """The trials of a stage, from its journal, which is opened for reading only."""
+    return known_trials(_read_only(path), name) if path.is_file() else []
+
+
 def ended_trials(path: Path, name: str) -> int:
     """Number of ended trials of a stage, from its journal, which is opened for reading only."""
-    if not path.is_file():
-        return 0
-    return count_ended(known_trials(JournalStorage(JournalFileBackend(str(path))), name))
+    return count_ended(read_trials(path, name))
+
+
+def has_begun(path: Path, name: str) -> bool:
+    """Whether a stage has trials that run or have ended, from its journal, which is opened for reading only."""
+    return any(trial.state != TrialState.WAITING for trial in read_trials(path, name))
+
+
+def is_closed(path: Path, name: str) -> bool:
+    """Whether CLOSED is true, or not known, for a stage; its journal is opened for reading only."""
+    if not path.is_file() or name not in optuna.get_all_study_names(storage := _read_only(path)):
+        return True
+    return bool(optuna.load_study(study_name=name, storage=storage).user_attrs.get(CLOSED, True))
+
+
+def set_closed(path: Path, name: str, closed: bool) -> None:
+    """Store CLOSED in the study of a stage, if it has one. The caller must have locked the experiment."""
+    if path.is_file() and name in optuna.get_all_study_names(storage := open_storage(path)):
+        optuna.load_study(study_name=name, storage=storage).set_user_attr(CLOSED, closed)
+
+
+def _read_only(path: Path) -> JournalStorage:
+    return JournalStorage(JournalFileBackend(str(path)))

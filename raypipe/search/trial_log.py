@@ -24,7 +24,7 @@ class TrialLog(tune.Callback):
     total: number of trials of the stage. done: number of trials that ended in earlier processes.
 
     Attributes, for this process only: busy: time that all trials spent training and scoring, in seconds. ended: number
-    of trials that ended.
+    of trials that ended. failures: why trials failed, by name.
     """
 
     def __init__(self, stage: Stage, total: int, done: int) -> None:
@@ -37,6 +37,7 @@ class TrialLog(tune.Callback):
         self._last_update = 0.0
         self.busy = 0.0
         self.ended = 0
+        self.failures: dict[str, str] = {}
 
     def catch_up(self, past: Sequence[EndedTrial]) -> None:
         """Complete the rows of trials that the study recorded as ended before an earlier process was killed."""
@@ -89,6 +90,7 @@ class TrialLog(tune.Callback):
         key = (row["stage"], row["trial"], row["step"])
         self._rows = [r for r in self._rows if (r["stage"], r["trial"], r["step"]) != key] + [row]
         if result["failure"]:
+            self.failures[row["trial"]] = result["failure"]
             self._end(row["trial"], "failed")
         elif result["train_step"] >= self._stage.rungs[-1]:
             self._end(row["trial"], "finished")
@@ -106,7 +108,8 @@ class TrialLog(tune.Callback):
         name, row = trial.config["trial"], self._row(trial.config, {})
         if not any(r["trial"] == name for r in self._rows):
             self._rows.append(row)
-        self._end(name, "failed", _last_line(trial.error_file) or "the trial's process died")
+        self.failures[name] = _last_line(trial.error_file) or "the trial's process died"
+        self._end(name, "failed", self.failures[name])
         self._one_ended()
 
     def close(self) -> None:

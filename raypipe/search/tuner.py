@@ -4,7 +4,7 @@ import logging
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import optuna
@@ -15,6 +15,7 @@ from ray import tune
 from raypipe.common.files import disk_is_full, write_json
 from raypipe.config import Axis, ConfigError, Experiment
 from raypipe.distributed.connection import scales_up
+from raypipe.search.changes import adapt_study
 from raypipe.search.first_points import best_points, default_point, first_points
 from raypipe.search.schedulers import make_scheduler
 from raypipe.search.searcher import OptunaSearcher, make_sampler
@@ -70,12 +71,13 @@ class SearchCost:
     """What a search cost.
 
     trials: number of trials that ended. seconds: elapsed time. outside: fraction of slot time not spent training or
-    scoring, where a slot is the place of one of the concurrent trials.
+    scoring, where a slot is the place of one of the concurrent trials. failures: why trials failed, by name.
     """
 
     trials: int
     seconds: float
     outside: float
+    failures: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def trials_a_minute(self) -> float:
@@ -93,7 +95,7 @@ def run_search(
     Raises ConfigError if the disk is full; the running trials are kept, and --resume continues them.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # it logs failed trials with their tracebacks
     try:
         return _run_trials(stage, extra or {}, trainable)
     except OSError as error:
@@ -109,6 +111,7 @@ def _full(reason: str) -> ConfigError:
 def _run_trials(stage: Stage, extra: Mapping[str, Axis], trainable: type[tune.Trainable]) -> SearchCost | None:
     experiment, workspace = stage.experiment, stage.workspace
     workspace.folder.mkdir(parents=True, exist_ok=True)
+    adapt_study(workspace, stage.component, experiment, experiment, extra)
     storage = open_storage(workspace.study)
     search = make_searcher(stage, storage, extra)
     total = experiment.search.trials(stage.component)
@@ -126,7 +129,7 @@ def _run_trials(stage: Stage, extra: Mapping[str, Axis], trainable: type[tune.Tr
         if count_ended(known_trials(storage, stage.component)) < total:
             raise KeyboardInterrupt  # Tune returns normally when it is interrupted
         seconds, places = time.perf_counter() - began, min(total - search.ended, concurrent_trials(experiment) or total)
-        cost = SearchCost(log.ended, seconds, 1 - log.busy / (seconds * places))
+        cost = SearchCost(log.ended, seconds, 1 - log.busy / (seconds * places), log.failures)
     study = optuna.load_study(study_name=stage.component, storage=storage)
     drop_running(study, study.get_trials(), "left running by an earlier search with more trials")
     log.catch_up(search.past())
@@ -206,3 +209,20 @@ def concurrent_trials(experiment: Experiment) -> int:
         fits.append(math.floor(total.get("GPU", 0) / (search.gpus_per_trial * search.workers_per_trial)))
     most: int = max(1, min(fits))
     return min(most, search.max_concurrent) if search.max_concurrent else most
+
+
+def check_trial_resources(experiment: Experiment) -> None:
+    """Raise ConfigError if a trial needs more than the cluster has, unless it adds nodes: it would wait for ever."""
+    if scales_up():
+        return
+    search, total = experiment.search, ray.cluster_resources()
+    for name, kind, each in (
+        ("cpus_per_trial", "CPU", search.cpus_per_trial),
+        ("gpus_per_trial", "GPU", search.gpus_per_trial),
+    ):
+        if each * search.workers_per_trial > total.get(kind, 0):
+            raise ConfigError(
+                f"search.{name}: {search.workers_per_trial} workers of a trial with {each:g} {kind}s each do not fit "
+                f"on the cluster, which has {total.get(kind, 0):g} {kind}s; lower search.{name} or "
+                "search.workers_per_trial"
+            )

@@ -17,10 +17,12 @@ from raypipe import checkpoint, train, tune
 from raypipe.config import Axis
 from raypipe.forecast.component import ComponentScorer
 from raypipe.search import finalists, records
+from raypipe.search.changes import adapt_study
 from raypipe.search.finalists import read_finalists
 from raypipe.search.first_points import default_point
 from raypipe.search.space import decode, distribution
 from raypipe.search.stage import Stage
+from raypipe.search.study import known_trials
 from raypipe.search.tuner import make_searcher, run_search
 from raypipe.training.component import ComponentTraining
 from raypipe.workspace.dataset import ExperimentData
@@ -75,7 +77,10 @@ def open_storage(path):
 
 
 def make_search(path, **values):
-    return make_searcher(Stage(tiny(**values), Workspace(path.parent, "x"), "flow"), open_storage(path))
+    """As run_search does. path: of the journal of an experiment."""
+    stage = Stage(tiny(**values), Workspace(path.parent.parent, path.parent.name), "flow")
+    adapt_study(stage.workspace, "flow", stage.experiment, stage.experiment)
+    return make_searcher(stage, open_storage(path))
 
 
 def test_the_first_trial_is_the_published_default_and_the_next_are_not(tmp_path):
@@ -106,18 +111,19 @@ def test_a_search_takes_up_what_ran_and_never_what_ended(tmp_path):
 
 
 def test_a_trial_cut_off_while_it_was_proposed_is_proposed_to_its_end(tmp_path):
-    """It keeps the values that it had; one of axes that are searched no more ends, and counts as none."""
-    storage = open_storage(tmp_path / "study.log")
-    study = optuna.create_study(study_name="flow", storage=storage)
-    loss = study.ask({"train.loss": CategoricalDistribution(["nll", "mse"])}).params["train.loss"]
-    study.ask({"model.depth": IntDistribution(1, 4)})
+    """It keeps the values that it had; in place of one of axes that are searched no more, another is proposed."""
     search = make_search(tmp_path / "study.log")
-    found = search.suggest("a")
-    assert found["trial"] == "flow-00" and found["values"].keys() == tiny().search.flow.keys()
-    assert found["values"]["train.loss"] == loss
-    assert search.suggest("b")["trial"] == "flow-02" and search.ended == 0
-    states = [trial.state for trial in study.get_trials()]
-    assert states == [TrialState.RUNNING, TrialState.FAIL, TrialState.RUNNING]
+    search.suggest("a")
+    study = optuna.load_study(study_name="flow", storage=open_storage(tmp_path / "study.log"))
+    asked = study.ask({"train.loss": CategoricalDistribution(["nll", "mse"])})
+    study.enqueue_trial({"model.depth": 2})
+    search = make_search(tmp_path / "study.log")
+    found = [search.suggest(trial) for trial in "abcd"]
+    assert [trial["trial"] for trial in found] == [f"flow-0{i}" for i in range(4)]
+    assert all(trial["values"].keys() == tiny().search.flow.keys() for trial in found)
+    assert found[asked.number]["values"]["train.loss"] == asked.params["train.loss"]
+    known = known_trials(open_storage(tmp_path / "study.log"), "flow")
+    assert search.ended == 0 and {trial.state for trial in known[:4]} == {TrialState.RUNNING}
 
 
 def test_a_rung_that_is_reported_twice_counts_once(tmp_path):

@@ -102,6 +102,8 @@ def _perturb(name: str, axis: Axis, value: Any, draw: random.Random) -> Any:
     """A neighbor in a list of choices, or the value times one of FACTORS; 0 stays or becomes the range's low end."""
     space: Any = distribution(name, axis)
     if isinstance(space, CategoricalDistribution):
+        if value not in space.choices:  # of a trial that began before the space changed
+            return draw.choice(space.choices)
         index = space.choices.index(value) + draw.choice((-1, 1))
         return space.choices[min(max(index, 0), len(space.choices) - 1)]
     factor = draw.choice(FACTORS)
