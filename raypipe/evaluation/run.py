@@ -24,7 +24,7 @@ from raypipe.evaluation.table import SPLIT_NAMES, Table
 from raypipe.forecast.manifest import MANIFEST, Manifest, write_manifest
 from raypipe.search import records
 from raypipe.search.finalists import Finalist, read_finalists
-from raypipe.workspace.dataset import ExperimentData
+from raypipe.workspace.dataset import ExperimentData, dataset_preprocessing
 from raypipe.workspace.layout import Workspace
 from raypipe.workspace.manifest import manifest
 
@@ -134,6 +134,7 @@ def keep_best(data: ExperimentData, chosen: Combination) -> None:
             image_size=experiment.dataset.image_size,
             frame_stride=experiment.dataset.frame_stride,
             dataset=experiment.dataset.name,
+            preprocessing=dataset_preprocessing(workspace.dataset(experiment)),
         )
         write_manifest(folder / MANIFEST, best, ran=manifest(experiment))
 

@@ -3,6 +3,7 @@
 import os
 import platform
 import subprocess
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,17 @@ from raypipe.config import Experiment
 from raypipe.data.shards import open_shards
 from raypipe.data.shards.storage import Folder
 from raypipe.data.splits import SPLITS
+from raypipe.workspace.dataset import dataset_preprocessing
 from raypipe.workspace.layout import Workspace
 
 
 def begin(workspace: Workspace, experiment: Experiment) -> None:
     """Write config.yaml and manifest.json of a new experiment; existing ones are kept. The dataset must exist."""
     if not (workspace.folder / "config.yaml").exists():
-        dataset = dataset_hashes(workspace.dataset(experiment))
-        write_json(workspace.folder / "manifest.json", manifest(experiment, dataset=dataset))
+        root = workspace.dataset(experiment)
+        made = dataset_preprocessing(root)
+        more = {"dataset": dataset_hashes(root), "preprocessing": made and asdict(made)}
+        write_json(workspace.folder / "manifest.json", manifest(experiment, **more))
         write_atomic(workspace.folder / "config.yaml", yaml.safe_dump(config.to_dict(experiment), sort_keys=False))
 
 
