@@ -11,6 +11,7 @@ from typing import Any
 
 import ray
 
+from raypipe.common.cpus import cpu_count
 from raypipe.common.errors import ConfigError
 from raypipe.distributed.ray_internals import head_address
 
@@ -99,7 +100,7 @@ def start_ray(*, dashboard: bool = False) -> None:
     if ray.is_initialized() or join():
         return
     try:
-        ray.init("local", include_dashboard=dashboard, **SETTINGS)
+        ray.init("local", num_cpus=cpu_count(), include_dashboard=dashboard, **SETTINGS)
     except Exception as error:  # Ray raises different types when CPU time, memory or disk space run out
         reason = " ".join(str(error).split())
         raise ConfigError(

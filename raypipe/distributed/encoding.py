@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import ray
 import torch
-from filelock import FileLock
 from ray.exceptions import RayError, RayTaskError
 from tqdm import tqdm
 
 from raypipe import checkpoint
 from raypipe.common import terminal
 from raypipe.common.device import choose_device
+from raypipe.common.locks import file_lock
 from raypipe.config import ConfigError
 from raypipe.data.latents import Encode, check_latents, encode_shard, finish, missing_shards
 from raypipe.data.shards import Shards
@@ -51,7 +51,7 @@ def prepare_latents(data: ExperimentData, *, use_gpu: bool = False) -> None:
     """
     latents = data.workspace.folder / "latents"
     latents.mkdir(parents=True, exist_ok=True)
-    with FileLock(latents / ".lock"):  # a concurrent run of the experiment waits here, then uses the finished cache
+    with file_lock(latents / ".lock"):  # a concurrent run of the experiment waits here, then uses the finished cache
         unfinished = [split for split in SPLITS if not (data.cache(split) / INDEX).is_file()]
         pieces = [piece for split in unfinished for piece in _pieces(data, split)]
         if pieces:

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from filelock import FileLock
 from numpy.typing import NDArray
 from torch import Tensor
 
 from raypipe import checkpoint
 from raypipe.common.device import choose_device
 from raypipe.common.errors import UserError
+from raypipe.common.locks import file_lock
 from raypipe.common.seeds import step_generator
 from raypipe.config import ConfigError, Experiment
 from raypipe.data import augment
@@ -167,7 +167,7 @@ def prepare_dataset(workspace: Workspace, experiment: Experiment, progress: Call
     if _is_built_in(experiment):
         assert isinstance(root, Path)
         root.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(str(root) + ".lock"):
+        with file_lock(str(root) + ".lock"):
             make_demo(root, experiment.demo, experiment.dataset.image_size, progress)
     _check_splits(root)
     return root

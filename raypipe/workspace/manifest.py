@@ -1,6 +1,5 @@
 """The record of an experiment: its config, and a manifest of versions, commit, machine, seeds and dataset."""
 
-import os
 import platform
 import subprocess
 from dataclasses import asdict
@@ -11,6 +10,7 @@ from typing import Any
 import yaml
 
 from raypipe import config
+from raypipe.common.cpus import cpu_count
 from raypipe.common.files import write_atomic, write_json
 from raypipe.config import Experiment
 from raypipe.data.shards import open_shards
@@ -41,7 +41,7 @@ def manifest(experiment: Experiment, **more: Any) -> dict[str, Any]:
     return {
         "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
         "commit": git_commit(),
-        "machine": {"processor": platform.machine(), "cpus": os.cpu_count()},
+        "machine": {"processor": platform.machine(), "cpus": cpu_count()},
         "seeds": {
             "train": experiment.train.random_seed,
             "search": experiment.search.seed,
