@@ -109,15 +109,19 @@ def _run_on_ray(
     import ray
     from ray.exceptions import RayError, RayTaskError
 
+    from raypipe.distributed.waiting import Waiting, waiting_for
+
     remote = ray.remote(num_cpus=1)(resuming.make)
-    waiting = list(reversed(tasks))
+    left = list(reversed(tasks))
     running: dict[Any, Task] = {}
+    waiting = Waiting(lambda: waiting_for(f"the conversion of {len(running)} shards", {"CPU": 1}))
     try:
-        while waiting or running:
-            while waiting and len(running) < workers:
-                task = waiting.pop()
+        while left or running:
+            while left and len(running) < workers:
+                task = left.pop()
                 running[remote.remote(task)] = task
             ready, _ = ray.wait(list(running), timeout=1.0)
+            waiting.look(len(left) + len(running) - len(ready))
             for reference in ready:
                 task = running.pop(reference)
                 try:

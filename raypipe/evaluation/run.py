@@ -11,6 +11,7 @@ from raypipe.common import terminal
 from raypipe.common.files import atomic_folder
 from raypipe.config import COMPONENTS, Experiment
 from raypipe.distributed.failures import plain_errors
+from raypipe.distributed.waiting import Waiting, waiting_for
 from raypipe.evaluation.combinations import (
     Combination,
     CombinationScorer,
@@ -90,8 +91,11 @@ def _score_split(
     pending = {task.remote(data, split, c, count, decode, search.cpus_per_trial): c for c in left}
     name = f"{'decode' if decode else 'score'} on {SPLIT_NAMES[split]}"
     with terminal.progress_bar(name, len(left), "combination") as bar:
+        each = {"CPU": search.cpus_per_trial, "GPU": min(1.0, search.gpus_per_trial)}
+        waiting = Waiting(lambda: waiting_for(f"{len(pending)} combinations", each))
         while pending:
-            done, _ = ray.wait(list(pending))
+            done, _ = ray.wait(list(pending), timeout=1.0)
+            waiting.look(len(pending) - len(done))
             for reference in done:
                 with plain_errors():
                     table.add(split, ray.get(reference))

@@ -15,13 +15,18 @@ Holds = Callable[[Workspace], bool]
 
 
 def open_workspace(
-    args: Any, overrides: Mapping[str, Any], unfinished: Holds, ready: Holds | None = None
+    args: Any,
+    overrides: Mapping[str, Any],
+    unfinished: Holds,
+    ready: Holds | None = None,
+    check: Callable[[Experiment], None] = lambda experiment: None,
 ) -> tuple[Experiment, Workspace]:
     """The experiment and folder of a command: a new one, or with --resume the latest unfinished one.
 
     ready: without --resume, --name and --config, the latest experiment that meets this condition is continued. The
-    folder of a new experiment is created here, so that no concurrent command takes it. Raises ConfigError if there is
-    nothing to resume, or if --name names an existing experiment that cannot be extended.
+    folder of a new experiment is created here, so that no concurrent command takes it; `check` is called before that,
+    to refuse what cannot run. Raises ConfigError if there is nothing to resume, or if --name names an existing
+    experiment that cannot be extended.
     """
     values = dict(overrides)
     if args.seed is not None:
@@ -46,6 +51,7 @@ def open_workspace(
     if found is not None:
         experiment = cli.with_overrides(found.experiment(), values)
     check_dataset(found or Workspace(storage, experiment.name), experiment)
+    check(experiment)
     workspace = found or (Workspace(storage, args.name) if args.name else claim(storage, experiment.name))
     return config.replace(experiment, name=workspace.name), workspace
 
