@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 from raypipe import cli, tune
 from raypipe.config import COMPONENTS
-from raypipe.distributed.connection import start_ray
 from raypipe.report import summary
 from raypipe.search import opening, pipeline
 from raypipe.workspace.claims import hold
@@ -14,9 +13,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = tune.make_parser("pipeline.py", "Search flow, denoiser and diffusion, then evaluate their combinations.")
     args, overrides = cli.parse(parser, argv)
     source = opening.warm_start(args)
-    experiment, workspace = opening.open_workspace(args, overrides, pipeline.is_unfinished)
+    experiment, workspace = opening.open_workspace(args, overrides, pipeline.is_unfinished, check=tune.start)
     with hold(workspace):
-        start_ray(dashboard=experiment.search.workers_per_trial > 1)
         pipeline.run_stages(experiment, workspace, COMPONENTS, warm_start=source, wandb=args.wandb)
         summary.finish(experiment, workspace, experiment.search.top_k)
     return 0

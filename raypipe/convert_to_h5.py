@@ -9,11 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from filelock import FileLock, Timeout
-
 from raypipe import cli
 from raypipe.common import terminal
 from raypipe.common.errors import UserError
+from raypipe.common.locks import Timeout, file_lock
 from raypipe.data.conversion import resuming
 from raypipe.data.conversion.shard import LAYOUTS, Options, Outcome, plan
 from raypipe.data.conversion.splits import DATASETS, Division, Split, find_splits
@@ -22,6 +21,8 @@ from raypipe.data.video.fitting import MODES
 from raypipe.distributed.conversion import convert_all
 
 PROG = "raypipe.convert_to_h5"
+LOCK = ".convert.lock"
+"""File in the output folder that is locked by a running conversion."""
 ABOUT = """Pack videos, folders of frames, or existing shards into HDF5 shards.
 
 --data_dir must hold train/, val/ and test/ (at least one of them). Each is searched at any depth for video files,
@@ -147,13 +148,17 @@ def _run(args: argparse.Namespace) -> int:
     states = {name: resuming.look(out / name, tasks[name]) for name in tasks}
     out.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(out / ".convert.lock", blocking=False):
+        with file_lock(out / LOCK, blocking=False):
             for name, state in states.items():
                 if state.finished:
                     sys.stderr.write(f"{args.out_dir / name}: already finished, kept; delete it to convert it again\n")
             done = convert_all(out, tasks, states, args.num_workers)
     except Timeout:
         raise UserError(f"--out_dir: another conversion is writing to {args.out_dir}; wait until it ends") from None
+    finally:
+        if {path.name for path in out.iterdir()} <= {LOCK}:  # stopped before anything was written
+            (out / LOCK).unlink(missing_ok=True)
+            out.rmdir()
     return _summarise(args, splits, done)
 
 

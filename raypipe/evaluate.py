@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from raypipe import cli
 from raypipe.common import terminal
 from raypipe.config import ConfigError
+from raypipe.distributed.capacity import check_evaluation
 from raypipe.distributed.connection import start_ray
 from raypipe.evaluation.run import StageFinalists, is_searched
 from raypipe.report.summary import finish
@@ -56,10 +57,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         workspace = found
     experiment = cli.with_overrides(workspace.experiment(), overrides)
     StageFinalists.read(workspace)
+    start_ray()
+    check_evaluation(experiment)
     if args.again:
         shutil.rmtree(workspace.evaluation, ignore_errors=True)
     terminal.say(f"evaluating {workspace.folder}")
-    start_ray()
     finish(experiment, workspace, args.top_k or experiment.search.top_k)
     return 0
 

@@ -100,6 +100,7 @@ def _generate(args: argparse.Namespace) -> int:
         f"predicted {horizon} frames from {len(context)} given frames of {source}: {args.members} member(s), "
         f"{args.steps or manifest.steps} integration step(s) per frame"
     )
+    terminal.say(f"frames {clip.prepared}")
     if truth is None and set(formats) != {"shards"}:
         terminal.say(f"the truth is not shown: the input has only {len(rest)} frames after the given ones")
     for path in written:

@@ -14,11 +14,12 @@ from raypipe import checkpoint, cli, config
 from raypipe.common import terminal
 from raypipe.config import ConfigError
 from raypipe.config.reference import is_published
+from raypipe.distributed.capacity import check_training
 from raypipe.distributed.connection import start_ray
 from raypipe.distributed.jobs import ComponentJob
-from raypipe.distributed.named_run import find_parents, plan_run
+from raypipe.distributed.named_run import find_parents, keep_aside, plan_run
 from raypipe.distributed.prepare import prepare
-from raypipe.distributed.trainer import check_resources, train_jobs
+from raypipe.distributed.trainer import train_jobs
 from raypipe.workspace.dataset import check_dataset
 from raypipe.workspace.layout import Workspace
 from raypipe.workspace.run_names import RunName, parse_run_name, run_name
@@ -77,8 +78,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     check_dataset(workspace, experiment)
     start_ray()
-    check_resources(settings)
+    check_training(settings)
     prepare(experiment, workspace, use_gpu=use_gpu, wandb=args.wandb)
+    settings = keep_aside(settings, workspace.run(train.component, name))
     parents = find_parents(experiment, workspace, args.flow, use_gpu)
     job = ComponentJob(experiment, workspace, name, parents)
     train_jobs([job], settings)

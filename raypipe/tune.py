@@ -9,7 +9,8 @@ from collections.abc import Sequence
 
 from raypipe import cli
 from raypipe.common import terminal
-from raypipe.config import COMPONENTS, Component, ConfigError, Search
+from raypipe.config import COMPONENTS, Component, ConfigError, Experiment, Search
+from raypipe.distributed.capacity import check_search
 from raypipe.distributed.connection import start_ray
 from raypipe.search.opening import open_workspace, warm_start
 from raypipe.search.pipeline import is_searched, run_stages
@@ -37,6 +38,12 @@ def make_parser(prog: str, text: str) -> cli.Parser:
     return parser
 
 
+def start(experiment: Experiment) -> None:
+    """Start or join Ray for a search. Raises UserError if its trials or trainings do not fit on the cluster."""
+    start_ray(dashboard=experiment.search.workers_per_trial > 1)
+    check_search(experiment)
+
+
 def search(component: Component, argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     """Search the stage of a component, after any earlier stage that is not finished; returns the exit code."""
     parser = make_parser(
@@ -61,9 +68,10 @@ def search(component: Component, argv: Sequence[str] | None = None, prog: str | 
         return not begun and all(workspace.finalists(stage).is_file() for stage in earlier)
 
     source = warm_start(args)
-    experiment, workspace = open_workspace(args, overrides, unfinished, ready if earlier else None, extend="--trials")
+    experiment, workspace = open_workspace(
+        args, overrides, unfinished, ready if earlier else None, check=start, extend="--trials"
+    )
     with hold(workspace):
-        start_ray(dashboard=experiment.search.workers_per_trial > 1)
         run_stages(experiment, workspace, [*earlier, component], warm_start=source, wandb=args.wandb)
     following = [*COMPONENTS[COMPONENTS.index(component) + 1 :]]
     step = f"python experiments/tune_{following[0]}.py" if following else "python -m raypipe.evaluate"

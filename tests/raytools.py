@@ -187,7 +187,14 @@ def started(log: Path, argv: Sequence[Any], storage: Path, *, cwd: Path = ROOT, 
     environ = {name: value for name, value in environ.items() if value}
     with log.with_suffix(".out").open("wb") as out, log.with_suffix(".err").open("wb") as err:
         popen = subprocess.Popen(
-            [sys.executable, *map(str, argv)], cwd=cwd, env=environ, stdout=out, stderr=err, start_new_session=True
+            [sys.executable, *map(str, argv)],
+            cwd=cwd,
+            env=environ,
+            stdout=out,
+            stderr=err,
+            start_new_session=True,
+            # A shell that runs the tests in the background has them, and so the command, ignore Ctrl-C.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
     process = Process(popen, tag, log)
     try:

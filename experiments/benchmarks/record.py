@@ -22,6 +22,7 @@ import torch
 
 from raypipe import cli, config
 from raypipe.common import terminal
+from raypipe.common.cpus import cpu_count
 from raypipe.common.files import atomic_path
 from raypipe.distributed.connection import start_ray
 from raypipe.distributed.prepare import prepare
@@ -113,7 +114,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--processes",
         type=cli.positive,
-        default=os.cpu_count(),
+        default=cpu_count(),
         metavar="N",
         help="worker processes (default: all cores)",
     )

@@ -166,7 +166,7 @@ class Dataset(Section):
     )
     stall_seconds: float = option(60.0, "a download from dataset.root fails after this many seconds without data")
     image_size: int = option(64, "height and width of the frames in pixels, a multiple of 8 and at least 16")
-    frame_stride: int = option(1, "k: use every k-th video frame; one frame interval is then k video frames")
+    frame_stride: int = option(1, "k: use every k-th frame of the shards; one frame interval is then k of them")
     num_frames: int = option(
         12, "given plus predicted frames: an upper limit on model.num_input_frames + evaluation.horizon"
     )

@@ -11,6 +11,7 @@ from typing import Any
 
 import ray
 
+from raypipe.common.cpus import cpu_count
 from raypipe.common.errors import ConfigError
 from raypipe.distributed.ray_internals import head_address
 
@@ -22,6 +23,8 @@ CONNECT_ATTEMPTS = "RAY_gcs_server_port_wait_time_s"
 """Environment variable: how many times Ray tries to connect, half a minute each. Ray's default is 20."""
 SETTINGS: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": False}
 """Arguments of `ray.init`, whether it joins or starts Ray."""
+SCALING_CONFIG = Path("~/ray_bootstrap_config.yaml")
+"""The config of a cluster made by `ray up`, on its head."""
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(2**25), "MALLOC_TRIM_THRESHOLD_": str(2**28)}
 """glibc settings that keep the memory of freed tensors for the next step. By default glibc returns it to the system and
 requests it again, which takes a third of the time of a forecast on a CPU (experiments/benchmarks/allocator.py).
@@ -99,7 +102,7 @@ def start_ray(*, dashboard: bool = False) -> None:
     if ray.is_initialized() or join():
         return
     try:
-        ray.init("local", include_dashboard=dashboard, **SETTINGS)
+        ray.init("local", num_cpus=cpu_count(), include_dashboard=dashboard, **SETTINGS)
     except Exception as error:  # Ray raises different types when CPU time, memory or disk space run out
         reason = " ".join(str(error).split())
         raise ConfigError(
@@ -109,4 +112,4 @@ def start_ray(*, dashboard: bool = False) -> None:
 
 def scales_up() -> bool:
     """Whether this is the head of a cluster made by `ray up`, which adds nodes for pending tasks."""
-    return Path("~/ray_bootstrap_config.yaml").expanduser().exists()
+    return SCALING_CONFIG.expanduser().exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -10,11 +11,14 @@ from pathlib import Path
 from typing import Any, Self
 
 from raypipe.common import terminal
-from raypipe.common.errors import UserError
+from raypipe.common.cpus import cpu_count
+from raypipe.common.errors import ConfigError, UserError
 from raypipe.data.conversion import resuming
 from raypipe.data.conversion.processes import ProcessDiedError, run_in_processes
 from raypipe.data.conversion.resuming import State
 from raypipe.data.conversion.shard import Outcome, Task
+
+logger = logging.getLogger(__name__)
 
 Run = Callable[[Sequence[Task], Callable[[int], None]], Generator[tuple[Task, Outcome], None, None]]
 """Runner of conversion tasks, with a callback for the number of new frames; yields each result when it is done."""
@@ -31,7 +35,7 @@ def choose_runner(workers: int | None) -> Iterator[Run]:
         return
     with _cluster() as cpus:
         if cpus is None:
-            yield partial(_run_locally, workers or os.cpu_count() or 1)
+            yield partial(_run_locally, workers or cpu_count())
         else:
             yield partial(_run_on_ray, workers or cpus)
 
@@ -64,7 +68,11 @@ def _died(task: Task, how: str) -> str:
 
 @contextmanager
 def _cluster() -> Iterator[int | None]:
-    """Connect to a running Ray cluster (`connection.join`), never start one. Yields its number of CPUs, or None."""
+    """Connect to a running Ray cluster (`connection.join`), never start one. Yields its number of CPUs.
+
+    Yields None without a cluster, and for one that was not asked for and is of no use: it cannot be joined, as Ray of
+    another version or user cannot, or it has no CPU. Raises ConfigError if RAY_ADDRESS names one that cannot be joined.
+    """
     if os.environ.get("RAY_ADDRESS") == "local":
         yield None  # skip the slow import of Ray
         return
@@ -73,11 +81,23 @@ def _cluster() -> Iterator[int | None]:
     from raypipe.distributed import connection as cluster
 
     joined = ray.is_initialized()
-    if not joined and not cluster.join():
+    try:
+        if not joined and not cluster.join():
+            yield None
+            return
+    except ConfigError as error:
+        if os.environ.get("RAY_ADDRESS") not in (None, "", "auto"):
+            raise
+        logger.warning("%s; converting in processes of this machine instead", error)
         yield None
         return
     try:
-        yield max(1, int(ray.cluster_resources().get("CPU", 1)))
+        cpus = int(ray.cluster_resources().get("CPU", 0))
+        if cpus >= 1 or cluster.scales_up():
+            yield max(1, cpus)
+        else:
+            logger.warning("the Ray cluster has no CPU; converting in processes of this machine instead")
+            yield None
     finally:
         if not joined:
             ray.shutdown()
@@ -89,15 +109,19 @@ def _run_on_ray(
     import ray
     from ray.exceptions import RayError, RayTaskError
 
+    from raypipe.distributed.waiting import Waiting, waiting_for
+
     remote = ray.remote(num_cpus=1)(resuming.make)
-    waiting = list(reversed(tasks))
+    left = list(reversed(tasks))
     running: dict[Any, Task] = {}
+    waiting = Waiting(lambda: waiting_for(f"the conversion of {len(running)} shards", {"CPU": 1}))
     try:
-        while waiting or running:
-            while waiting and len(running) < workers:
-                task = waiting.pop()
+        while left or running:
+            while left and len(running) < workers:
+                task = left.pop()
                 running[remote.remote(task)] = task
             ready, _ = ray.wait(list(running), timeout=1.0)
+            waiting.look(len(left) + len(running) - len(ready))
             for reference in ready:
                 task = running.pop(reference)
                 try:
@@ -124,8 +148,6 @@ def convert_all(
     open_splits = [name for name, state in states.items() if not state.finished]
     if not open_splits:
         return done
-    for name in open_splits:
-        resuming.begin(out / name, tasks[name], states[name])
     left = [task for name in open_splits for task in states[name].left]
     every = [task for name in open_splits for task in tasks[name]]
     try:
@@ -134,6 +156,7 @@ def convert_all(
             ConversionBar(every, [o for name in open_splits for o in done[name].values()]) as bar,
         ):
             for name in open_splits:
+                resuming.begin(out / name, tasks[name], states[name])
                 if not states[name].left:
                     resuming.finish(out / name, tasks[name], done[name])
             # Without closing(), an exception would leave the worker processes running until garbage collection.

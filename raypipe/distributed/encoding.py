@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import ray
 import torch
-from filelock import FileLock
 from ray.exceptions import RayError, RayTaskError
 from tqdm import tqdm
 
 from raypipe import checkpoint
 from raypipe.common import terminal
 from raypipe.common.device import choose_device
+from raypipe.common.locks import file_lock
 from raypipe.config import ConfigError
 from raypipe.data.latents import Encode, check_latents, encode_shard, finish, missing_shards
 from raypipe.data.shards import Shards
@@ -22,6 +22,7 @@ from raypipe.data.shards.writer import INDEX
 from raypipe.data.splits import SPLITS, Split
 from raypipe.distributed.connection import scales_up
 from raypipe.distributed.failures import plain_errors
+from raypipe.distributed.waiting import Waiting, waiting_for
 from raypipe.workspace.dataset import ExperimentData, frame_encoder
 
 BATCH_PIXELS = 64 * 64 * 64
@@ -51,7 +52,7 @@ def prepare_latents(data: ExperimentData, *, use_gpu: bool = False) -> None:
     """
     latents = data.workspace.folder / "latents"
     latents.mkdir(parents=True, exist_ok=True)
-    with FileLock(latents / ".lock"):  # a concurrent run of the experiment waits here, then uses the finished cache
+    with file_lock(latents / ".lock"):  # a concurrent run of the experiment waits here, then uses the finished cache
         unfinished = [split for split in SPLITS if not (data.cache(split) / INDEX).is_file()]
         pieces = [piece for split in unfinished for piece in _pieces(data, split)]
         if pieces:
@@ -120,6 +121,8 @@ def _encode_all(data: ExperimentData, pieces: list[Piece], use_gpu: bool) -> Non
     # The longest shards come first, so that the workers finish at about the same time.
     waiting = deque(sorted(pieces, key=lambda piece: -piece.frames))
     workers = _Workers(data)
+    each = {"CPU": 1, "GPU": 1 if use_gpu else 0}
+    standstill = Waiting(lambda: waiting_for(f"the encoding of {len(workers.running)} shards", each))
     with terminal.progress_bar("encode frames", sum(piece.frames for piece in pieces), "frame", leave=False) as bar:
         try:
             for _ in range(max(1, min(slots, len(pieces)))):
@@ -132,6 +135,7 @@ def _encode_all(data: ExperimentData, pieces: list[Piece], use_gpu: bool) -> Non
                     else:
                         ray.kill(worker)
                 workers.show(bar)
+                standstill.look(bar.n)
         finally:
             for worker, _ in workers.running.values():
                 ray.kill(worker)

@@ -2,6 +2,7 @@
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ def plan_run(
     use_gpu: bool = False,
     wandb: bool = False,
 ) -> Settings:
-    """Settings of a new or resumed Ray run.
+    """Settings of a new or resumed Ray run; changes nothing on disk.
 
     resume_step: resume from the checkpoint of this step, in a new Ray run. Raises ConfigError if the run exists and
     is not resumed, or if there is no run or checkpoint to resume.
@@ -37,10 +38,6 @@ def plan_run(
     more: dict[str, Any] = {"use_gpu": use_gpu, "wandb": wandb}
     if resume_step is not None:
         source = _checkpoint_at(storage, ray_name, folder, resume_step)
-        if folder.exists():  # the source may be in this folder
-            aside = folder.with_name(f".{folder.name}.before-{time.time_ns()}")
-            folder.rename(aside)
-            source = aside if source == folder else source
         number = len(list(storage.glob(f"{ray_name}*")))
         return run_settings(experiment, workspace, f"{ray_name}-from-{resume_step}-{number}", start_from=source, **more)
     if done and not resume:
@@ -53,6 +50,15 @@ def plan_run(
     if resume and not begun and not done and (prepared or not workspace.folder.exists()):
         raise ConfigError(f"--resume: no run {name!r} in {folder.parent}; omit --resume to start it")
     return run_settings(experiment, workspace, ray_name, **more)
+
+
+def keep_aside(settings: Settings, folder: Path) -> Settings:
+    """Rename the model folder of a run that is resumed from an earlier step. Returns the settings with its new name."""
+    if settings.start_from is None or not folder.exists():
+        return settings
+    aside = folder.with_name(f".{folder.name}.before-{time.time_ns()}")
+    folder.rename(aside)
+    return replace(settings, start_from=aside) if settings.start_from == folder else settings
 
 
 def _checkpoint_at(storage: Path, ray_name: str, folder: Path, step: int) -> Path:

@@ -7,19 +7,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
-import ray
-import ray.train
-import ray.train.torch
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig
 
 from raypipe.common.device import train_backend
 from raypipe.common.terminal import progress_bar
-from raypipe.config import ConfigError
-from raypipe.distributed.connection import scales_up
+from raypipe.distributed.capacity import check_training
 from raypipe.distributed.failures import plain_errors
 from raypipe.distributed.ray_internals import LeanTorchTrainer
 from raypipe.distributed.training_job import Job, Settings, finished
+from raypipe.distributed.waiting import Waiting, waiting_for
 from raypipe.distributed.worker import work
 from raypipe.training.loop import DivergedError
 from raypipe.training.monitor import read_metrics
@@ -41,7 +38,7 @@ def train_jobs(jobs: Sequence[Job], settings: Settings) -> None:
     left = [job for job in jobs if not finished(job)]
     if not left:
         return
-    check_resources(settings)
+    check_training(settings)
     trainer = LeanTorchTrainer(
         cast(Any, work),  # Ray returns its result, though the annotation of TorchTrainer says None
         train_loop_config={"jobs": list(jobs), "settings": settings},
@@ -49,7 +46,7 @@ def train_jobs(jobs: Sequence[Job], settings: Settings) -> None:
         scaling_config=ScalingConfig(
             num_workers=settings.num_workers,
             use_gpu=settings.use_gpu,
-            resources_per_worker={"CPU": settings.cpus_per_worker} | ({"GPU": 1} if settings.use_gpu else {}),
+            resources_per_worker=_resources(settings),
         ),
         run_config=RunConfig(
             name=settings.name,
@@ -58,37 +55,32 @@ def train_jobs(jobs: Sequence[Job], settings: Settings) -> None:
             checkpoint_config=CheckpointConfig(num_to_keep=KEEP_CHECKPOINTS),
         ),
     )
-    with _progress_line(left, settings.show_progress), _sigint_restored(), plain_errors():
+    with _progress_line(left, settings), _sigint_restored(), plain_errors():
         result: Any = trainer.fit()
     if result.return_value is not None:
         raise DivergedError(result.return_value)
 
 
-def check_resources(settings: Settings) -> None:
-    """Raise ConfigError if the cluster is too small for the workers, unless it can add nodes."""
-    total = ray.cluster_resources()
-    wanted = settings.num_workers * settings.cpus_per_worker
-    if not scales_up() and total.get("CPU", 0) < wanted:
-        raise ConfigError(
-            f"train.num_workers: {settings.num_workers} workers need {wanted:g} CPUs, but the cluster has "
-            f"{total.get('CPU', 0):g}; use fewer workers"
-        )
-    if settings.use_gpu and not scales_up() and total.get("GPU", 0) < settings.num_workers:
-        raise ConfigError(
-            f"--num-gpus: {settings.num_workers} GPUs requested, but the cluster has {total.get('GPU', 0):g}; "
-            "omit --num-gpus to train on CPUs"
-        )
+def _resources(settings: Settings) -> dict[str, float]:
+    return {"CPU": settings.cpus_per_worker} | ({"GPU": 1} if settings.use_gpu else {})
+
+
+def _workers(settings: Settings) -> str:
+    return "1 worker" if settings.num_workers == 1 else f"{settings.num_workers} workers"
 
 
 @contextmanager
-def _progress_line(jobs: Sequence[Job], show: bool) -> Iterator[None]:
+def _progress_line(jobs: Sequence[Job], settings: Settings) -> Iterator[None]:
     """Show progress over the steps of all jobs, read from the metrics files that the workers write."""
     stopped = threading.Event()
-    bar = progress_bar("train", sum(job.steps for job in jobs), "step", disable=not show)
+    bar = progress_bar("train", sum(job.steps for job in jobs), "step", disable=not settings.show_progress)
+    waiting = Waiting(lambda: waiting_for(_workers(settings), _resources(settings)))
 
     def watch() -> None:
         while not stopped.wait(0.5):
             update()
+            if settings.show_progress:
+                waiting.look(bar.n)
 
     def update() -> None:
         done, latest = 0, None

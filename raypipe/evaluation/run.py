@@ -11,6 +11,7 @@ from raypipe.common import terminal
 from raypipe.common.files import atomic_folder
 from raypipe.config import COMPONENTS, Experiment
 from raypipe.distributed.failures import plain_errors
+from raypipe.distributed.waiting import Waiting, waiting_for
 from raypipe.evaluation.combinations import (
     Combination,
     CombinationScorer,
@@ -24,7 +25,7 @@ from raypipe.evaluation.table import SPLIT_NAMES, Table
 from raypipe.forecast.manifest import MANIFEST, Manifest, write_manifest
 from raypipe.search import records
 from raypipe.search.finalists import Finalist, read_finalists
-from raypipe.workspace.dataset import ExperimentData
+from raypipe.workspace.dataset import ExperimentData, dataset_preprocessing
 from raypipe.workspace.layout import Workspace
 from raypipe.workspace.manifest import manifest
 
@@ -90,8 +91,11 @@ def _score_split(
     pending = {task.remote(data, split, c, count, decode, search.cpus_per_trial): c for c in left}
     name = f"{'decode' if decode else 'score'} on {SPLIT_NAMES[split]}"
     with terminal.progress_bar(name, len(left), "combination") as bar:
+        each = {"CPU": search.cpus_per_trial, "GPU": min(1.0, search.gpus_per_trial)}
+        waiting = Waiting(lambda: waiting_for(f"{len(pending)} combinations", each))
         while pending:
-            done, _ = ray.wait(list(pending))
+            done, _ = ray.wait(list(pending), timeout=1.0)
+            waiting.look(len(pending) - len(done))
             for reference in done:
                 with plain_errors():
                     table.add(split, ray.get(reference))
@@ -134,6 +138,7 @@ def keep_best(data: ExperimentData, chosen: Combination) -> None:
             image_size=experiment.dataset.image_size,
             frame_stride=experiment.dataset.frame_stride,
             dataset=experiment.dataset.name,
+            preprocessing=dataset_preprocessing(workspace.dataset(experiment)),
         )
         write_manifest(folder / MANIFEST, best, ran=manifest(experiment))
 

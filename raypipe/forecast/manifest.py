@@ -11,6 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 from raypipe.common.errors import UserError
 from raypipe.common.files import write_json
 from raypipe.config import Solver
+from raypipe.data.conversion.preprocessing import Preprocessing
 
 MANIFEST = "manifest.json"
 CONSTANT = "constant"
@@ -24,8 +25,9 @@ class Manifest:
     flow, denoiser, diffusion: name of the trial that trained the component; None: the predictor has no such component;
     diffusion "constant": a constant diffusion. alpha, beta: factors of denoiser and diffusion, see `raypipe.sde`.
     steps: integration steps per frame interval. num_input_frames: K. image_size: height and width of the frames.
-    frame_stride: video frames per frame interval. dataset: name of the dataset. constant_std: [C], standard
-    deviation of the constant diffusion. solver: name of the SDE solver.
+    frame_stride: frames of the dataset per frame interval. dataset: name of the dataset. constant_std: [C], standard
+    deviation of the constant diffusion. solver: name of the SDE solver. preprocessing: how the frames of the dataset
+    were made from videos; None if unknown, as in manifests of earlier versions.
     """
 
     flow: str | None
@@ -40,6 +42,7 @@ class Manifest:
     diffusion: str | None = None
     constant_std: list[float] | None = None
     solver: Solver = "euler_maruyama"
+    preprocessing: Preprocessing | None = None
 
 
 def find_best(folder: Path) -> Path:

@@ -22,16 +22,18 @@ def open_workspace(
     unfinished: Unfinished,
     ready: Callable[[Workspace], bool] | None = None,
     *,
+    check: Callable[[Experiment], None] = lambda experiment: None,
     extend: str = "--search.flow_trials",
 ) -> tuple[Experiment, Workspace]:
     """The experiment and folder of a command: a new one, or with --resume the latest unfinished one.
 
     An experiment that is continued keeps its settings, except those given by --config and on the command line.
 
-    ready: without --resume, --name and --config, the latest experiment that meets this condition is continued. extend:
-    the flag that extends a finished search. The folder of a new experiment is created here, so that no concurrent
-    command takes it; nothing else is written. Raises ConfigError if there is nothing to resume, if --name names an
-    existing experiment that cannot be extended, or if the settings of an experiment cannot change as requested.
+    ready: without --resume, --name and --config, the latest experiment that meets this condition is continued. check:
+    refuses what cannot run. extend: the flag that extends a finished search. The folder of a new experiment is created
+    here, so that no concurrent command takes it; nothing else is written. Raises ConfigError if there is nothing to
+    resume, if --name names an existing experiment that cannot be extended, or if the settings of an experiment cannot
+    change as requested.
     """
     values = dict(overrides)
     if args.seed is not None:
@@ -63,6 +65,7 @@ def open_workspace(
     check_dataset(workspace or Workspace(storage, experiment.name), experiment)
     if workspace is not None:
         check_changes(workspace, experiment)
+    check(experiment)
     workspace = workspace or claim(storage, experiment.name)
     return config.replace(experiment, name=workspace.name), workspace
 

@@ -14,6 +14,7 @@ import torch
 
 from raypipe import checkpoint, config
 from raypipe.config import Evaluation
+from raypipe.distributed.capacity import alive
 from raypipe.distributed.failures import plain_errors
 from raypipe.distributed.jobs import ComponentJob, run_settings
 from raypipe.distributed.trainer import train_jobs
@@ -51,9 +52,7 @@ def _settings(stage: Stage, name: str, jobs: int) -> Settings:
     """
     experiment = stage.experiment
     use_gpu = experiment.search.gpus_per_trial > 0
-    total = ray.cluster_resources()
-    cpus = experiment.train.cpus_per_worker
-    workers = max(1, math.floor(total.get("GPU", 0) if use_gpu else total.get("CPU", 1) / cpus))
+    workers = max(1, alive().room({"CPU": experiment.train.cpus_per_worker, "GPU": float(use_gpu)}))
     settings = run_settings(experiment, stage.workspace, name, use_gpu=use_gpu, wandb=stage.wandb)
     return dataclasses.replace(settings, num_workers=workers, side_by_side=True) if jobs >= workers else settings
 

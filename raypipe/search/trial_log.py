@@ -10,9 +10,10 @@ from typing import Any
 from ray import tune
 
 from raypipe.config import Experiment
+from raypipe.distributed.waiting import Waiting, waiting_for
 from raypipe.search import finalists, records
 from raypipe.search.default import default_trial
-from raypipe.search.live import Live, Running
+from raypipe.search.live import SHOWN, Live, Running
 from raypipe.search.searcher import EndedTrial
 from raypipe.search.stage import Stage
 from raypipe.training.monitor import read_metrics
@@ -35,6 +36,8 @@ class TrialLog(tune.Callback):
         self._configured: dict[str, Experiment] = {}
         self._live: Live | None = None
         self._last_update = 0.0
+        self._trials: list[Any] = []
+        self._waiting = Waiting(self._reason)
         self.busy = 0.0
         self.ended = 0
         self.failures: dict[str, str] = {}
@@ -64,11 +67,28 @@ class TrialLog(tune.Callback):
         self._show()
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        """Update the table of running trials, at most once a second."""
-        if self._live is None or not self._live.terminal or time.monotonic() - self._last_update < 1:
+        """Update the table of running trials, and say what the search waits for, at most once a second."""
+        if self._live is None or time.monotonic() - self._last_update < 1:
             return
         self._last_update = time.monotonic()
-        self._live.show([self._running(trial) for trial in trials if trial.status == "RUNNING"])
+        running = [trial for trial in trials if trial.status == "RUNNING"]
+        if self._live.terminal:
+            self._live.show([self._running(trial) for trial in running])
+        self._trials = running or [trial for trial in trials if trial.status == "PENDING"]
+        self._waiting.look((self.ended, self.busy))
+
+    def _reason(self) -> str:
+        """What the search waits for: trials that run, with their steps, or resources for trials that do not."""
+        search = self._stage.experiment.search
+        count = max(1, len(self._trials))
+        if search.workers_per_trial > 1:
+            what = f"{count} trial{'s' * (count > 1)} of {search.workers_per_trial} workers"
+        else:
+            what = f"{count} trial{'s' * (count > 1)}"
+        each = {"CPU": search.cpus_per_trial, "GPU": search.gpus_per_trial}
+        shown = [self._running(trial) for trial in self._trials[:SHOWN] if trial.status == "RUNNING"]
+        steps = ", ".join(f"{run.trial} at step {run.step} of {run.steps}" for run in shown)
+        return waiting_for(what, each) + (f"; {steps}" if steps else "")
 
     def _running(self, trial: Any) -> Running:
         stage, name = self._stage, trial.config["trial"]

@@ -1,7 +1,6 @@
 """The search of one stage: Optuna proposes trials, a scheduler decides which continue, Ray Tune runs them."""
 
 import logging
-import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from ray import tune
 
 from raypipe.common.files import disk_is_full, write_json
 from raypipe.config import Axis, ConfigError, Experiment
+from raypipe.distributed.capacity import alive
 from raypipe.distributed.connection import scales_up
 from raypipe.search.changes import adapt_study
 from raypipe.search.first_points import best_points, default_point, first_points
@@ -201,13 +201,12 @@ def concurrent_trials(experiment: Experiment) -> int:
     Without the limit, the drivers of multi-worker trials could start without CPUs left for their workers. On a cluster
     that adds nodes the number is search.max_concurrent, or 0, which leaves it to Ray Tune.
     """
-    search, total = experiment.search, ray.cluster_resources()
+    search = experiment.search
     if scales_up():
         return search.max_concurrent or 0
-    fits = [math.floor(total.get("CPU", 1) / (search.cpus_per_trial * search.workers_per_trial))]
-    if search.gpus_per_trial:
-        fits.append(math.floor(total.get("GPU", 0) / (search.gpus_per_trial * search.workers_per_trial)))
-    most: int = max(1, min(fits))
+    gpus = search.gpus_per_trial if search.workers_per_trial == 1 else float(search.gpus_per_trial > 0)
+    room = alive().room({"CPU": search.cpus_per_trial, "GPU": gpus})
+    most = max(1, room // search.workers_per_trial)
     return min(most, search.max_concurrent) if search.max_concurrent else most
 
 

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
+from raypipe.common.errors import UserError
+from raypipe.common.locks import Timeout, file_lock
 from raypipe.config import ConfigError
 from raypipe.workspace.layout import Workspace
 
@@ -37,7 +37,7 @@ def hold(workspace: Workspace) -> Iterator[None]:
     """
     workspace.folder.mkdir(parents=True, exist_ok=True)
     path = workspace.folder / LOCK
-    lock = FileLock(path)
+    lock = file_lock(path)
     try:
         lock.acquire(timeout=0)
     except Timeout:
@@ -46,6 +46,10 @@ def hold(workspace: Workspace) -> Iterator[None]:
             f"{workspace.folder}: {owner or 'another process'} is running this search; "
             "wait until it ends, or start another search with a different --name"
         ) from None
+    except UserError:  # the file system has no locks
+        if not os.listdir(workspace.folder):
+            workspace.folder.rmdir()
+        raise
     try:
         path.write_text(f"process {os.getpid()} on {socket.gethostname()}\n")
         yield

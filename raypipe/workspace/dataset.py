@@ -1,5 +1,6 @@
 """The data of an experiment: its frames, and their latents, which are cached or encoded during training."""
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -7,17 +8,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from filelock import FileLock
 from numpy.typing import NDArray
 from torch import Tensor
 
 from raypipe import checkpoint
 from raypipe.common.device import choose_device
 from raypipe.common.errors import UserError
+from raypipe.common.locks import file_lock
 from raypipe.common.seeds import step_generator
 from raypipe.config import ConfigError, Experiment
 from raypipe.data import augment
 from raypipe.data.batches import TrainBatch
+from raypipe.data.conversion.preprocessing import Preprocessing, check_strides, every, read_preprocessing
 from raypipe.data.demo import make_demo
 from raypipe.data.frames import to_float
 from raypipe.data.latents import Encode, open_latents
@@ -27,6 +29,8 @@ from raypipe.data.shards.storage import Folder, list_files
 from raypipe.data.splits import SPLITS, Split
 from raypipe.models.autoencoder import Autoencoder
 from raypipe.workspace.layout import Workspace
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -107,12 +111,51 @@ def frame_encoder(autoencoder: Autoencoder, device: torch.device | None = None) 
 
 
 def check_dataset(workspace: Workspace, experiment: Experiment) -> None:
-    """Raise ConfigError unless every split of the dataset has shards. Fast, as it only lists folders.
+    """Raise ConfigError unless every split of the dataset has shards, converted with a stride that fits the config's.
 
-    The built-in dataset is not checked, as it is simulated on first use.
+    Fast, as it reads no frames. The built-in dataset is not checked, as it is simulated on first use.
     """
     if not _is_built_in(experiment):
-        _check_splits(workspace.dataset(experiment))
+        root = workspace.dataset(experiment)
+        _check_splits(root)
+        _check_stride(root, experiment.dataset.frame_stride)
+
+
+def _check_stride(root: Folder, stride: int) -> None:
+    """Raise ConfigError if frames are skipped twice by the same stride, in the conversion and in the experiment."""
+    made = dataset_preprocessing(root)
+    first = 1 if made is None else made.frame_stride
+    both = first * stride
+    remedy = (
+        f"for {every(stride)} set --dataset.frame_stride 1; for {every(both)} convert with --frame-stride {both} and "
+        "set --dataset.frame_stride 1"
+    )
+    check_strides(first, stride, "dataset.frame_stride", remedy)
+    if first > 1 and stride > 1:
+        logger.info(
+            "--frame-stride %d of the conversion x dataset.frame_stride %d: %s of the videos",
+            first,
+            stride,
+            every(both),
+        )
+
+
+def dataset_preprocessing(root: Folder) -> Preprocessing | None:
+    """How the frames of a dataset were made from videos; None if its splits do not tell.
+
+    Raises ConfigError if its splits were made in different ways.
+    """
+    found = {split: made for split in SPLITS if (made := read_preprocessing(root / split)) is not None}
+    first = next(iter(found), None)
+    if first is None:
+        return None
+    for split, made in found.items():
+        if made != found[first]:
+            raise ConfigError(
+                f"dataset.root: {root / first} was converted to {found[first]}, but {split} to {made}; "
+                "convert all splits with the same options"
+            )
+    return found[first]
 
 
 def prepare_dataset(workspace: Workspace, experiment: Experiment, progress: Callable[[int, int], None]) -> Folder:
@@ -124,7 +167,7 @@ def prepare_dataset(workspace: Workspace, experiment: Experiment, progress: Call
     if _is_built_in(experiment):
         assert isinstance(root, Path)
         root.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(str(root) + ".lock"):
+        with file_lock(str(root) + ".lock"):
             make_demo(root, experiment.demo, experiment.dataset.image_size, progress)
     _check_splits(root)
     return root

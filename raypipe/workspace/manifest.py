@@ -1,8 +1,8 @@
 """The record of an experiment: its config, and a manifest of versions, commit, machine, seeds and dataset."""
 
-import os
 import platform
 import subprocess
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -10,19 +10,23 @@ from typing import Any
 import yaml
 
 from raypipe import config
+from raypipe.common.cpus import cpu_count
 from raypipe.common.files import write_atomic, write_json
 from raypipe.config import Experiment
 from raypipe.data.shards import open_shards
 from raypipe.data.shards.storage import Folder
 from raypipe.data.splits import SPLITS
+from raypipe.workspace.dataset import dataset_preprocessing
 from raypipe.workspace.layout import Workspace
 
 
 def begin(workspace: Workspace, experiment: Experiment) -> None:
     """Write config.yaml and manifest.json of a new experiment; existing ones are kept. The dataset must exist."""
     if not (workspace.folder / "config.yaml").exists():
-        dataset = dataset_hashes(workspace.dataset(experiment))
-        write_json(workspace.folder / "manifest.json", manifest(experiment, dataset=dataset))
+        root = workspace.dataset(experiment)
+        made = dataset_preprocessing(root)
+        more = {"dataset": dataset_hashes(root), "preprocessing": made and asdict(made)}
+        write_json(workspace.folder / "manifest.json", manifest(experiment, **more))
         write_atomic(workspace.folder / "config.yaml", yaml.safe_dump(config.to_dict(experiment), sort_keys=False))
 
 
@@ -37,7 +41,7 @@ def manifest(experiment: Experiment, **more: Any) -> dict[str, Any]:
     return {
         "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
         "commit": git_commit(),
-        "machine": {"processor": platform.machine(), "cpus": os.cpu_count()},
+        "machine": {"processor": platform.machine(), "cpus": cpu_count()},
         "seeds": {
             "train": experiment.train.random_seed,
             "search": experiment.search.seed,

@@ -9,9 +9,11 @@ import sys
 import pytest
 import ray
 
+from raypipe import convert_to_h5
 from raypipe.common.errors import ConfigError
 from raypipe.distributed import connection
 from tests.raytools import ROOT
+from tests.videotools import noise, save_frames
 
 
 @pytest.fixture(autouse=True)
@@ -74,3 +76,47 @@ def test_what_another_program_started_for_itself_is_left_alone(monkeypatch, tmp_
         finally:
             ray.shutdown()
     assert done.stdout == "False\n", done.stderr
+
+
+@pytest.fixture
+def videos(tmp_path):
+    for split in ("train", "val", "test"):
+        save_frames(tmp_path / "videos" / split / "a", noise(0))
+        save_frames(tmp_path / "videos" / split / "b", noise(1))
+    return tmp_path / "videos"
+
+
+def convert(videos):
+    flags = ["--data_dir", str(videos), "--out_dir", str(videos.with_name("out")), "--image_size", "16"]
+    return convert_to_h5.main(flags)
+
+
+def test_a_conversion_goes_on_without_a_ray_that_cannot_be_joined(left_behind, videos, monkeypatch, caplog, capsys):
+    """Something answers at the address that `ray start` recorded, but it is no Ray that lets us in."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        left_behind.write_text(f"127.0.0.1:{server.getsockname()[1]}")
+
+        def refuse(address, **settings):
+            raise RuntimeError("Version mismatch: the cluster runs Ray 2.9")
+
+        monkeypatch.setattr(ray, "init", refuse)
+        assert convert(videos) == 0
+    assert "Version mismatch" in caplog.text
+    assert "converting in processes of this machine instead" in caplog.text
+    assert (videos.with_name("out") / "test" / "index.parquet").is_file()
+
+
+def test_a_ray_that_was_asked_for_must_be_there(videos, monkeypatch, capsys):
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    assert convert(videos) == 2
+    assert "RAY_ADDRESS: no Ray cluster answers at 127.0.0.1:1" in capsys.readouterr().err
+    assert not videos.with_name("out").exists()
+
+
+def test_a_ray_started_here_has_the_cpus_that_this_process_may_use(monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "local")
+    monkeypatch.setattr(connection, "cpu_count", lambda: 1)
+    given = {}
+    monkeypatch.setattr(ray, "init", lambda *args, **settings: given.update(settings))
+    connection.start_ray()
+    assert given["num_cpus"] == 1

@@ -2,8 +2,10 @@
 
 import io
 import sys
+from types import SimpleNamespace
 
 import pytest
+import ray
 
 from raypipe.config import Experiment
 from raypipe.search import records
@@ -60,3 +62,22 @@ def test_the_line_says_the_best_and_how_many_failed(tmp_path, monkeypatch):
     log.close()
     assert "4/8" in sys.stderr.getvalue()
     assert "best 0.600 (flow-01: s 0.1 mse), 2 failed" in sys.stderr.getvalue()
+
+
+@pytest.mark.parametrize("status", ["PENDING", "RUNNING"])
+def test_a_search_that_stands_still_says_what_it_waits_for(tmp_path, monkeypatch, status):
+    stream, now = Stream(False), [0.0]
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0})
+    monkeypatch.setattr(ray, "available_resources", dict)
+    log = TrialLog(Stage(Experiment(), Workspace(tmp_path, "e"), "flow"), 8, 0)
+    log.setup()
+    values = {"train.noise_std": 0.1, "train.loss": "nll"}
+    trial = SimpleNamespace(status=status, config={"trial": "flow-03", "values": values}, last_result={})
+    for now[0] in range(30):
+        log.on_step_end(0, [trial])
+    log.close()
+    line = "waiting for 1 trial with 1 CPU each: the cluster has 2 CPUs (0 free)"
+    assert stream.getvalue().count(line) == 1
+    assert ("flow-03 at step 0 of 600" in stream.getvalue()) == (status == "RUNNING")

@@ -2,10 +2,12 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
@@ -14,6 +16,7 @@ import pytest
 from raypipe import config
 from raypipe.common.files import write_atomic
 from raypipe.config import ConfigError
+from raypipe.data.conversion.preprocessing import Preprocessing
 from raypipe.data.shards import open_shards
 from raypipe.workspace import manifest
 from raypipe.workspace.claims import claim, hold, latest
@@ -273,3 +276,46 @@ def test_git_commit_is_the_checkouts(monkeypatch, tmp_path):
 def git(folder, *argv):
     identity = ("-c", "user.name=x", "-c", "user.email=x@example.org")
     return subprocess.run(["git", *identity, *argv], cwd=folder, capture_output=True, text=True, check=True).stdout
+
+
+def converted(tmp_path, **strides):
+    """A dataset of shards that says how it was converted, with another stride for each split."""
+    made = shutil.copytree(
+        prepare_dataset(Workspace(tmp_path, "e"), EXPERIMENT, lambda done, total: None), tmp_path / "shards"
+    )
+    for split, stride in strides.items():
+        record = {"preprocessing": asdict(Preprocessing(16, "pad", True, stride))}
+        (made / split / "conversion.json").write_text(json.dumps(record))
+    return config.replace(EXPERIMENT, **{"dataset.root": str(made), "dataset.name": "own"})
+
+
+def test_the_conversion_of_a_dataset_is_part_of_the_record(tmp_path):
+    own = converted(tmp_path, train=5, val=5, test=5)
+    manifest.begin(Workspace(tmp_path, "own"), own)
+    record = json.loads((tmp_path / "own" / "manifest.json").read_text())
+    assert record["preprocessing"] == asdict(Preprocessing(16, "pad", True, 5))
+    manifest.begin(Workspace(tmp_path, "demo"), EXPERIMENT)
+    assert json.loads((tmp_path / "demo" / "manifest.json").read_text())["preprocessing"] is None
+
+
+def test_a_stride_given_to_the_conversion_and_to_the_experiment_is_refused(tmp_path, caplog):
+    own, place = converted(tmp_path, train=5, val=5, test=5), Workspace(tmp_path, "own")
+    check_dataset(place, own)
+    with pytest.raises(ConfigError) as error:
+        check_dataset(place, config.replace(own, **{"dataset.frame_stride": 5}))
+    assert str(error.value) == (
+        "dataset.frame_stride: 5, but the shards were already converted with --frame-stride 5: 5 x 5 = every 25th "
+        "frame of the videos; for every 5th frame set --dataset.frame_stride 1; for every 25th frame convert with "
+        "--frame-stride 25 and set --dataset.frame_stride 1"
+    )
+    with caplog.at_level("INFO"):
+        check_dataset(place, config.replace(own, **{"dataset.frame_stride": 2}))
+    assert "every 10th frame of the videos" in caplog.text
+
+
+def test_splits_that_were_converted_in_different_ways_are_refused(tmp_path):
+    own = converted(tmp_path, train=5, val=5, test=1)
+    with pytest.raises(
+        ConfigError, match=r"train was converted to padded .* every 5th frame, but test to .*every frame"
+    ):
+        check_dataset(Workspace(tmp_path, "own"), own)

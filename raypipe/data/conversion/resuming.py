@@ -2,7 +2,8 @@
 
 The record `.shard_0001.json` is written after the shard of the same name. It holds a digest of the shard's sources and
 options, and which sources were left out. `conversion.json` holds the options and, once the split is finished, the
-records of all its shards. A shard with a matching record is kept; all others are written again.
+records of all its shards. A shard with a matching record is kept; all others are written again. It also says how the
+frames were made from the original videos (`Preprocessing`): shards that are converted again have a record of their own.
 """
 
 from __future__ import annotations
@@ -16,11 +17,17 @@ from typing import Any
 
 from raypipe.common.errors import UserError
 from raypipe.common.files import atomic_path
+from raypipe.data.conversion.preprocessing import (
+    RECORD,
+    Preprocessing,
+    check_strides,
+    every,
+    from_options,
+    read_preprocessing,
+)
 from raypipe.data.conversion.shard import Options, Outcome, Task, convert_shard
 from raypipe.data.shards.reference import MANIFEST, write_manifest
 from raypipe.data.shards.writer import INDEX, PATTERN, write_index
-
-RECORD = "conversion.json"
 
 
 @dataclass(frozen=True)
@@ -37,8 +44,9 @@ def look(folder: Path, tasks: Sequence[Task]) -> State:
     """Read the state of a split from its folder; changes nothing on disk.
 
     Raises UserError if the folder holds shards of another program, was begun with other options, or is finished and
-    its sources have changed since.
+    its sources have changed since; or if the sources are shards that were already converted with the same stride.
     """
+    preprocessing_of(tasks)
     index = folder / _index_name(tasks[0].options)
     record = _read(folder / RECORD)
     if record is None:
@@ -57,6 +65,25 @@ def look(folder: Path, tasks: Sequence[Task]) -> State:
             done[task.path.name] = _outcome(entry["outcome"])
     left = tuple(task for task in tasks if task.path.name not in done)
     return State(done, left, finished=not left and index.is_file())
+
+
+def preprocessing_of(tasks: Sequence[Task]) -> Preprocessing:
+    """How the frames of a split are made from the original videos, through the conversion of source shards, if any.
+
+    If the sources differ, the first one that says so counts. Raises UserError for a stride that is given twice.
+    """
+    now = from_options(asdict(tasks[0].options))
+    folders = dict.fromkeys(s.path for task in tasks for s in task.sources if s.kind == "shards")
+    earlier = [found for folder in folders if (found := read_preprocessing(folder)) is not None]
+    for before in earlier:
+        stride = before.frame_stride
+        check_strides(
+            stride,
+            now.frame_stride,
+            "--frame-stride",
+            f"omit it for {every(stride)}, or convert the videos themselves with --frame-stride {stride**2}",
+        )
+    return earlier[0].then(now) if earlier else now
 
 
 def begin(folder: Path, tasks: Sequence[Task], state: State) -> None:
@@ -157,7 +184,13 @@ def _check_sources(folder: Path, index: Path, old: dict[str, Any], tasks: Sequen
 def _write_record(folder: Path, tasks: Sequence[Task], done: dict[str, Outcome]) -> None:
     digests = {task.path.name: _digest(task) for task in tasks}
     shards = {name: {"plan": digests[name], "outcome": asdict(done[name])} for name in sorted(done)}
-    record = {"options": asdict(tasks[0].options), "sources": _sources(tasks), "shards": shards}
+    prepared = asdict(preprocessing_of(tasks))
+    record = {
+        "options": asdict(tasks[0].options),
+        "preprocessing": prepared,
+        "sources": _sources(tasks),
+        "shards": shards,
+    }
     _write(folder / RECORD, record)
 
 

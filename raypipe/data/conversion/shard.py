@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -17,6 +17,7 @@ import numpy as np
 
 from raypipe.common.errors import UserError
 from raypipe.data.conversion.find import Source
+from raypipe.data.conversion.preprocessing import Preprocessing
 from raypipe.data.shards import Shards, open_shards
 from raypipe.data.shards.reference import write_reference
 from raypipe.data.shards.writer import Clip, write_shard
@@ -49,6 +50,13 @@ class Options:
     grey: bool = False
     min_length: int = 1
     layout: str = "packed"
+
+    @classmethod
+    def to_repeat(cls, preprocessing: Preprocessing) -> Options:
+        """The options with which a conversion does the same to the frames."""
+        known = {f.name for f in fields(cls)}
+        kept = {name: value for name, value in vars(preprocessing).items() if name in known}
+        return cls(image_size=preprocessing.size, **kept)
 
 
 @dataclass(frozen=True)
@@ -101,13 +109,13 @@ def convert_shard(task: Task, progress: Callable[[int], None] = lambda frames: N
     bad: list[str] = []
     short: list[str] = []
     notes: list[str] = []
-    reader = _Reader(task.options, notes.append)
+    reader = SourceReader(task.options, notes.append)
     with _spool(task.path) as (file, path):
         for source in task.sources:
             begin, told = file.tell(), len(notes)
             try:
                 length = _copy(reader.frames(source), task, file, progress)
-            except _SourceError as error:
+            except SourceError as error:
                 bad.append(str(error))
                 length = 0
             else:
@@ -131,11 +139,11 @@ def convert_shard(task: Task, progress: Callable[[int], None] = lambda frames: N
             return Outcome(tuple(rows), task.path.stat().st_size, tuple(bad), tuple(short), tuple(notes))
 
 
-class _SourceError(Exception):
+class SourceError(UserError):
     """A source is unreadable."""
 
 
-class _Reader:
+class SourceReader:
     """Reads sources frame by frame, at the size of the output; keeps source shards open between their clips."""
 
     def __init__(self, options: Options, note: Callable[[str], None]) -> None:
@@ -144,7 +152,7 @@ class _Reader:
         self._shards: dict[Path, Shards] = {}
 
     def frames(self, source: Source) -> Iterator[Frames]:
-        """Every stride-th frame, uint8 [size, size, 3]. Raises _SourceError if the source is unreadable."""
+        """Every stride-th frame, uint8 [size, size, 3]. Raises SourceError if the source is unreadable."""
         try:
             if source.kind == "video":
                 fit = VideoFit(self.fit)
@@ -158,7 +166,7 @@ class _Reader:
             else:
                 yield from self._stored(source)
         except UserError as error:
-            raise _SourceError(str(error)) from None
+            raise SourceError(str(error)) from None
 
     def _stored(self, source: Source) -> Iterator[Frames]:
         if source.path not in self._shards:

@@ -11,9 +11,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from raypipe.common.errors import UserError
+from raypipe.common.locks import FileLock, Timeout, file_lock
 
 PART = ".part"
 """Suffix of files that are being copied."""
@@ -82,7 +81,7 @@ class Cache:
             )
         deadline = time.monotonic() + WAIT
         while True:
-            with FileLock(str(temporary.parent / "locks" / "room.lock")):
+            with file_lock(str(temporary.parent / "locks" / "room.lock")):
                 if self._make_room(temporary, size):
                     with temporary.open("wb") as file:
                         file.truncate(size)
@@ -113,7 +112,7 @@ class Cache:
 
 
 def _lock(path: Path) -> FileLock:
-    return FileLock(str(path.parent / "locks" / f"{path.name}.lock"))
+    return file_lock(str(path.parent / "locks" / f"{path.name}.lock"))
 
 
 def _gb(size: int) -> str:
