@@ -158,8 +158,9 @@ def iter_film(path: str | Path) -> Iterator[tuple[float | None, Image.Image]]:
         for number in list(_pages(image)):
             image.seek(number)
             image.load()
-            # Viewers show a frame without a duration for 100 ms.
-            duration = float(image.info.get("duration") or 100)
+            # Viewers show a frame without a duration for 100 ms; some programs write 1 ms for none.
+            duration = float(image.info.get("duration") or 0)
+            duration = duration if duration > 1 else 100.0
             frame = image.copy()
             frame.format = image.format
             yield (time if timed else None), upright(frame)

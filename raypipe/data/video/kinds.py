@@ -26,8 +26,8 @@ IMAGE_SUFFIXES = frozenset(
 )
 PLAIN_IMAGES = frozenset({".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm"})
 """Usual suffixes of the images of a folder of frames."""
-TEXT_DEMUXERS = frozenset({"tty", "concat", "hls", "image2"})
-"""FFmpeg demuxers that would show text as a picture, or read other files than the one given."""
+REFUSED = frozenset({"tty", "cdg", "concat", "hls", "image2"})
+"""FFmpeg demuxers that take text or zeros for pictures, or read other files than the one given."""
 HEAD = 512
 
 
@@ -42,6 +42,8 @@ def kind_of(path: str) -> Kind:
         return "video"
     if head[:3] == b"\xff\xd8\xff":
         return "image"
+    if head[:8] == b"\x89HDF\r\n\x1a\n":
+        return "bad"  # perhaps shards of another name
     try:
         with opened(path) as image:
             return "film" if is_film(image) else "image"
@@ -70,7 +72,7 @@ def _opened_by_ffmpeg(path: str, head: bytes) -> Kind:
         try:
             with av.open(ffmpeg_url(path)) as container:
                 names = set(container.format.name.split(","))
-                if container.streams.video and not names & TEXT_DEMUXERS:
+                if container.streams.video and not names & REFUSED:
                     return "image" if container.format.name.endswith("_pipe") else "video"
                 return "other"
         except (av.FFmpegError, OSError, ValueError):

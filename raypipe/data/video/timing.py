@@ -12,10 +12,12 @@ T = TypeVar("T")
 
 LONGEST_GAP = 60.0
 """Seconds between two frames above which the times in a file are not believed."""
+LATE = 0.25
+"""Part of an output frame's interval by which an input frame may be late."""
 
 
 def resample(frames: Iterator[tuple[float, T]], fps: float) -> Iterator[T]:
-    """Repeat or drop frames so that `fps` frames are left per second, as FFmpeg's filter `fps` does.
+    """Repeat or drop frames so that `fps` frames are left per second: at every time, the frame then shown.
 
     frames: time in seconds and content of each frame. The last frame lasts as long as the one before it. Raises
     UserError if two frames are more than `LONGEST_GAP` apart.
@@ -34,10 +36,11 @@ def resample(frames: Iterator[tuple[float, T]], fps: float) -> Iterator[T]:
         for _ in range(slot, until):
             yield held
         slot, previous, held = max(slot, until), time, frame
-    for _ in range(max(1, _slot(previous + lasting - start, fps) - slot)):
+    for _ in range(max(slot == 0, _slot(previous + lasting - start, fps) - slot)):
         yield held
 
 
 def _slot(seconds: float, fps: float) -> int:
-    # The small shift keeps rounding errors of times such as 1/30 from dropping every other frame.
-    return math.floor(seconds * fps + 0.5 + 1e-6)
+    """Number of the first output frame at or after a time."""
+    # Many containers round times to milliseconds, so a frame may come somewhat late for its slot.
+    return max(0, math.ceil(seconds * fps - LATE))
