@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import math
 import re
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,8 +16,10 @@ from raypipe.common import terminal
 from raypipe.common.errors import UserError
 from raypipe.common.locks import Timeout, file_lock
 from raypipe.data.conversion import resuming
-from raypipe.data.conversion.shard import LAYOUTS, Options, Outcome, plan
-from raypipe.data.conversion.splits import DATASETS, Division, Split, find_splits
+from raypipe.data.conversion.find import readable
+from raypipe.data.conversion.shard import LAYOUTS, Options, plan
+from raypipe.data.conversion.splits import DATASETS, Division, Split, find_splits, split_folders
+from raypipe.data.conversion.summary import Summary, summarize
 from raypipe.data.splits import SPLITS
 from raypipe.data.video.fitting import MODES
 from raypipe.distributed.conversion import convert_all
@@ -25,15 +29,17 @@ LOCK = ".convert.lock"
 """File in the output folder that is locked by a running conversion."""
 ABOUT = """Pack videos, folders of frames, or existing shards into HDF5 shards.
 
---data_dir must hold train/, val/ and test/ (at least one of them). Each is searched at any depth for video files,
-folders of images (one folder per clip) and existing shards; the kind of each source is detected. If the folder has
-no such subfolders, use --split to divide its clips, or --dataset for a standard split.
+--data_dir must hold train/, val/ and test/, or folders of similar names such as validation/ (at least one of them).
+Each is searched at any depth for videos and animated or multi-page images (whatever FFmpeg or Pillow opens, with any
+file extension), folders of images (one folder per clip) and existing shards. If the folder has no such subfolders, use
+--split to divide its clips, or --dataset for a standard split. Transparent pixels are shown over black. Everything
+that is left out or looks odd is named.
 
 To resume an interrupted run, give the same command again: finished shards are kept. A run with other options is
 refused, and so is a finished split whose sources have changed. The output does not depend on the number of processes.
 
-exit codes: 0 success; 1 some sources were left out as unreadable or duplicate, or a split has no clip left; 2 bad
-input, a full disk or a killed process; 130 interrupted."""
+exit codes: 0 everything packed; 1 some videos or images were left out, as unreadable, as duplicates or beside clips, or
+a split has no clip left; 2 bad input, nothing to pack, a full disk or a killed process; 130 interrupted."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -73,9 +79,23 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_selection(parser: argparse.ArgumentParser) -> None:
-    """Flags that select frames and clips, and those of the run itself."""
+    """Flags that select frames and clips."""
     add = parser.add_argument
     add("--frame-stride", type=int, default=1, metavar="N", help="keep every N-th frame (default: 1)")
+    add(
+        "--fps",
+        type=float,
+        metavar="RATE",
+        help="resample videos and animated images to RATE frames per second, before --frame-stride, by repeating or"
+        " dropping frames (default: keep the frames of each)",
+    )
+    add(
+        "--white",
+        type=float,
+        metavar="LEVEL",
+        help="value that is shown white in grey images with 16 or 32 bits, such as 4095 if they hold 12 bits (default:"
+        " 65535 for 16 bits; for 32 bits, the first of 1, 255 and 65535 that no value of the clip exceeds)",
+    )
     add("--grey", action="store_true", help="convert to grayscale (stored as three equal channels)")
     add(
         "--min-length",
@@ -85,11 +105,19 @@ def _add_selection(parser: argparse.ArgumentParser) -> None:
         help="leave out clips with fewer frames, counted after --frame-stride; they are listed but are no error"
         " (default: 1)",
     )
+    add("--skip-bad", action="store_true", help="exit with 0 even if unreadable sources were left out")
+    _add_division(parser)
+
+
+def _add_division(parser: argparse.ArgumentParser) -> None:
+    """Flags that say where the clips are and go, and how the run works."""
+    add = parser.add_argument
     add("--extension", metavar="SUFFIX", help="file extension of the images in folders of frames (default: detected)")
     add(
         "--split",
         metavar="A,B,C",
         help="fractions of clips for train, val and test, such as 0.8,0.1,0.1, if --data_dir has no such subfolders."
+        " If it has train/ but lacks others, they are taken out of train, as in 0.9,0.1,0."
         " Clips are assigned in the order of the SHA-256 of their names, so the same names always give the same splits;"
         " each split with a fraction above 0 gets at least one clip",
     )
@@ -123,7 +151,6 @@ def _add_selection(parser: argparse.ArgumentParser) -> None:
         " start` on this machine), number of Ray tasks at a time; all nodes must then have access to both folders"
         " (default: the number of CPUs of the machine or cluster)",
     )
-    add("--skip-bad", action="store_true", help="exit with 0 even if unreadable sources were left out")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -141,9 +168,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(args: argparse.Namespace) -> int:
     options = _options(args)
     data, out = args.data_dir.absolute(), args.out_dir.absolute()
-    splits = find_splits(data, _division(args), args.extension)
+    for flag, folder in (("--data_dir", data), ("--out_dir", out)):
+        if readable(str(folder)) != str(folder):
+            raise UserError(f"{flag}: the name of {readable(str(folder))} is not UTF-8; rename it")
+    found = find_splits(data, _division(args), args.extension, out)
+    splits = found.splits
     _check_apart(data, out, splits)
-    tasks = {split.name: plan(out / split.name, split.sources, options) for split in splits}
+    tasks = {split.name: plan(out / split.name, split.sources, options) for split in splits if split.sources}
     # Inspect every split before any work, so that a mistake in the last one is reported at once.
     states = {name: resuming.look(out / name, tasks[name]) for name in tasks}
     out.mkdir(parents=True, exist_ok=True)
@@ -159,7 +190,12 @@ def _run(args: argparse.Namespace) -> int:
         if {path.name for path in out.iterdir()} <= {LOCK}:  # stopped before anything was written
             (out / LOCK).unlink(missing_ok=True)
             out.rmdir()
-    return _summarise(args, splits, done)
+    summary = summarize(found, done)
+    code = _report(args, summary)
+    made = [split.name for split in summary.splits]
+    _say_next(args, made)
+    emptied = any(split.name not in made for split in splits)
+    return 1 if emptied else code
 
 
 def _options(args: argparse.Namespace) -> Options:
@@ -169,8 +205,14 @@ def _options(args: argparse.Namespace) -> Options:
         value = getattr(args, flag)
         if value is not None and value < 1:
             raise UserError(f"--{flag.replace('_', '-')}: must be at least 1, not {value}")
+    for flag in ("fps", "white"):
+        value = getattr(args, flag)
+        if value is not None and not 0 < value < math.inf:
+            raise UserError(f"--{flag}: must be above 0, not {value:g}")
     layout = LAYOUTS[args.layout]
-    return Options(args.image_size, args.fit, args.frame_stride, args.grey, args.min_length, layout)
+    return Options(
+        args.image_size, args.fit, args.frame_stride, args.grey, args.min_length, layout, args.fps, args.white
+    )
 
 
 def _division(args: argparse.Namespace) -> Division:
@@ -205,48 +247,51 @@ def _check_apart(data: Path, out: Path, splits: Sequence[Split]) -> None:
         for source in (item.path.resolve() for item in split.sources):
             if target == source or target in source.parents:
                 raise UserError(f"--out_dir: {target} contains source videos; choose a folder outside of {data}")
-    if not any((data / name).is_dir() for name in SPLITS) and data.resolve() in (out / "x").resolve().parents:
+    if not split_folders(data) and data.resolve() in (out / "x").resolve().parents:
         raise UserError(f"--out_dir: {out} is inside --data_dir, which is searched at any depth; choose another folder")
 
 
-def _summarise(args: argparse.Namespace, splits: Sequence[Split], done: dict[str, dict[str, Outcome]]) -> int:
-    outcomes = {split.name: [done[split.name][name] for name in sorted(done[split.name])] for split in splits}
-    repeats = {split.name: list(split.repeats) for split in splits}
-    bad = [line for split in splits for o in outcomes[split.name] for line in o.bad]
-    bad += [line for lines in repeats.values() for line in lines]
-    short = [line for lines in outcomes.values() for o in lines for line in o.short]
-    notes = [line for lines in outcomes.values() for o in lines for line in o.notes]
-    made = [name for name, found in outcomes.items() if any(o.rows for o in found)]
-    rows = [
-        (
-            name,
-            sum(len(o.rows) for o in outcomes[name]),
-            sum(o.frames for o in outcomes[name]),
-            round(sum(o.bytes for o in outcomes[name]) / 1e6, 1),
-            sum(len(o.bad) + len(o.short) for o in outcomes[name]) + len(repeats[name]),
-        )
-        for name in made
-    ]
-    if made:
+def _report(args: argparse.Namespace, summary: Summary) -> int:
+    if summary.splits:
+        rows = [(s.name, s.clips, s.frames, round(s.bytes / 1e6, 1), s.left_out) for s in summary.splits]
         terminal.say(terminal.table(rows, ("split", "clips", "frames", "MB", "left out")))
+        terminal.say(
+            f"{summary.found} sources found: {summary.packed} packed, {summary.found - summary.packed} left out;"
+            f" {len(summary.notes)} odd"
+        )
     for lines, title in (
-        (bad, "unreadable or duplicate, left out:"),
-        (short, f"shorter than {args.min_length} frames, left out:"),
-        (notes, "kept despite a problem:"),
+        (summary.bad, "unreadable or duplicate, left out:"),
+        (summary.short, f"shorter than {args.min_length} frames, left out:"),
+        (summary.notes, "kept despite a problem:"),
+        (summary.ignored, "without videos or images, ignored:"),
     ):
         if lines:
-            sys.stderr.write(f"{len(lines)} {title}\n" + "".join(f"  {' '.join(line.split())}\n" for line in lines))
-    if not made:
+            text = "".join(f"  {' '.join(readable(line).split())}\n" for line in lines)
+            sys.stderr.write(f"{len(lines)} {title}\n{text}")
+    if not summary.splits:
         raise UserError(f"{args.data_dir}: no usable clip, nothing was written; see the reasons above")
+    return 1 if summary.bad and not args.skip_bad else 0
+
+
+def _say_next(args: argparse.Namespace, made: Sequence[str]) -> None:
+    """Print the command to run next, and what it will lack."""
     absent = [name for name in SPLITS if name not in made]
     if absent:
-        sys.stderr.write(f"no {', no '.join(absent)} split: training needs train and val, evaluation needs test\n")
+        sys.stderr.write(
+            f"no {', no '.join(absent)} split: training needs train and val, evaluation needs test; --split takes"
+            " missing ones out of train\n"
+        )
+    if "train" not in made or "val" not in made:
+        data, split = shlex.quote(str(args.data_dir)), "0.9,0.1,0" if "test" in made else "0.8,0.1,0.1"
+        if "train" in made:
+            out = shlex.quote(f"{args.out_dir}-split")
+            flags = f"--data_dir {data} --out_dir {out} --image_size {args.image_size} --split {split}"
+            terminal.say(f"\nnext: python -m {PROG} {flags}")
+        return
     name = re.sub(r"[^\w.-]", "_", args.out_dir.resolve().name) or "videos"
     size = "" if args.image_size == 64 else f" --dataset.image_size {args.image_size}"
-    flags = f"--dataset.root {args.out_dir} --dataset.name {name}{size}"
+    flags = f"--dataset.root {shlex.quote(str(args.out_dir))} --dataset.name {name}{size}"
     terminal.say(f"\nnext: python -m raypipe.train --run-name f-01-nll {flags}")
-    emptied = len(made) < len(splits)
-    return 1 if emptied or (bad and not args.skip_bad) else 0
 
 
 if __name__ == "__main__":

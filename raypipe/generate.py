@@ -5,6 +5,7 @@ next frames are shown beside the prediction, as the truth.
 """
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -34,9 +35,11 @@ def make_parser() -> cli.Parser:
     parser = cli.Parser(prog=PROG, description="Predict what follows in a video.", allow_abbrev=False)
     parser.add_argument("--model", type=Path, metavar="DIR", help="folder of an experiment, or its best/ "
                         "(default: the latest experiment under the storage root with a best/)")  # fmt: skip
-    parser.add_argument("--input", type=Path, metavar="VIDEO", help="video file, folder of images, or folder of shards "
+    parser.add_argument("--input", type=Path, metavar="VIDEO", help="video, folder of images, or folder of "
+                        "clips or shards "
                         "(default: the test split of the model's experiment)")  # fmt: skip
-    parser.add_argument("--clip", type=int, metavar="I", help="number of the clip, if the input is a folder of shards "
+    parser.add_argument("--clip", type=int, metavar="I", help="number of the clip, if the input is a folder of "
+                        "clips or shards "
                         "(default: 0)")  # fmt: skip
     parser.add_argument("--frames", type=cli.positive, metavar="N", help="number of frames to predict (default: "
                         f"those left in the input, at most {MOST_FRAMES}; {MOST_FRAMES} if none are left)")  # fmt: skip
@@ -79,6 +82,8 @@ def _generate(args: argparse.Namespace) -> int:
     formats = _formats(args)
     source = args.input or _test_clips(model)
     clip = read_clip(source, manifest, args.frames, args.clip)
+    for note in clip.notes:
+        sys.stderr.write(f"note: {note}\n")
     predictor = load_predictor(model)
     context, rest = clip.frames[: manifest.num_input_frames], clip.frames[manifest.num_input_frames :]
     horizon = args.frames or len(rest) or MOST_FRAMES

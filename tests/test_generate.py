@@ -334,7 +334,7 @@ def _short(path):
         (lambda p: p / "none.mp4", [], "none.mp4: no such video file or folder"),
         (lambda p: _text(p / "x.mp4"), [], "x.mp4: not a readable video"),
         (lambda p: _short(p / "x.mp4"), [], "x.mp4: too short: it has 1 frames, but the model needs 2 to start from"),
-        (lambda p: _empty(p / "x"), [], "x: has neither shards nor images (.png"),
+        (lambda p: _empty(p / "x"), [], "x: has neither shards nor images nor videos"),
         (lambda p: p / "clip.mp4", ["--clip", "1"], "--clip: only for a folder of shards"),
         (lambda p: p / "clip.mp4", ["--frames", "0"], "--frames: must be a positive integer, not 0"),
         (lambda p: p / "clip.mp4", ["--seed", "-1"], "--seed: must be an integer of at least 0"),

@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from raypipe.data.video.io import iter_frames, iter_video
+from raypipe.data.video.decoding import decode
+from raypipe.data.video.fitting import upright
+from raypipe.data.video.folders import iter_images
+from raypipe.data.video.images import Levels
 
 
 def real_video(name):
@@ -23,6 +26,12 @@ def noise(seed, frames=5, height=24, width=32):
     return np.random.default_rng(seed).integers(0, 256, (frames, height, width, 3), np.uint8)
 
 
+def iter_video(path):
+    """The frames of a video file one by one, uint8 RGB [H, W, 3]."""
+    for frame in decode(path):
+        yield upright(frame.to_ndarray(format="rgb24"), frame)
+
+
 def read_video(path):
     """All frames of a video file, uint8 [T, H, W, 3]."""
     return np.stack(list(iter_video(path)))
@@ -30,7 +39,8 @@ def read_video(path):
 
 def read_frames(folder, extension="png"):
     """All images of a folder, uint8 [T, H, W, 3]."""
-    return np.stack(list(iter_frames(folder, extension)))
+    levels = Levels()
+    return np.stack([np.asarray(levels.rgb(image)) for image in iter_images(folder, f".{extension}")])
 
 
 def save_frames(folder, frames, suffix="png"):

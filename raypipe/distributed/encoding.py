@@ -19,7 +19,7 @@ from raypipe.config import ConfigError
 from raypipe.data.latents import Encode, check_latents, encode_shard, finish, missing_shards
 from raypipe.data.shards import Shards
 from raypipe.data.shards.writer import INDEX
-from raypipe.data.splits import SPLITS, Split
+from raypipe.data.splits import Split
 from raypipe.distributed.connection import scales_up
 from raypipe.distributed.failures import plain_errors
 from raypipe.distributed.waiting import Waiting, waiting_for
@@ -53,7 +53,7 @@ def prepare_latents(data: ExperimentData, *, use_gpu: bool = False) -> None:
     latents = data.workspace.folder / "latents"
     latents.mkdir(parents=True, exist_ok=True)
     with file_lock(latents / ".lock"):  # a concurrent run of the experiment waits here, then uses the finished cache
-        unfinished = [split for split in SPLITS if not (data.cache(split) / INDEX).is_file()]
+        unfinished = [split for split in data.splits if not (data.cache(split) / INDEX).is_file()]
         pieces = [piece for split in unfinished for piece in _pieces(data, split)]
         if pieces:
             _encode_all(data, pieces, use_gpu)
@@ -62,7 +62,7 @@ def prepare_latents(data: ExperimentData, *, use_gpu: bool = False) -> None:
     # Few frames are compared, so the CPU is enough; the driver has no GPU reserved.
     encode = frame_encoder(checkpoint.load_autoencoder(data.workspace.autoencoder), torch.device("cpu"))
     rng = np.random.default_rng(data.experiment.train.random_seed)
-    for split in SPLITS:
+    for split in data.splits:
         check_latents(data.frames(split), data.latents(split), encode, CHECKED_FRAMES, rng)
 
 

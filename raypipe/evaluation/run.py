@@ -8,6 +8,7 @@ import ray
 import torch
 
 from raypipe.common import terminal
+from raypipe.common.errors import ConfigError
 from raypipe.common.files import atomic_folder
 from raypipe.config import COMPONENTS, Experiment
 from raypipe.distributed.failures import plain_errors
@@ -72,6 +73,12 @@ def run_evaluation(experiment: Experiment, workspace: Workspace, top_k: int) -> 
         replace(nothing, baseline="climatology"),
         replace(nothing, baseline="persistence"),
     ]
+    if "test" not in data.splits:
+        keep_best(data, chosen)
+        raise ConfigError(
+            f"dataset.root: no test split in {str(workspace.dataset(experiment))!r}, so what was chosen on validation,"
+            f" {workspace.best}, is not tested; add the split and run python -m raypipe.evaluate"
+        )
     _score_split(data, "test", tested, evaluation.test_windows, table, decode=True)
     table.mark_chosen(chosen, default)
     keep_best(data, chosen)

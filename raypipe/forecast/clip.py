@@ -1,29 +1,25 @@
-"""The input of `raypipe.generate`: a video file, a folder of frames, or a clip of a folder of shards.
+"""The input of `raypipe.generate`: what the conversion reads as a clip, or a clip of a folder of shards.
 
 Videos and images are prepared as the conversion prepared the videos that the model was trained on.
 """
 
-import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
-import av
 import numpy as np
 
 from raypipe.common.errors import UserError
-from raypipe.data.conversion.find import Source
+from raypipe.data.conversion.find import find_clips, is_shard_folder, readable, source_of
 from raypipe.data.conversion.preprocessing import Preprocessing, every, read_preprocessing
-from raypipe.data.conversion.shard import Options, SourceReader
+from raypipe.data.conversion.reader import Sampling, SourceReader
+from raypipe.data.conversion.source import Source
 from raypipe.data.shards import open_shards
 from raypipe.data.shards.storage import Folder, RemoteFolder
-from raypipe.data.shards.writer import INDEX, PATTERN
 from raypipe.data.video.fitting import Fit, Frames
 from raypipe.forecast.manifest import Manifest
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -31,13 +27,14 @@ class Clip:
     """An input clip.
 
     frames: uint8 [T, S, S, 3], one frame interval apart, prepared for the model. fps: their rate. prepared: what was
-    done to the frames of the input, for the user.
+    done to the frames of the input, for the user. notes: messages about what is odd.
     """
 
     name: str
     frames: Frames
     fps: float
     prepared: str
+    notes: tuple[str, ...] = ()
 
 
 FPS = 8.0
@@ -48,17 +45,16 @@ MOST_FRAMES = 36
 """Most frames that are predicted if --frames is not given."""
 
 
-IMAGES = ("png", "jpg", "jpeg", "bmp", "webp")
-
-
 def read_clip(path: Folder, manifest: Manifest, horizon: int | None, number: int | None = None) -> Clip:
     """Read the first K + horizon frames (fewer if the input ends) of an input, one frame interval apart, for a model.
 
-    path: a video file, a folder of images, or a folder of shards, of which clip `number` is read. horizon: None for
-    `MOST_FRAMES`. Raises UserError if the input cannot be read or has fewer than K frames.
+    path: a file or folder that the conversion reads as a clip, or a folder of several, or of shards, of which clip
+    `number` is read. horizon: None for `MOST_FRAMES`. Raises UserError if the input cannot be read or has fewer than K
+    frames.
     """
     given, stride = manifest.num_input_frames, manifest.frame_stride
-    found = _open(path, manifest, number)
+    notes: list[str] = []
+    found = _open(path, manifest, number, notes.append)
     stop = (given + (horizon or MOST_FRAMES) - 1) * stride + 1
     taken = list(islice(found.frames, 0, stop, stride))
     if len(taken) < given:
@@ -66,56 +62,69 @@ def read_clip(path: Folder, manifest: Manifest, horizon: int | None, number: int
         raise UserError(
             f"{path}: too short: it has {len(taken)} frames{apart}, but the model needs {given} to start from"
         )
-    fps = FPS if found.fps is None else found.fps / stride
+    rate = found.rate()
     between = f"; of these, {every(stride)} (dataset.frame_stride)" if stride > 1 else ""
-    return Clip(found.name, np.stack(taken), fps, found.prepared + between)
+    return Clip(
+        found.name,
+        np.stack(taken),
+        FPS if rate is None else rate / found.stride / stride,
+        found.prepared + between,
+        tuple(notes),
+    )
 
 
 @dataclass(frozen=True)
 class _Input:
-    """An opened input. frames: as the frames of the model's dataset. fps: their rate, None if unknown. stride: number
-    of frames of the input from one of them to the next."""
+    """An opened input. frames: as the frames of the model's dataset. stride: number of frames of the input from one of
+    them to the next. rate: frames per second of the input, None if unknown; known once a frame has been read."""
 
     name: str
-    fps: float | None
     frames: Iterator[Frames]
     stride: int
     prepared: str
+    rate: Callable[[], float | None] = lambda: None
 
 
-def _open(path: Folder, manifest: Manifest, number: int | None) -> _Input:
-    is_shards = isinstance(path, RemoteFolder) or (
-        path.is_dir() and ((path / INDEX).is_file() or any(path.glob(PATTERN)))
-    )
-    if number is not None and not is_shards:
-        raise UserError(f"--clip: only for a folder of shards, which {path} is not")
-    if is_shards or isinstance(path, RemoteFolder):
+def _open(path: Folder, manifest: Manifest, number: int | None, note: Callable[[str], None]) -> _Input:
+    if isinstance(path, RemoteFolder) or is_shard_folder(path):
         return _open_shard(path, manifest, number or 0)
-    if not path.exists():
-        raise UserError(f"{path}: no such video file or folder")
-    if path.is_dir():
-        held = {entry.suffix.lower().lstrip(".") for entry in path.iterdir() if not entry.name.startswith(".")}
-        extension = next((suffix for suffix in IMAGES if suffix in held), None)
-        if extension is None:
-            raise UserError(
-                f"{path}: has neither shards nor images (.{', .'.join(IMAGES)}); give a video file, a folder "
-                "of images, or a split of a dataset, such as DATASET/test"
-            )
-        source, rate = Source(path.resolve().name, path, "frames", str(path), (0, 0, 0), f".{extension}"), None
-    else:
-        source, rate = Source(path.stem, path, "video", str(path), (0, 0, 0)), _rate(path)
-    return _prepare(source, rate, manifest)
-
-
-def _prepare(source: Source, rate: float | None, manifest: Manifest) -> _Input:
-    """A video or folder of images, read as a conversion reads it."""
+    if readable(str(path)) != str(path):
+        raise UserError(f"{readable(str(path))}: its name is not UTF-8; rename it")
     known = manifest.preprocessing
     wanted = Preprocessing(manifest.image_size) if known is None else replace(known, size=manifest.image_size)
-    frames = SourceReader(Options.to_repeat(wanted), logger.warning).frames(source)
-    rate = wanted.fps or rate
     how = "as the model's training videos" if known else "assumed, as the model does not say how its videos were"
-    fps = None if rate is None else rate / wanted.frame_stride
-    return _Input(source.name, fps, frames, wanted.frame_stride, f"{wanted} ({how})")
+    fit = Fit(wanted.size, wanted.fit, wanted.grey)
+    reader = SourceReader(Sampling(fit, wanted.frame_stride, wanted.fps, wanted.white), note)
+    if path.is_dir():
+        source = _choose(path, number, reader)
+        name = re.sub(r"[^\w.-]", "_", source.identity)
+    elif number is not None:
+        raise UserError(f"--clip: only for a folder of shards or clips, which {path} is not")
+    elif not path.exists():
+        raise UserError(f"{path}: no such video file or folder")
+    else:
+        source, name = source_of(path), path.stem
+    return _Input(name, reader.frames(source), wanted.frame_stride, f"{wanted} ({how})", lambda: reader.rate)
+
+
+def _choose(folder: Path, number: int | None, reader: SourceReader) -> Source:
+    """Clip `number` (None: the first) below a folder."""
+    found = find_clips(folder)
+    clips = [source for source in found.sources if source.stamp[0]]
+    if not clips:
+        raise UserError(
+            found.bad[0]
+            if found.bad
+            else f"{folder}: has neither shards nor images nor videos; give a video, a folder of images, or a split of"
+            " a dataset, such as DATASET/test"
+        )
+    if not 0 <= (number or 0) < len(clips):
+        raise UserError(f"--clip: must be from 0 to {len(clips) - 1}, the clips of {folder}, not {number}")
+    for text in (*found.bad, *found.notes):
+        reader.note(text)
+    if number is None and len(clips) > 1:
+        reader.note(f"{folder}: has {len(clips)} clips, of which the first is taken; --clip chooses another")
+    return clips[number or 0]
 
 
 def _open_shard(path: Folder, manifest: Manifest, number: int) -> _Input:
@@ -141,14 +150,4 @@ def _open_shard(path: Folder, manifest: Manifest, number: int) -> _Input:
         prepared = f"from shards with {done} to {wanted}, as the model's training videos, as far as possible"
     name = re.sub(r"[^\w.-]", "_", shards.names[number])
     numbers = range(0, int(shards.lengths[number]), stride)
-    return _Input(name, None, (fit.array(shards.frames(number, [t])[0]) for t in numbers), stride, prepared)
-
-
-def _rate(path: Path) -> float | None:
-    """Frames per second of a video file; None if unknown."""
-    try:
-        with av.open(str(path)) as container:
-            rate = container.streams.video[0].average_rate if container.streams.video else None
-    except (av.FFmpegError, OSError):
-        return None  # reported by the reader, which opens the file next
-    return float(rate) if rate else None
+    return _Input(name, (fit.array(shards.frames(number, [t])[0]) for t in numbers), stride, prepared)

@@ -25,7 +25,7 @@ from raypipe.data.frames import to_float
 from raypipe.data.latents import Encode, open_latents
 from raypipe.data.shards import Shards, is_shard, open_shards
 from raypipe.data.shards.index import INDEX
-from raypipe.data.shards.storage import Folder, list_files
+from raypipe.data.shards.storage import Folder, MissingFolderError, list_files
 from raypipe.data.splits import SPLITS, Split
 from raypipe.models.autoencoder import Autoencoder
 from raypipe.workspace.layout import Workspace
@@ -53,6 +53,11 @@ class ExperimentData:
     def frames(self, split: Split) -> Shards:
         """Shards of a split, whose clips consist of frames, uint8 [H, W, 3]."""
         return open_shards(self.workspace.dataset(self.experiment) / split)
+
+    @property
+    def splits(self) -> tuple[Split, ...]:
+        """The splits of the dataset, see `splits_of`."""
+        return splits_of(self.workspace.dataset(self.experiment))
 
     def cache_key(self, split: Split) -> str:
         """Key of a latent cache: it changes with the autoencoder's weights and with the frames."""
@@ -111,7 +116,7 @@ def frame_encoder(autoencoder: Autoencoder, device: torch.device | None = None) 
 
 
 def check_dataset(workspace: Workspace, experiment: Experiment) -> None:
-    """Raise ConfigError unless every split of the dataset has shards, converted with a stride that fits the config's.
+    """Raise ConfigError unless train and val have shards, converted with a stride that fits the config's.
 
     Fast, as it reads no frames. The built-in dataset is not checked, as it is simulated on first use.
     """
@@ -177,8 +182,24 @@ def _is_built_in(experiment: Experiment) -> bool:
     return experiment.dataset.root is None and experiment.dataset.name == "demo"
 
 
+def splits_of(root: Folder) -> tuple[Split, ...]:
+    """The splits of a dataset. Training needs train and val; test is needed only by the evaluation, and may be absent.
+
+    Raises UserError if the folder cannot be listed.
+    """
+    return tuple(split for split in SPLITS if split != "test" or _has_shards(root / split))
+
+
+def _has_shards(folder: Folder) -> bool:
+    try:
+        names = list_files(folder)
+    except MissingFolderError:
+        return False
+    return INDEX in names or any(is_shard(name) for name in names)
+
+
 def _check_splits(root: Folder) -> None:
-    for split in SPLITS:
+    for split in ("train", "val"):
         try:
             names = list_files(root / split)
         except UserError as error:

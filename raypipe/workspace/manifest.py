@@ -15,8 +15,7 @@ from raypipe.common.files import write_atomic, write_json
 from raypipe.config import Experiment
 from raypipe.data.shards import open_shards
 from raypipe.data.shards.storage import Folder
-from raypipe.data.splits import SPLITS
-from raypipe.workspace.dataset import dataset_preprocessing
+from raypipe.workspace.dataset import dataset_preprocessing, splits_of
 from raypipe.workspace.layout import Workspace
 
 
@@ -32,7 +31,7 @@ def begin(workspace: Workspace, experiment: Experiment) -> None:
 
 def dataset_hashes(root: Folder) -> dict[str, str]:
     """Content hash of each split of a dataset."""
-    return {split: open_shards(root / split).content_hash() for split in SPLITS}
+    return {split: open_shards(root / split).content_hash() for split in splits_of(root)}
 
 
 def manifest(experiment: Experiment, **more: Any) -> dict[str, Any]:

@@ -17,10 +17,10 @@ from raypipe import config
 from raypipe.common.files import write_atomic
 from raypipe.config import ConfigError
 from raypipe.data.conversion.preprocessing import Preprocessing
-from raypipe.data.shards import open_shards
+from raypipe.data.shards import RemoteFolder, open_shards
 from raypipe.workspace import manifest
 from raypipe.workspace.claims import claim, hold, latest
-from raypipe.workspace.dataset import check_dataset, prepare_dataset
+from raypipe.workspace.dataset import check_dataset, prepare_dataset, splits_of
 from raypipe.workspace.layout import Workspace, demo_key
 from raypipe.workspace.manifest import begin, dataset_hashes, git_commit
 
@@ -207,7 +207,7 @@ def test_a_dataset_that_is_not_there_is_named_with_the_remedy(tmp_path):
     made = prepare_dataset(Workspace(tmp_path, "e"), EXPERIMENT, lambda done, total: None)
     root = tmp_path / "own"
     own = config.replace(EXPERIMENT, **{"dataset.root": str(root), "dataset.name": "kth"})
-    for lacking in ("train", "val", "test"):
+    for lacking in ("train", "val"):
         with pytest.raises(ConfigError) as error:
             prepare_dataset(Workspace(tmp_path, "e"), own, lambda done, total: None)
         message = str(error.value)
@@ -217,6 +217,10 @@ def test_a_dataset_that_is_not_there_is_named_with_the_remedy(tmp_path):
         root.mkdir(exist_ok=True)
         (root / lacking).symlink_to(made / lacking)
     assert prepare_dataset(Workspace(tmp_path, "e"), own, lambda done, total: None) == root
+    assert splits_of(root) == ("train", "val")  # test is needed only in the end
+    (root / "test").symlink_to(made / "test")
+    assert splits_of(root) == ("train", "val", "test")
+    assert splits_of(RemoteFolder((tmp_path / "none").as_uri())) == ("train", "val")
     named = config.replace(EXPERIMENT, **{"dataset.name": "kth"})  # no root: none is simulated for another name
     with pytest.raises(ConfigError, match="no shards"):
         prepare_dataset(Workspace(tmp_path, "e"), named, lambda done, total: None)

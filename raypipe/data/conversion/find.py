@@ -1,103 +1,239 @@
-"""Find the clips below a folder: video files, folders of frames, and the clips of existing shards."""
+"""Find the clips below a folder: videos, animated images, folders of frames, and the clips of existing shards."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from fnmatch import fnmatch
-from pathlib import Path, PurePosixPath
-from typing import Literal
+from pathlib import Path
 
 from raypipe.common.errors import UserError
+from raypipe.data.conversion.preprocessing import RECORD
+from raypipe.data.conversion.source import Found, Source
 from raypipe.data.shards import open_shards
+from raypipe.data.shards.index import INDEX
+from raypipe.data.shards.reference import MANIFEST
 from raypipe.data.shards.writer import PATTERN
-from raypipe.data.video.io import VIDEO_SUFFIXES, natural
+from raypipe.data.video.folders import frame_names, image_suffix, natural
+from raypipe.data.video.images import opened
+from raypipe.data.video.kinds import IMAGE_SUFFIXES, PLAIN_IMAGES, Kind, kind_of
 
-IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
-
-
-@dataclass(frozen=True)
-class Source:
-    """The source of one clip.
-
-    name: clip name, its path relative to the split, unique there. path: the video file, the folder of frames, or the
-    folder of shards. origin: the clip's source as written to the manifest. stamp: number of files, their total bytes
-    and newest modification time in ns, to detect a changed source. suffix: file extension of the frames. clip: index
-    of the clip in the shards.
-    """
-
-    name: str
-    path: Path
-    kind: Literal["video", "frames", "shards"]
-    origin: str
-    stamp: tuple[int, int, int]
-    suffix: str = ""
-    clip: int = 0
-
-    @property
-    def identity(self) -> str:
-        """Key by which duplicates are found: the name, without the file extension for a video."""
-        return PurePosixPath(self.name).with_suffix("").as_posix() if self.kind == "video" else self.name
+SERVICE_FOLDERS = frozenset(
+    {"@eadir", "__macosx", "#recycle", "$recycle.bin", "lost+found", "system volume information"}
+)
+"""Folders that file systems and file servers create for themselves, such as for thumbnails; in lower case."""
+SERVICE_FILES = frozenset({"thumbs.db", "desktop.ini"})
+LOOKED_AT = 16
+"""Files of one usual image format in one folder that are opened to learn their kind; of more files, only the first."""
+SHOWN = 3
+"""Names that a message lists."""
 
 
-def find_clips(folder: Path, extension: str | None = None, base: Path | None = None) -> list[Source]:
-    """Every clip below `folder`, at any depth, in natural order of the names.
+def find_clips(folder: Path, extension: str | None = None, base: Path | None = None) -> Found:
+    """Every clip below `folder`, at any depth, in natural order of the names, and what is there besides.
 
-    extension: file extension of the images; None to detect it. base: folder that origins are relative to. An empty
-    folder, or one with only unknown files, counts as a folder of frames: reading it then reports the problem. Raises
-    UserError if `folder` does not exist, no clip is found, or a folder holds images with two file extensions.
+    extension: file extension of the images of a clip; None to detect it. base: folder that origins are relative to.
+    An empty folder counts as a folder of frames: reading it then reports the problem. Raises UserError if `folder` is
+    no folder.
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder")
-    suffixes = IMAGE_SUFFIXES if extension is None else frozenset({f".{extension.lstrip('.').lower()}"})
-    sources = list(_walk(folder, folder, base or folder, suffixes))
-    if not sources:
-        wanted = "images" if extension is None else f"{min(suffixes)} images"
-        raise UserError(
-            f"{folder}: no clips found; it must contain video files ({', '.join(sorted(VIDEO_SUFFIXES))}),"
-            f" one folder of {wanted} per clip, or shards"
-        )
-    return sorted(sources, key=lambda source: natural(source.name))
+    search = _Search(folder, base or folder, None if extension is None else image_suffix(f"x.{extension.lstrip('.')}"))
+    search.walk(folder)
+    search.drop_thumbnails()
+    sources = sorted(search.sources, key=lambda source: natural(source.name))
+    return Found(tuple(sources), tuple(search.bad), tuple(search.notes), tuple(search.ignored))
 
 
-def _walk(folder: Path, root: Path, base: Path, suffixes: frozenset[str]) -> Iterator[Source]:
-    with os.scandir(folder) as entries:
-        seen = [entry for entry in entries if not entry.name.startswith(".")]
-    folders = [entry for entry in seen if entry.is_dir()]
-    files = [entry for entry in seen if entry.is_file()]
-    videos = [entry for entry in files if _suffix(entry.name) in VIDEO_SUFFIXES - suffixes]
-    images = [entry for entry in files if _suffix(entry.name) in suffixes]
-    shards = [entry for entry in files if fnmatch(entry.name, PATTERN)]
-    found = sorted({_suffix(entry.name) for entry in images})
-    if shards:
-        yield from _clips_of_shards(folder, root, base, shards)
-    elif folder != root and (images or not (videos or folders)):
-        if len(found) > 1:
-            raise UserError(
-                f"{folder}: contains {' and '.join(found)} images; choose one with --extension {found[0][1:]}"
+def source_of(path: Path) -> Source:
+    """The source in a single file. Raises UserError if it is no video, animation or document of several pages."""
+    kind = kind_of(str(path))
+    stat = path.stat()
+    stamp = 1, stat.st_size, stat.st_mtime_ns
+    if kind == "video":
+        return Source(path.name, path, "video", path.name, stamp)
+    if kind == "film":
+        return Source(path.name, path, "film", path.name, stamp)
+    if kind == "image":
+        raise UserError(f"{path}: a single image; give a video, an animation, or a folder with the images of a clip")
+    raise UserError(_unreadable(path))
+
+
+def is_shard_folder(folder: Path) -> bool:
+    """Whether a folder holds shards."""
+    return folder.is_dir() and ((folder / INDEX).is_file() or any(folder.glob(PATTERN)))
+
+
+class _Search:
+    def __init__(self, root: Path, base: Path, suffix: str | None) -> None:
+        self.root, self.base, self.suffix = root, base, suffix
+        self.sources: list[Source] = []
+        self.bad: list[str] = []
+        self.notes: list[str] = []
+        self.ignored: list[str] = []
+
+    def walk(self, folder: Path) -> None:
+        told = len(self.bad)
+        files, folders, others = self._list(folder)
+        shards = [entry for entry in files if fnmatch(entry.name, PATTERN)]
+        if shards:
+            files = [e for e in files if e not in shards and e.name not in (INDEX, MANIFEST, RECORD)]
+            self._add_shards(folder, shards)
+        kinds = self._kinds(files)
+        films = [e for e in files if kinds[e.name] in ("video", "film")]
+        stills = [e for e in files if kinds[e.name] == "image"]
+        others += [e.name for e in files if kinds[e.name] == "other"]
+        self.bad += [_unreadable(Path(e.path)) for e in files if kinds[e.name] == "bad"]
+        self._ignore(folder, others, "files that are no videos or images")
+        for entry in films:
+            path = Path(entry.path)
+            kind = "video" if kinds[entry.name] == "video" else "film"
+            self.sources.append(Source(self._name(path), path, kind, self._origin(path), _stamp([entry])))  # type: ignore[arg-type]
+        alone = not (films or shards or (folder == self.root and folders))
+        if stills and not alone:
+            beside = "videos" if films else "shards" if shards else "folders of clips"
+            self.bad.append(f"{folder}: {_listed([e.name for e in stills])}: images beside {beside}, left out")
+        elif stills or (alone and not folders and folder != self.root and len(self.bad) == told):
+            self._add_frames(folder, stills)
+        for entry in folders:
+            self.walk(Path(entry.path))
+
+    def _list(self, folder: Path) -> tuple[list[os.DirEntry[str]], list[os.DirEntry[str]], list[str]]:
+        """Files, folders, and names of hidden and service files of a folder."""
+        files, folders, others = [], [], []
+        try:
+            with os.scandir(folder) as found:
+                entries = sorted(found, key=lambda entry: entry.name)
+        except OSError as error:
+            self.bad.append(f"{folder}: cannot be read ({error.strerror})")
+            return [], [], []
+        for entry in entries:
+            try:
+                problem = _problem(entry)
+                is_folder = problem is None and entry.is_dir()
+            except OSError as error:
+                problem = f"cannot be read ({error.strerror})"
+            if problem:
+                self.bad.append(f"{readable(entry.path)}: {problem}")
+            elif entry.name.startswith(".") or entry.name.lower() in SERVICE_FILES:
+                others.append(entry.name)
+            elif not is_folder:
+                files.append(entry)
+            elif entry.name.lower() in SERVICE_FOLDERS:
+                self.ignored.append(f"{entry.path}: a folder that file servers make, with thumbnails")
+            else:
+                folders.append(entry)
+        return files, folders, others
+
+    def _kinds(self, files: Sequence[os.DirEntry[str]]) -> dict[str, Kind]:
+        groups = defaultdict(list)
+        for entry in files:
+            groups[image_suffix(entry.name)].append(entry)
+        kinds: dict[str, Kind] = {}
+        for suffix, group in groups.items():
+            if suffix == self.suffix:
+                kinds |= dict.fromkeys((entry.name for entry in group), "image")
+                continue
+            first = kind_of(group[0].path)
+            if suffix in PLAIN_IMAGES and len(group) > LOOKED_AT and first == "image":
+                kinds |= dict.fromkeys((entry.name for entry in group), "image")
+                continue
+            found = {entry.name: kind_of(entry.path) for entry in group[1:]} | {group[0].name: first}
+            # A damaged frame belongs to its clip, which is then left out whole.
+            if suffix in PLAIN_IMAGES or "image" in found.values():
+                found = {
+                    name: "image" if kind == "bad" and suffix in IMAGE_SUFFIXES else kind
+                    for name, kind in found.items()
+                }
+            kinds |= found
+        if self.suffix is not None:
+            images = [name for name, kind in kinds.items() if kind == "image" and image_suffix(name) != self.suffix]
+            kinds |= dict.fromkeys(images, "other")
+        return kinds
+
+    def _add_frames(self, folder: Path, stills: Sequence[os.DirEntry[str]]) -> None:
+        suffixes = sorted({image_suffix(entry.name) for entry in stills})
+        if len(suffixes) > 1:
+            self.bad.append(
+                f"{folder}: contains {' and '.join(suffixes)} images, left out; choose one with --extension"
+                f" {suffixes[0][1:]}"
             )
-        suffix = found[0] if found else min(suffixes) if len(suffixes) == 1 else ""
-        yield Source(_below(folder, root), folder, "frames", _below(folder, base), _stamp(images), suffix)
-    for entry in videos:
-        path = Path(entry.path)
-        yield Source(_below(path, root), path, "video", _below(path, base), _stamp([entry]))
-    for entry in folders:
-        yield from _walk(Path(entry.path), root, base, suffixes)
+            return
+        name = folder.resolve().name if folder == self.root else self._name(folder)
+        if folder == self.root:
+            self.notes.append(f"{folder}: its {len(stills)} images are taken for the frames of one clip")
+        suffix = suffixes[0] if suffixes else self.suffix or ""
+        self.sources.append(Source(name, folder, "frames", self._origin(folder), _stamp(stills), suffix))
+
+    def _add_shards(self, folder: Path, files: Sequence[os.DirEntry[str]]) -> None:
+        try:
+            shards = open_shards(folder)
+        except UserError as error:
+            self.bad.append(str(error))
+            return
+        if shards.dtype != "uint8" or len(shards.frame_shape) != 3 or shards.frame_shape[-1] != 3:
+            self.bad.append(
+                f"{folder}: its shards hold frames of {shards.dtype} {list(shards.frame_shape)}, not uint8 [H, W, 3]"
+            )
+            return
+        stamps = {entry.name: _stamp([entry]) for entry in files}
+        prefix = "" if folder == self.root else f"{self._name(folder)}/"
+        for i, name in enumerate(shards.names):
+            path = Path(shards.path(i))
+            origin = shards.sources[i] or self._origin(path)
+            self.sources.append(Source(prefix + name, folder, "shards", origin, stamps[path.name], clip=i))
+
+    def drop_thumbnails(self) -> None:
+        """Leave out folders whose images are all named like videos."""
+        films = [Path(source.name) for source in self.sources if source.kind in ("video", "film")]
+        named = {path.stem for path in films} | {path.name for path in films}
+        for source in [s for s in self.sources if s.kind == "frames"] if named else []:
+            names = frame_names(source.path, source.suffix)
+            if names and all(os.path.splitext(name)[0] in named for name in names):
+                self.sources.remove(source)
+                self.bad.append(f"{source.path}: {_listed(names)}: images named like videos, left out")
+
+    def _ignore(self, folder: Path, names: Sequence[str], what: str) -> None:
+        if names:
+            self.ignored.append(f"{folder}: {_listed(sorted(names))}: {what}")
+
+    def _name(self, path: Path) -> str:
+        return path.relative_to(self.root).as_posix()
+
+    def _origin(self, path: Path) -> str:
+        return path.relative_to(self.base).as_posix()
 
 
-def _clips_of_shards(folder: Path, root: Path, base: Path, files: Sequence[os.DirEntry[str]]) -> Iterator[Source]:
-    shards = open_shards(folder)
-    if shards.dtype != "uint8" or len(shards.frame_shape) != 3 or shards.frame_shape[-1] != 3:
-        raise UserError(
-            f"{folder}: its shards hold frames of {shards.dtype} {list(shards.frame_shape)}, not uint8 [H, W, 3]"
-        )
-    stamps = {entry.name: _stamp([entry]) for entry in files}
-    prefix = "" if folder == root else f"{_below(folder, root)}/"
-    for i, name in enumerate(shards.names):
-        path = Path(shards.path(i))
-        origin = shards.sources[i] or _below(path, base)
-        yield Source(prefix + name, folder, "shards", origin, stamps[path.name], clip=i)
+def _unreadable(path: Path) -> str:
+    """Why neither FFmpeg nor Pillow reads a file."""
+    if image_suffix(path.name) in IMAGE_SUFFIXES:
+        try:
+            with opened(path):
+                pass
+        except UserError as error:
+            return str(error)
+    hint = "; shards must be named shard_*.hdf5" if path.suffix.lower() in (".hdf5", ".h5") else ""
+    return f"{path}: neither FFmpeg nor Pillow finds a video or images in it{hint}"
+
+
+def _problem(entry: os.DirEntry[str]) -> str | None:
+    """Why an entry of a folder cannot be a file or folder of clips; None if it can."""
+    if readable(entry.name) != entry.name:
+        return "its name is not UTF-8; rename it"
+    if entry.is_symlink() and not os.path.exists(entry.path):
+        return f"a link to {readable(os.readlink(entry.path))}, which does not exist"
+    if entry.is_dir():
+        here = os.path.realpath(os.path.dirname(entry.path))
+        if entry.is_symlink() and f"{here}/".startswith(f"{os.path.realpath(entry.path)}/"):
+            return "a link to a folder that contains it"
+        return None
+    return None if entry.is_file() else "neither a file nor a folder"
+
+
+def readable(name: str) -> str:
+    """A name with the bytes that are not UTF-8 written as \\xNN."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def without_repeats(sources: Sequence[Source]) -> tuple[list[Source], list[str]]:
@@ -114,14 +250,11 @@ def without_repeats(sources: Sequence[Source]) -> tuple[list[Source], list[str]]
     return list(taken.values()), repeats
 
 
-def _suffix(name: str) -> str:
-    return os.path.splitext(name)[1].lower()
+def _listed(names: Sequence[str]) -> str:
+    more = len(names) - SHOWN
+    return ", ".join(names[:SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
-def _below(path: Path, root: Path) -> str:
-    return path.relative_to(root).as_posix()
-
-
-def _stamp(entries: Sequence[os.DirEntry[str]]) -> tuple[int, int, int]:
+def _stamp(entries: Iterable[os.DirEntry[str]]) -> tuple[int, int, int]:
     stats = [entry.stat() for entry in entries]
     return len(stats), sum(s.st_size for s in stats), max((s.st_mtime_ns for s in stats), default=0)

@@ -29,7 +29,7 @@ class Preprocessing:
     grey: bool = False
     frame_stride: int = 1
     fps: float | None = None
-    white: int | None = None
+    white: float | None = None
 
     def __post_init__(self) -> None:
         if self.fit not in MODES:
@@ -48,7 +48,7 @@ class Preprocessing:
         if self.fps is not None:
             parts.insert(2, f"{self.fps:g} frames per second")
         if self.white is not None:
-            parts.append(f"white at {self.white}")
+            parts.append(f"white at {self.white:g}")
         return ", ".join(parts)
 
     def then(self, later: Preprocessing) -> Preprocessing:

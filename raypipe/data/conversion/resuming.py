@@ -152,7 +152,8 @@ def _sources(tasks: Sequence[Task]) -> dict[str, list[Any]]:
 def _digest(task: Task) -> str:
     """Digest of a shard's sources and options, independent of the shard's name and of where the folders are."""
     sources = [[s.name, s.kind, s.origin, s.suffix, s.clip, *s.stamp] for s in task.sources]
-    return hashlib.sha256(json.dumps([asdict(task.options), sources]).encode()).hexdigest()[:16]
+    options = {name: value for name, value in asdict(task.options).items() if value is not None}
+    return hashlib.sha256(json.dumps([options, sources]).encode()).hexdigest()[:16]
 
 
 def _outcome(entry: dict[str, Any]) -> Outcome:

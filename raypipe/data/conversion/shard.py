@@ -6,23 +6,22 @@ of it. Memory thus holds one frame, not a whole shard, and the frames of a sourc
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
 from raypipe.common.errors import UserError
-from raypipe.data.conversion.find import Source
-from raypipe.data.conversion.preprocessing import Preprocessing
-from raypipe.data.shards import Shards, open_shards
+from raypipe.data.conversion.reader import Sampling, SourceReader
+from raypipe.data.conversion.source import Source
 from raypipe.data.shards.reference import write_reference
 from raypipe.data.shards.writer import Clip, write_shard
-from raypipe.data.video.fitting import Fit, Frames, VideoFit
-from raypipe.data.video.io import decode, iter_images
+from raypipe.data.video.fitting import Fit, Frames
 
 LAYOUTS = {"packed": "packed", "reference": "published", "published": "published"}
 """Values of --layout, and the `Options.layout` of each. The records of conversions store `published`."""
@@ -41,7 +40,7 @@ class Options:
 
     image_size: side of the square frames in pixels. fit, grey: mode and grey of `Fit`. frame_stride: keep every
     frame_stride-th frame. min_length: leave out clips with fewer frames, counted after striding. layout: `packed`, or
-    `published` for the reference layout.
+    `published` for the reference layout. fps, white: see `Sampling`.
     """
 
     image_size: int = 64
@@ -50,13 +49,13 @@ class Options:
     grey: bool = False
     min_length: int = 1
     layout: str = "packed"
+    fps: float | None = None
+    white: float | None = None
 
-    @classmethod
-    def to_repeat(cls, preprocessing: Preprocessing) -> Options:
-        """The options with which a conversion does the same to the frames."""
-        known = {f.name for f in fields(cls)}
-        kept = {name: value for name, value in vars(preprocessing).items() if name in known}
-        return cls(image_size=preprocessing.size, **kept)
+    def sampling(self) -> Sampling:
+        """How the frames of a source are read."""
+        fit = Fit(self.image_size, self.fit, self.grey)
+        return Sampling(fit, self.frame_stride, self.fps, self.white)
 
 
 @dataclass(frozen=True)
@@ -72,9 +71,9 @@ class Task:
 class Outcome:
     """Result of a task.
 
-    rows: clip, source and number of frames of each clip, in the shard's order. bytes: size of the shard, 0 if no clip
-    was usable and no shard was written. bad, short, notes: messages about sources left out as unreadable, left out as
-    too short, and kept despite a problem.
+    rows: clip, source, number of frames, frame rate and digest of each clip, in the shard's order. bytes: size of the
+    shard, 0 if no clip was usable and no shard was written. bad, short, notes: messages about sources left out as
+    unreadable, left out as too short, and kept despite a problem.
     """
 
     rows: tuple[dict[str, Any], ...] = ()
@@ -105,25 +104,25 @@ def convert_shard(task: Task, progress: Callable[[int], None] = lambda frames: N
 
     Raises UserError, naming the shard, if it cannot be written. An unreadable source is reported in the outcome.
     """
-    kept: list[tuple[Source, int]] = []
+    kept: list[tuple[Source, int, dict[str, Any]]] = []
     bad: list[str] = []
     short: list[str] = []
     notes: list[str] = []
-    reader = SourceReader(task.options, notes.append)
+    reader = SourceReader(task.options.sampling(), notes.append)
     with _spool(task.path) as (file, path):
         for source in task.sources:
             begin, told = file.tell(), len(notes)
             try:
-                length = _copy(reader.frames(source), task, file, progress)
-            except SourceError as error:
+                length, digest = _copy(_read(reader, source), task, file, progress)
+            except _SourceError as error:
                 bad.append(str(error))
                 length = 0
             else:
                 if length < task.options.min_length:
-                    short.append(f"{_place(source)}: {length} frames")
+                    short.append(f"{source.place}: {length} frames")
                     length = 0
             if length:
-                kept.append((source, length))
+                kept.append((source, length, {"digest": digest, "fps": reader.rate}))
             else:
                 del notes[told:]
                 file.seek(begin)
@@ -135,66 +134,45 @@ def convert_shard(task: Task, progress: Callable[[int], None] = lambda frames: N
             size = task.options.image_size
             clips = _clips(np.memmap(path, np.uint8, "r").reshape(-1, size, size, 3), kept)
             _write(task, clips)
-            rows = [{"clip": clip.name, "source": clip.source, "frames": len(clip.frames)} for clip in clips]
+            rows = [
+                {"clip": clip.name, "source": clip.source, "frames": len(clip.frames), **more}
+                for clip, (_, _, more) in zip(clips, kept, strict=True)
+            ]
             return Outcome(tuple(rows), task.path.stat().st_size, tuple(bad), tuple(short), tuple(notes))
 
 
-class SourceError(UserError):
+class _SourceError(UserError):
     """A source is unreadable."""
 
 
-class SourceReader:
-    """Reads sources frame by frame, at the size of the output; keeps source shards open between their clips."""
-
-    def __init__(self, options: Options, note: Callable[[str], None]) -> None:
-        self.stride, self.note = options.frame_stride, note
-        self.fit = Fit(options.image_size, options.fit, options.grey)
-        self._shards: dict[Path, Shards] = {}
-
-    def frames(self, source: Source) -> Iterator[Frames]:
-        """Every stride-th frame, uint8 [size, size, 3]. Raises SourceError if the source is unreadable."""
-        try:
-            if source.kind == "video":
-                fit = VideoFit(self.fit)
-                for i, frame in enumerate(decode(source.path, threads=1, note=self.note)):
-                    if i % self.stride == 0:
-                        yield fit(frame)
-            elif source.kind == "frames":
-                for i, image in enumerate(iter_images(source.path, source.suffix)):
-                    if i % self.stride == 0:
-                        yield self.fit.image(image)
-            else:
-                yield from self._stored(source)
-        except UserError as error:
-            raise SourceError(str(error)) from None
-
-    def _stored(self, source: Source) -> Iterator[Frames]:
-        if source.path not in self._shards:
-            self._shards[source.path] = open_shards(source.path)
-        shards = self._shards[source.path]
-        for t in range(0, int(shards.lengths[source.clip]), self.stride):
-            yield self.fit.array(shards.frames(source.clip, [t])[0])
+def _read(reader: SourceReader, source: Source) -> Iterator[Frames]:
+    try:
+        yield from reader.frames(source)
+    except UserError as error:
+        raise _SourceError(str(error)) from None
 
 
-def _copy(frames: Iterator[Frames], task: Task, file: BinaryIO, progress: Callable[[int], None]) -> int:
-    """Append frames to the spool file; return their number."""
+def _copy(frames: Iterator[Frames], task: Task, file: BinaryIO, progress: Callable[[int], None]) -> tuple[int, str]:
+    """Append frames to the spool file; return their number, and a digest by which equal clips are found."""
     count = told = 0
+    digest = hashlib.sha256()
     for frame in frames:
         with _writing(task.path):
             file.write(frame.data)
+        digest.update(frame.data)
         count += 1
         if count - told == REPORT_FRAMES:
             progress(count - told)
             told = count
     progress(count - told)
-    return count
+    return count, digest.hexdigest()[:32]
 
 
-def _clips(frames: Frames, kept: Sequence[tuple[Source, int]]) -> list[Clip]:
-    ends = np.cumsum([length for _, length in kept]).tolist()
+def _clips(frames: Frames, kept: Sequence[tuple[Source, int, dict[str, Any]]]) -> list[Clip]:
+    ends = np.cumsum([length for _, length, _ in kept]).tolist()
     return [
         Clip(source.name, frames[end - length : end], source.origin)
-        for (source, length), end in zip(kept, ends, strict=True)
+        for (source, length, _), end in zip(kept, ends, strict=True)
     ]
 
 
@@ -212,10 +190,6 @@ def _write(task: Task, clips: Sequence[Clip]) -> None:
         write_shard(task.path, clips)
     else:
         write_reference(task.path, clips)
-
-
-def _place(source: Source) -> str:
-    return f"{source.path}: clip {source.name}" if source.kind == "shards" else str(source.path)
 
 
 @contextmanager

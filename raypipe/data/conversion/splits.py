@@ -5,28 +5,51 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from raypipe.common.errors import UserError
-from raypipe.data.conversion.find import Source, find_clips, without_repeats
+from raypipe.data.conversion.find import find_clips, readable, without_repeats
+from raypipe.data.conversion.source import Found, Source
 from raypipe.data.splits import SPLITS
+from raypipe.data.video.kinds import kind_of
 
 CLEVRER = {"train": "video_train", "val": "video_validation", "test": "video_test"}
 KTH_NAME = re.compile(r"person(\d{2})_([a-z]+)_d(\d)")
 KTH_PEOPLE = {"train": range(1, 17), "val": range(17, 21), "test": range(21, 26)}
 """Persons of each split. The reference code trains on 1-20 and tests on 21-25; here 17-20 are for validation."""
 DATASETS = ("kth", "clevrer")
+NAMES = {
+    **dict.fromkeys(("train", "training", "trn"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
+    **dict.fromkeys(("test", "testing", "tst"), "test"),
+}
+"""Names of the folders of splits."""
+FILLERS = frozenset({"clips", "data", "dataset", "frames", "images", "set", "split", "video", "videos"})
+"""Words that the name of such a folder may have besides."""
+OF_SPLITS = "train/, val/, test/"
+NEEDED = "it must contain videos, one folder of images per clip, or shards"
 
 
 @dataclass(frozen=True)
 class Split:
-    """The sources of one split. repeats: a message for each duplicate that was left out."""
+    """The sources of one split. repeats, bad: a message for each duplicate, and for all else, that was left out."""
 
     name: str
     sources: tuple[Source, ...]
     repeats: tuple[str, ...] = ()
+    bad: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The non-empty splits of a folder. bad: messages about clips outside of them. notes, ignored: see `Found`."""
+
+    splits: tuple[Split, ...]
+    bad: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    ignored: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -43,62 +66,138 @@ class Division:
     group_by: str | None = None
 
 
-def find_splits(root: Path, division: Division, extension: str | None = None) -> list[Split]:
-    """The non-empty splits of a folder. Raises UserError if the folder does not have what the division requires."""
+def find_splits(root: Path, division: Division, extension: str | None = None, out: Path | None = None) -> Splits:
+    """The non-empty splits of a folder. out: folder of results, which may be in it.
+
+    Raises UserError if the folder does not have what the division requires, or no clip at all.
+    """
     if not root.is_dir():
         raise UserError(f"{root}: no such folder; --data_dir must be a folder with train/, val/ or test/")
-    named = [split for split in SPLITS if (root / split).is_dir()]
-    if division.dataset == "clevrer":
-        parts = _clevrer(root, extension)
-    elif division.dataset == "kth":
-        parts = _kth(root, extension)
-    elif division.fractions is not None:
-        if named:
-            raise UserError(
-                f"--split: {root} is already divided, it contains {', '.join(f'{n}/' for n in named)}; omit --split"
-            )
-        parts = _by_share(find_clips(root, extension), division.fractions, division.group_by)
-    elif named:
-        parts = {split: find_clips(root / split, extension, root) for split in named}
-    else:
+    folders = {} if division.dataset == "kth" else _clevrer(root) if division.dataset else split_folders(root)
+    if division.fractions is None and not division.dataset and not folders:
         raise UserError(
             f"{root}: contains none of train/, val/, test/; move the clips into such folders,"
             f" or divide them with --split 0.8,0.1,0.1"
         )
+    if division.fractions is not None and folders:
+        _check_free(root, folders, division.fractions)
+    places = folders or {"": root}
+    found = {name: find_clips(folder, extension, root) for name, folder in places.items()}
+    parts: dict[str, Sequence[Source]] = {name: part.sources for name, part in found.items()}
+    strangers: list[str] = []
+    if division.dataset == "kth":
+        parts = _kth(parts.pop(""), strangers)
+    elif division.fractions is not None:
+        whole = "train" if folders else ""
+        if parts[whole]:
+            shares = _by_share(parts.pop(whole), division.fractions, division.group_by)
+            parts |= {split: sources for split, sources in shares.items() if sources}
+    if not any(parts.values()):
+        reasons = [*(line for part in found.values() for line in part.bad), *strangers]
+        place = next(iter(places.values()))
+        raise UserError(reasons[0] if reasons else f"{place}: no clips found; {NEEDED}")
     splits = []
     for name in SPLITS:
-        if parts.get(name):
-            sources, repeats = without_repeats(parts[name])
-            splits.append(Split(name, tuple(sources), tuple(repeats)))
-    return splits
+        bad = found[name].bad if name in found else ()
+        if name in folders and not parts.get(name) and not bad:
+            bad = (f"{folders[name]}: no clips found; {NEEDED}",)
+        sources, repeats = without_repeats(parts.get(name, ()))
+        if sources or bad:
+            splits.append(Split(name, tuple(sources), tuple(repeats), bad))
+    outside = _outside(root, set(folders.values()), out) if folders else Found()
+    every = [*found.values(), outside]
+    return Splits(
+        tuple(splits),
+        (*(found[""].bad if "" in found else ()), *strangers, *outside.bad),
+        (*(() if division.dataset else _renamed(folders)), *(line for part in every for line in part.notes)),
+        tuple(line for part in every for line in part.ignored),
+    )
 
 
-def _clevrer(root: Path, extension: str | None) -> dict[str, list[Source]]:
+def split_folders(root: Path) -> dict[str, Path]:
+    """The folders of the splits, by the usual names: `val`, `validation`, `Valid`, `video_val` and the like."""
+    folders: dict[str, Path] = {}
+    for folder in sorted(path for path in root.iterdir() if path.is_dir()):
+        words = [word for word in re.split(r"[\W_\d]+", folder.name.lower()) if word and word not in FILLERS]
+        split = NAMES.get(words[0]) if len(words) == 1 else None
+        if split is None:
+            continue
+        if split in folders:
+            raise UserError(
+                f"{root}: both {folders[split].name}/ and {folder.name}/ are named like {split}; rename one"
+            )
+        folders[split] = folder
+    return {split: folders[split] for split in SPLITS if split in folders}
+
+
+def _renamed(folders: Mapping[str, Path]) -> list[str]:
+    return [f"{path}: taken for {split}" for split, path in folders.items() if path.name.lower() != split]
+
+
+def _check_free(root: Path, folders: Mapping[str, Path], fractions: tuple[float, float, float]) -> None:
+    """Refuse fractions for splits that exist; those that do not exist are taken out of train."""
+    wanted = {split for split, fraction in zip(SPLITS, fractions, strict=True) if fraction > 0}
+    present = ", ".join(f"{folder.name}/" for folder in folders.values())
+    absent = [split for split in SPLITS if split not in folders]
+    if "train" not in folders or not absent:
+        raise UserError(f"--split: {root} is already divided, it contains {present}; omit --split")
+    if wanted & (folders.keys() - {"train"}):
+        example = ",".join("0.9" if s == "train" else "0.1" if s == absent[0] else "0" for s in SPLITS)
+        raise UserError(
+            f"--split: {root} is already divided, it contains {present}; set their fractions to 0 to take"
+            f" {' and '.join(absent)} out of train, as in --split {example}"
+        )
+
+
+def _outside(root: Path, folders: set[Path], out: Path | None) -> Found:
+    """What lies beside the folders of the splits."""
+    bad, ignored = [], []
+    for path in sorted(root.iterdir()):
+        if path in folders or (out is not None and path.resolve() == out.resolve()):
+            continue
+        name = readable(str(path))
+        if path.is_dir() and name == str(path) and not path.name.startswith("."):
+            clips = [source for source in find_clips(path).sources if source.stamp[0]]
+            if clips:
+                bad.append(f"{name}: {len(clips)} clips in no split, left out; move them into one of {OF_SPLITS}")
+                continue
+        elif path.is_file() and kind_of(str(path)) in ("video", "film", "image"):
+            bad.append(f"{name}: in no split, left out; move it into one of {OF_SPLITS}")
+            continue
+        ignored.append(f"{name}: beside {OF_SPLITS}")
+    return Found(bad=tuple(bad), ignored=tuple(ignored))
+
+
+def _clevrer(root: Path) -> dict[str, Path]:
     folders = {split: root / name for split, name in CLEVRER.items() if (root / name).is_dir()}
     if not folders:
         raise UserError(f"{root}: contains none of CLEVRER's folders {', '.join(f'{n}/' for n in CLEVRER.values())}")
-    return {split: find_clips(folder, extension, root) for split, folder in folders.items()}
+    return folders
 
 
-def _kth(root: Path, extension: str | None) -> dict[str, list[Source]]:
-    """Split by person. Clips are named `person01_boxing_d1`, without the folder, so that duplicates are detected."""
+def _kth(clips: Sequence[Source], strangers: list[str]) -> dict[str, Sequence[Source]]:
+    """Split by person. Clips are named `person01_boxing_d1`, without the folder, so that duplicates are detected.
+
+    strangers: to this list, a message is added for each clip that is not KTH's.
+    """
     parts = defaultdict(list)
-    for source in find_clips(root, extension):
+    for source in clips:
         match = KTH_NAME.search(source.name.rsplit("/", 1)[-1])
-        if match is None:
-            raise UserError(f"{source.path}: not a KTH file name like person01_boxing_d1_uncomp.avi; move it elsewhere")
-        person = int(match[1])
+        person = int(match[1]) if match else 0
         split = next((name for name, people in KTH_PEOPLE.items() if person in people), None)
-        if split is None:
-            raise UserError(f"{source.path}: KTH has persons 1 to 25, not {person}; move it elsewhere")
-        parts[split].append(replace(source, name=match[0]))
+        if match is None:
+            strangers.append(f"{source.path}: not a KTH file name like person01_boxing_d1_uncomp.avi, left out")
+        elif split is None:
+            strangers.append(f"{source.path}: KTH has persons 1 to 25, not {person}, left out")
+        else:
+            parts[split].append(replace(source, name=match[0]))
     # The new names lack the folder, so they must be sorted again.
     return {split: sorted(sources, key=lambda s: (s.name, s.origin)) for split, sources in parts.items()}
 
 
 def _by_share(
     sources: Sequence[Source], fractions: tuple[float, float, float], group_by: str | None
-) -> dict[str, list[Source]]:
+) -> dict[str, Sequence[Source]]:
     groups = defaultdict(list)
     for source in sources:
         groups[_group(source, group_by)].append(source)
@@ -107,7 +206,7 @@ def _by_share(
     what = "clips" if group_by is None else "groups"
     counts = _counts(len(order), fractions, what)
     chosen = iter(order)
-    parts: dict[str, list[Source]] = {}
+    parts: dict[str, Sequence[Source]] = {}
     for split, count in zip(SPLITS, counts, strict=True):
         names = {next(chosen) for _ in range(count)}
         parts[split] = [source for source in sources if _group(source, group_by) in names]

@@ -1,6 +1,7 @@
 """Read and write shards in the layout of the reference code.
 
 Each frame is a dataset `<clip>/<frame>`, uint8 [H, W, 3], compressed with lzf; `len/<clip>` holds the number of frames.
+Grey frames, [H, W] or [H, W, 1], are read as three equal channels. Other groups, such as labels, are not read.
 The layout has no checksums, so a changed byte inside a frame may go undetected. Packed shards have checksums and are
 much faster to read; `raypipe.convert_to_h5` converts a folder.
 """
@@ -87,7 +88,7 @@ class ReferenceShards(Shards):
     def _frame(self, i: int, number: int) -> Array:
         file = self._file(int(self.shard_of[i]), i)
         try:
-            return np.asarray(file[self._groups[i]][str(number)][()])
+            return _in_color(np.asarray(file[self._groups[i]][str(number)][()]))
         except ERRORS as error:
             reason = str(error).splitlines()[0]
             raise UserError(f"{self.path(i)}: clip {self.names[i]}: frame {number} is damaged ({reason})") from None
@@ -117,8 +118,9 @@ def _lengths(where: File, stem: str) -> dict[str, int]:
     """Number of frames of each clip in a file, in numeric order of the clips. Raises UserError naming file and clip."""
     try:
         with where.staged() as path, h5py.File(path, "r") as file:
-            groups = sorted(file["len"], key=int)
-            strays = set(groups) ^ (set(file) - {"len"})
+            groups = sorted(file["len"], key=_number)
+            # Related programs add groups of labels, and an empty group `videos`; those are no clips.
+            strays = set(groups) ^ {name for name in file if name in groups or name.isdecimal()}
             if strays:
                 clip = min(strays)
                 raise UserError(
@@ -130,6 +132,18 @@ def _lengths(where: File, stem: str) -> dict[str, int]:
             raise
         raise UserError(f"{where}: damaged, or not in a known layout ({str(error).splitlines()[0]})") from None
     return lengths
+
+
+def _number(name: str) -> tuple[int, str]:
+    """Sort key for the names of clips, which are usually numbers."""
+    return (int(name), "") if name.isdecimal() else (-1, name)
+
+
+def _in_color(frame: Array) -> Array:
+    """A frame with three channels: grey, [H, W] or [H, W, 1], becomes three equal ones."""
+    if frame.ndim == 2:
+        frame = frame[..., None]
+    return np.repeat(frame, 3, axis=-1) if frame.ndim == 3 and frame.shape[-1] == 1 else frame
 
 
 def _length(file: h5py.File, group: str, clip: str) -> int:

@@ -33,6 +33,10 @@ TRANSFER = "raypipe-transfer"
 log = logging.getLogger(__name__)
 
 
+class MissingFolderError(UserError):
+    """A remote folder does not exist."""
+
+
 @dataclass(frozen=True)
 class LocalFile:
     """A local file, read in place."""
@@ -128,7 +132,7 @@ class RemoteFolder:
             except pa.ArrowException as error:
                 raise UserError(f"{uri}: cannot be opened ({_line(error)})") from None
             except FileNotFoundError:
-                raise UserError(f"{uri}: no such file, folder or bucket; check dataset.root") from None
+                raise MissingFolderError(f"{uri}: no such file, folder or bucket; check dataset.root") from None
             except PermissionError as error:
                 raise UserError(f"{uri}: access denied ({_line(error)}); check the credentials") from None
             except OSError as error:

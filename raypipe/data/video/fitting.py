@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from raypipe.data.video.images import Levels
+
 Frames = NDArray[np.uint8]
 MODES = ("crop", "pad")
 
@@ -27,36 +29,38 @@ class Fit:
     mode: str = "crop"
     grey: bool = False
 
-    def region(self, width: int, height: int) -> tuple[int, int, int, int]:
-        """The region of a frame that is kept: left, top, right, bottom."""
+    def region(self, width: int, height: int, aspect: float = 1) -> tuple[int, int, int, int]:
+        """The region of a frame that is kept: left, top, right, bottom. aspect: width of a pixel per its height."""
         if self.mode == "pad":
             return 0, 0, width, height
-        side = min(width, height)
-        left, top = (width - side) // 2, (height - side) // 2
-        return left, top, left + side, top + side
+        side = min(width * aspect, height)
+        across, down = max(1, round(side / aspect)), max(1, round(side))
+        left, top = (width - across) // 2, (height - down) // 2
+        return left, top, left + across, top + down
 
-    def extent(self, width: int, height: int) -> tuple[int, int]:
+    def extent(self, width: int, height: int, aspect: float = 1) -> tuple[int, int]:
         """Width and height of the scaled region in the square."""
         if self.mode == "crop":
             return self.size, self.size
-        longest = max(width, height)
-        return max(1, round(width * self.size / longest)), max(1, round(height * self.size / longest))
+        longest = max(width * aspect, height)
+        return max(1, round(width * aspect * self.size / longest)), max(1, round(height * self.size / longest))
 
-    def image(self, image: Image.Image) -> Frames:
+    def image(self, image: Image.Image, aspect: float = 1) -> Frames:
         """Fit an RGB image to [size, size, 3] with Pillow's Lanczos filter."""
-        box, extent = self.region(*image.size), self.extent(*image.size)
+        box, extent = self.region(*image.size, aspect), self.extent(*image.size, aspect)
         # Not resize(box=...): its filter reads pixels outside of the box, so the cropped parts would bleed in.
         part = image if box == (0, 0, *image.size) else image.crop(box)
         if part.size != extent:
             part = part.resize(extent, Image.Resampling.LANCZOS, reducing_gap=3.0)
         return self.place(np.asarray(part))
 
-    def array(self, frame: Frames) -> Frames:
+    def array(self, frame: Frames, aspect: float = 1) -> Frames:
         """Fit a frame [H, W, 3] to [size, size, 3]."""
-        left, top, right, bottom = self.region(frame.shape[1], frame.shape[0])
-        if (right - left, bottom - top) == self.extent(frame.shape[1], frame.shape[0]):
+        height, width = frame.shape[:2]
+        left, top, right, bottom = self.region(width, height, aspect)
+        if (right - left, bottom - top) == self.extent(width, height, aspect):
             return self.place(frame[top:bottom, left:right])
-        return self.image(Image.fromarray(frame))
+        return self.image(Image.fromarray(frame), aspect)
 
     def place(self, part: Frames) -> Frames:
         """Put the scaled region [h, w, 3] into the square; convert it to grey if `grey`."""
@@ -79,16 +83,22 @@ class VideoFit:
     the RGB frame, and differs by a few grey levels. RGB video uses Pillow, since FFmpeg would convert it to YUV.
     """
 
-    def __init__(self, fit: Fit) -> None:
-        self.fit = fit
+    def __init__(self, fit: Fit, aspect: float = 1, levels: Levels | None = None) -> None:
+        """aspect: width of a pixel per its height. levels: converts grey frames of 16 bits."""
+        self.fit, self.aspect = fit, float(aspect)
+        self.levels = levels or Levels()
         self._graph: Any = None
         self._made_for: tuple[Any, ...] = ()
 
     def __call__(self, frame: av.VideoFrame) -> Frames:
         """Fit one frame to [size, size, 3], rotated upright."""
-        box, extent = self.fit.region(frame.width, frame.height), self.fit.extent(frame.width, frame.height)
+        shape = frame.width, frame.height, self.aspect
+        box, extent = self.fit.region(*shape), self.fit.extent(*shape)
+        if frame.format.name.startswith("gray16"):
+            grey = self.levels.grey(frame.to_ndarray(format="gray16le"))
+            return self.fit.array(*self._upright(np.repeat(grey[..., None], 3, -1), frame))
         if frame.format.is_rgb or (box[2] - box[0], box[3] - box[1]) == extent:
-            return self.fit.array(rgb(frame))
+            return self.fit.array(*self._upright(frame.to_ndarray(format="rgb24").astype(np.uint8, copy=False), frame))
         kind = (frame.width, frame.height, frame.format.name, frame.colorspace, frame.color_range)
         if kind != self._made_for:
             self._graph, self._made_for = self._build(frame, box, extent), kind
@@ -96,6 +106,11 @@ class VideoFit:
         frame.pts = None
         self._graph.push(frame)
         return self.fit.place(upright(self._graph.pull().to_ndarray(), frame))
+
+    def _upright(self, image: Frames, frame: av.VideoFrame) -> tuple[Frames, float]:
+        """The rotated image and the aspect ratio of its pixels."""
+        lying = frame.rotation % 180 != 0
+        return upright(image, frame), 1 / self.aspect if lying else self.aspect
 
     def _build(self, frame: av.VideoFrame, box: tuple[int, int, int, int], extent: tuple[int, int]) -> Any:
         left, top, right, bottom = box
@@ -112,11 +127,6 @@ class VideoFit:
             graph.add("buffersink"),
         ).configure()
         return graph
-
-
-def rgb(frame: av.VideoFrame) -> Frames:
-    """Convert a decoded frame to RGB [H, W, 3], rotated upright."""
-    return upright(frame.to_ndarray(format="rgb24").astype(np.uint8, copy=False), frame)
 
 
 def upright(image: Frames, frame: av.VideoFrame) -> Frames:

@@ -12,6 +12,10 @@ from typing import BinaryIO
 
 SEGMENT = bytes.fromhex("18538067")
 EBML = bytes.fromhex("1a45dfa3")
+BOXES = frozenset(
+    b"ftyp moov mdat moof mfra free skip wide udta meta uuid sidx ssix styp pdin emsg prft pnot PICT idat".split()
+)
+"""Types of the boxes at the top level of ISO media."""
 
 
 def stated_size(path: Path) -> int | None:
@@ -64,5 +68,7 @@ def _last_box_end(file: BinaryIO, size: int) -> int:
             length = int.from_bytes(head[8:16], "big")
         if length < 8:  # 0: the box extends to the end of the file; 1 to 7: no valid box
             return size
+        if position and head[4:8] not in BOXES:  # bytes that some program appended
+            return position
         position += length
     return position

@@ -25,7 +25,7 @@ def clips(tmp_path):
 
 def task(clips, out, **options):
     """All clips in one shard."""
-    tasks = plan(out, find_clips(clips), Options(**{"image_size": 16, **options}))
+    tasks = plan(out, find_clips(clips).sources, Options(**{"image_size": 16, **options}))
     return conversion.Task(tasks[0].path, tuple(s for t in tasks for s in t.sources), tasks[0].options)
 
 
@@ -46,9 +46,9 @@ def convert(clips, out, **options):
 def test_what_goes_where_follows_from_the_number_of_sources(clips, tmp_path):
     for i in range(35):
         save_frames(clips / str(i), noise(i, 1, 8, 8))
-    sources = find_clips(clips)
+    sources = find_clips(clips).sources
     tasks = plan(tmp_path, sources, Options())
-    assert [s for t in tasks for s in t.sources] == sources
+    assert tuple(s for t in tasks for s in t.sources) == sources
     assert [len(t.sources) for t in tasks] == [3] * 11 + [2]
     assert [len(plan(tmp_path, sources[:1] * n, Options())) for n in (1, 16, 1600, 1700, 20_000)] == [
         1,
@@ -196,7 +196,8 @@ def test_memory_holds_a_frame_not_a_shard(clips, tmp_path):
         from pathlib import Path
         from raypipe.data.conversion.shard import Options, convert_shard, plan
         from raypipe.data.conversion.find import find_clips
-        (task,) = plan(Path({str(tmp_path / "out")!r}), find_clips(Path({str(clips)!r})), Options(image_size=256))
+        sources = find_clips(Path({str(clips)!r})).sources
+        (task,) = plan(Path({str(tmp_path / "out")!r}), sources, Options(image_size=256))
         peak = 0
         def look(frames):
             global peak

@@ -1,7 +1,5 @@
 """Who is in which split: official lists, shares, and the laws of groups."""
 
-import re
-
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -18,7 +16,7 @@ def touch(root, names):
 
 
 def found(root, **division):
-    return {split.name: [s.name for s in split.sources] for split in find_splits(root, Division(**division))}
+    return {split.name: [s.name for s in split.sources] for split in find_splits(root, Division(**division)).splits}
 
 
 KTH = [
@@ -38,16 +36,18 @@ def test_kth_by_person(tmp_path, folders):
 
 def test_kth_takes_no_clip_twice(tmp_path):
     touch(tmp_path, ["person01_boxing_d1_uncomp.avi", "boxing/person01_boxing_d1_uncomp.avi"])
-    (train,) = find_splits(tmp_path, Division(dataset="kth"))
+    (train,) = find_splits(tmp_path, Division(dataset="kth")).splits
     assert [s.name for s in train.sources] == ["person01_boxing_d1"]
     assert len(train.repeats) == 1
 
 
 @pytest.mark.parametrize("name", ["holiday.avi", "person26_boxing_d1_uncomp.avi"])
-def test_kth_refuses_strangers(tmp_path, name):
+def test_kth_leaves_strangers_out(tmp_path, name):
     touch(tmp_path, [*KTH, name])
-    with pytest.raises(ValueError, match=re.escape(name)):
-        found(tmp_path, dataset="kth")
+    result = find_splits(tmp_path, Division(dataset="kth"))
+    assert sum(len(split.sources) for split in result.splits) == len(KTH)
+    (line,) = result.bad
+    assert line.startswith(f"{tmp_path / name}: ") and line.endswith("left out")
 
 
 def test_clevrer_by_folder(tmp_path):
@@ -109,7 +109,7 @@ def test_shares_depend_on_names_alone(tmp_path):
 
 def test_one_clip_in_two_forms_stays_in_one_split(tmp_path):
     touch(tmp_path, [f"{i}.{suffix}" for i in range(20) for suffix in ("avi", "mp4")])
-    splits = find_splits(tmp_path, Division(fractions=(0.5, 0.25, 0.25)))
+    splits = find_splits(tmp_path, Division(fractions=(0.5, 0.25, 0.25))).splits
     assert sum(len(split.sources) for split in splits) == sum(len(split.repeats) for split in splits) == 20
 
 
@@ -122,5 +122,39 @@ def test_mistakes_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"'x' matches nothing in the name of clip 'a/1\.mp4'"):
         found(tmp_path, fractions=(1.0, 0.0, 0.0), group_by="x")
     touch(tmp_path, ["train/1.mp4"])
-    with pytest.raises(ValueError, match=r"--split: .* is already divided, it contains train/"):
-        found(tmp_path, fractions=(1.0, 0.0, 0.0))
+    touch(tmp_path, ["val/2.mp4"])
+    with pytest.raises(ValueError, match=r"--split: .* is already divided, it contains train/, val/; .* 0\.9,0,0\.1"):
+        found(tmp_path, fractions=(0.5, 0.5, 0.0))
+
+
+def test_what_is_missing_is_taken_out_of_train(tmp_path):
+    touch(tmp_path, [*(f"training/{i}.mp4" for i in range(10)), "Testing_videos/10.mp4"])
+    result = found(tmp_path, fractions=(0.8, 0.2, 0.0))
+    assert {name: len(clips) for name, clips in result.items()} == {"train": 8, "val": 2, "test": 1}
+
+
+@pytest.mark.parametrize(
+    ("folder", "split"),
+    [
+        *(
+            ("Train", "train"),
+            ("training", "train"),
+            ("videos_train", "train"),
+            ("valid", "val"),
+            ("VALIDATION", "val"),
+        ),
+        *(("video_validation", "val"), ("val2017", "val"), ("dev", "val"), ("testing", "test"), ("test-set", "test")),
+    ],
+)
+def test_folders_of_splits_have_many_names(tmp_path, folder, split):
+    touch(tmp_path, [f"{folder}/1.mp4", "others/2.mp4", "3.mp4"])
+    result = find_splits(tmp_path, Division())
+    assert [part.name for part in result.splits] == [split]
+    assert [line.split(": ")[0] for line in result.bad] == [str(tmp_path / "3.mp4"), str(tmp_path / "others")]
+    assert len(result.notes) == (folder.lower() != split)
+
+
+def test_two_folders_for_one_split_are_refused(tmp_path):
+    touch(tmp_path, ["val/1.mp4", "validation/2.mp4"])
+    with pytest.raises(ValueError, match="both val/ and validation/ are named like val"):
+        found(tmp_path)

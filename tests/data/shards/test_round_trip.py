@@ -23,12 +23,12 @@ from raypipe.data.batches import WindowBatches
 from raypipe.data.latents import cache_latents, finish
 from raypipe.data.shards import ShardWriter, open_shards
 from raypipe.data.splits import SPLITS
-from raypipe.data.video.io import iter_video
 from raypipe.data.windows import Sampler, WindowIndex
 from raypipe.models.autoencoder import build_autoencoder
 from raypipe.training.component import ComponentTraining
 from raypipe.workspace.dataset import ExperimentData, frame_encoder
 from raypipe.workspace.layout import ParentModels, Workspace
+from tests.videotools import iter_video
 
 REAL = ("bikes.mp4", "bigbuckbunny.mp4", "carphone_pristine.mp4", "carphone_distorted.mp4")
 

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from raypipe.data.video.decoding import decode
 from raypipe.data.video.fitting import Fit, VideoFit
-from raypipe.data.video.io import decode
 from tests.videotools import real_video
 
 SIZES = [(64, 64), (97, 64), (64, 97), (33, 200), (16, 16), (200, 31)]
