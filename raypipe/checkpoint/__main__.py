@@ -1,4 +1,4 @@
-"""`python -m raypipe.checkpoint import|export`: convert checkpoints of the reference code to model folders and back."""
+"""`python -m raypipe.checkpoint import|export`: convert checkpoints of other programs to model folders and back."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import argparse
 import sys
 
 from raypipe import cli, config
+from raypipe.checkpoint.export import export_file
 from raypipe.checkpoint.folder import Meta
-from raypipe.checkpoint.reference import export_file, import_file
+from raypipe.checkpoint.reconstruction import open_training_shards, show
+from raypipe.checkpoint.reference import import_file
 from raypipe.common import terminal
 from raypipe.common.errors import UserError
 
@@ -16,7 +18,8 @@ def parser() -> argparse.ArgumentParser:
     """The parser of the commands `import` and `export`."""
     root = cli.Parser(
         prog="raypipe.checkpoint",
-        description="Convert checkpoint files of the reference code to model folders and back.",
+        description="Convert checkpoints of the reference code, latent diffusion and diffusers to model folders and "
+        "back. Nothing in a file is run.",
     )
     commands = root.add_subparsers(dest="command", required=True)
     to_folder = commands.add_parser(
@@ -24,7 +27,8 @@ def parser() -> argparse.ArgumentParser:
     )
     to_folder.add_argument(
         "file",
-        help="checkpoint file of a component or autoencoder (.pth, .ckpt), or a diffusers folder of an autoencoder",
+        help="checkpoint file of a component or autoencoder (.pth, .ckpt, .safetensors), or a diffusers folder of an "
+        "autoencoder",
     )
     to_folder.add_argument(
         "--out",
@@ -43,6 +47,17 @@ def parser() -> argparse.ArgumentParser:
         choices=config.COMPONENTS,
         help="component in the file (default: diffusion if the file also contains a flow; else inferred from the "
         "numbers of channels: denoiser or flow)",
+    )
+    to_folder.add_argument(
+        "--prefix",
+        help="prefix of the tensors to import, if the file contains several networks, such as `ema.` (default: the "
+        "first network that is no moving average)",
+    )
+    to_folder.add_argument(
+        "--dataset",
+        metavar="SHARDS",
+        help="folder that raypipe.convert_to_h5 wrote: the autoencoder reconstructs 64 of its training frames; the "
+        "PSNR is printed and stored, and decides whether its input is in [-1, 1] or [0, 1]",
     )
     to_file = commands.add_parser(
         "export", help="convert a model folder to a checkpoint file", prog=f"{root.prog} export"
@@ -63,9 +78,15 @@ def main(argv: list[str] | None = None) -> int:
             lines = [f"{arguments.folder} -> {arguments.out}"]
         else:
             done = import_file(
-                arguments.file, arguments.out, component=arguments.component, num_heads=arguments.num_heads
+                arguments.file,
+                arguments.out,
+                component=arguments.component,
+                num_heads=arguments.num_heads,
+                prefix=arguments.prefix,
+                shards=None if arguments.dataset is None else open_training_shards(arguments.dataset),
             )
             lines = [f"{folder}: {_describe(meta)}" for folder, meta in done.parts.items()]
+            lines += done.notes
             lines.append(f"to convert back: python -m raypipe.checkpoint export {done.folder} --out FILE.pth")
     except (UserError, OSError) as error:
         sys.stderr.write(f"raypipe.checkpoint: error: {' '.join(str(error).split())}\n")
@@ -76,7 +97,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def _describe(meta: Meta) -> str:
     if meta.model is None:
-        return f"{meta.network} autoencoder, {meta.latent_channels} channels"
+        where = "" if meta.input_range is None else f", input in {show(meta.input_range)}"
+        return f"{meta.network} autoencoder, {meta.latent_channels} channels{where}"
     model = meta.model
     return (
         f"{meta.component}, {model.num_input_frames} input frames of {meta.latent_channels} channels, "

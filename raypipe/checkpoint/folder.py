@@ -1,6 +1,6 @@
 """Save and load model folders: `model.safetensors`, `config.json` and the state that a training needs to resume.
 
-`raypipe.checkpoint.reference` converts checkpoint files of the reference code to such folders and back. Nothing in this
+`raypipe.checkpoint.reference` converts checkpoints of other programs to such folders and back. Nothing in this
 module uses pickle.
 """
 
@@ -33,7 +33,7 @@ from raypipe.checkpoint.tensors import (
 )
 from raypipe.common.errors import UserError
 from raypipe.common.files import atomic_folder, standing
-from raypipe.models.autoencoder import Autoencoder, build_network
+from raypipe.models.autoencoder import INPUT_RANGE, Autoencoder, build_network
 from raypipe.models.components import build_component
 
 CONFIG, MODEL, OPTIMIZER, UNUSED = "config.json", "model.safetensors", "optimizer.safetensors", "unused.safetensors"
@@ -57,6 +57,8 @@ class Meta:
     """Network of an autoencoder: a name in `raypipe.models.autoencoder.NETWORKS`."""
     arguments: dict[str, Any] = field(default_factory=dict)
     """Arguments from which the network of an autoencoder is built."""
+    input_range: tuple[float, float] | None = None
+    """Range of the frames that the network of an autoencoder takes; None: [-1, 1], or not applicable."""
     settings: config.Autoencoder | None = None
     """Config with which an autoencoder was trained."""
     step: int = 0
@@ -203,7 +205,7 @@ def load_autoencoder(folder: str | Path) -> Autoencoder:
     assert meta.network is not None
     try:
         with torch.device("meta"):
-            autoencoder = Autoencoder(build_network(meta.network, meta.arguments))
+            autoencoder = Autoencoder(build_network(meta.network, meta.arguments), meta.input_range or INPUT_RANGE)
     except ValueError as error:
         raise UserError(f"{folder}: {CONFIG}: {error}") from None
     fill(autoencoder, read_tensors(standing(Path(folder)) / MODEL), str(folder))
@@ -211,9 +213,12 @@ def load_autoencoder(folder: str | Path) -> Autoencoder:
 
 
 def autoencoder_hash(folder: str | Path) -> str:
-    """SHA-256 (hex) of an autoencoder's weights and scale, which identifies the latents that it computes."""
-    _read_kind(folder, "autoencoder")
-    return weights_hash(folder)
+    """SHA-256 (hex) of an autoencoder's weights, scale and input range, which identifies the latents it computes."""
+    meta = _read_kind(folder, "autoencoder")
+    digest = weights_hash(folder)
+    if meta.input_range is None:
+        return digest
+    return hashlib.sha256(f"{digest} {meta.input_range}".encode()).hexdigest()
 
 
 def weights_hash(folder: str | Path) -> str:
@@ -242,7 +247,8 @@ def autoencoder_meta(autoencoder: nn.Module, **fields: Any) -> Meta:
     """The Meta of an autoencoder. fields: further fields of it."""
     assert isinstance(autoencoder, Autoencoder)
     network, arguments = autoencoder.architecture
-    return Meta(autoencoder.latent_channels, network=network, arguments=arguments, **fields)
+    input_range = None if autoencoder.input_range == INPUT_RANGE else autoencoder.input_range
+    return Meta(autoencoder.latent_channels, network=network, arguments=arguments, input_range=input_range, **fields)
 
 
 def write_model(folder: Path, module: nn.Module, meta: Meta, optimizer: torch.optim.Optimizer | None = None) -> None:

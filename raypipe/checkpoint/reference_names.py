@@ -12,6 +12,16 @@ from raypipe.common.errors import UserError
 
 COMPONENT = "vector_field_regressor."
 """Prefix of the tensors of a component's network."""
+COMPONENT_TENSOR = re.compile(
+    r"((?:.*\.)?)(?:project_in\.1\.weight|project_out\.4\.weight|position_encoding\.col_embed\.weight)"
+)
+AUTOENCODER_TENSOR = re.compile(
+    r"((?:.*\.)?)(?:(?:encoder|decoder)\.conv_in\.weight|(?:vector_quantizer|quantize)\.embedding\.weight)"
+)
+"""Names of tensors that every component and every autoencoder has, after a prefix."""
+COMPONENT_LAYERS = ("project_in", "position_encoding", "in_blocks", "mid_blocks", "out_blocks", "project_out")
+AUTOENCODER_LAYERS = ("encoder", "decoder", "quant_conv", "post_quant_conv", "vector_quantizer")
+"""Layers of the networks. Tensors outside them (losses, counters) are not needed for sampling."""
 UNUSED = ("time_projection.", "loss.", "model_ema.")
 """Prefixes of tensors that the networks do not use for sampling; they are kept for export."""
 
@@ -35,26 +45,56 @@ class AutoencoderSpec:
     arguments: dict[str, Any]
 
 
-def routes(names: Iterable[str]) -> dict[str, str]:
-    """Which networks a file contains: {prefix of the tensor names: "flow", "denoiser", "autoencoder" or ""}.
+@dataclass(frozen=True)
+class Networks:
+    """The networks of a file that belong together.
 
-    "" stands for the main network, which in a file without components is an autoencoder. Files saved under DDP
-    additionally prefix each name with `module.`.
+    routes: {prefix of the tensor names: "flow", "denoiser", "autoencoder" or ""}; "" stands for the main network.
+    components: the prefixes of components; the others are those of autoencoders.
+    """
+
+    routes: dict[str, str]
+    components: frozenset[str]
+
+    @property
+    def prefix(self) -> str:
+        """Prefix of the main network's tensors."""
+        return next(prefix for prefix, part in self.routes.items() if not part)
+
+
+def find_networks(names: Iterable[str]) -> list[Networks]:
+    """The networks in a state dict, one item per main network, such as weights and their moving average.
+
+    A main network is a component, with the networks that its file embeds, or an autoencoder if there is no component.
+    names: without the parts that wrappers add (`naming.plain_names`).
     """
     names = list(names)
-    ddp = "module." if names and all(name.startswith("module.") for name in names) else ""
-    candidates = {
-        f"{ddp}{COMPONENT}": "",
-        f"{ddp}f.{COMPONENT}": "flow",
-        f"{ddp}d.{COMPONENT}": "denoiser",
-        f"{ddp}ae.backbone.": "autoencoder",
-    }
-    found = {prefix: part for prefix, part in candidates.items() if any(name.startswith(prefix) for name in names)}
-    if f"{ddp}{COMPONENT}" not in found:
-        return {ddp: ""}
-    if "autoencoder" not in found.values() and any(name.startswith(f"{ddp}ae.") for name in names):
-        found[f"{ddp}ae."] = "autoencoder"
+    components, autoencoders = _prefixes(COMPONENT_TENSOR, names), _prefixes(AUTOENCODER_TENSOR, names)
+    if not components:
+        return [Networks({prefix: ""}, frozenset()) for prefix in autoencoders]
+    outer = {prefix: prefix.removesuffix(COMPONENT) for prefix in components}
+    mains = [prefix for prefix in components if outer[prefix].split(".")[-2:-1] not in (["f"], ["d"])]
+    found = []
+    for main in mains or components:
+        routes = {main: ""}
+        for part, letter in (("flow", "f"), ("denoiser", "d")):
+            embedded = f"{outer[main]}{letter}.{COMPONENT}"
+            if embedded in components and embedded != main:
+                routes[embedded] = part
+        inside = [prefix for prefix in autoencoders if prefix.startswith(outer[main])]
+        for prefix in sorted(inside, key=is_average)[:1]:
+            routes[prefix] = "autoencoder"
+        found.append(Networks(routes, frozenset(routes) & frozenset(components)))
     return found
+
+
+def is_average(label: str) -> bool:
+    """Whether a prefix or the name of an entry says that it holds a moving average of weights."""
+    return re.search(r"(^|[._])(ema|swa|averaged?)([._]|$)", label) is not None
+
+
+def _prefixes(pattern: re.Pattern[str], names: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(match[1] for name in names if (match := pattern.fullmatch(name))))
 
 
 def under(state: State, prefix: str) -> dict[str, Tensor]:
@@ -62,9 +102,24 @@ def under(state: State, prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
 
 
-def is_unused(name: str) -> bool:
-    """Whether a tensor, named without its network's prefix, is one that sampling does not use."""
-    return name.startswith(UNUSED)
+def used_by_component(state: State, prefix: str) -> dict[str, Tensor]:
+    """The tensors of a component, by their names without `prefix`.
+
+    Under the prefix of the reference code, all but those that it is known not to use; else those of its layers.
+    """
+    tensors = under(state, prefix)
+    if prefix.endswith(COMPONENT):
+        return {name: tensor for name, tensor in tensors.items() if not name.startswith(UNUSED)}
+    return {name: tensor for name, tensor in tensors.items() if name.split(".")[0] in COMPONENT_LAYERS}
+
+
+def used_by_autoencoder(state: State, prefix: str) -> dict[str, Tensor]:
+    """The tensors of an autoencoder, by their names without `prefix`: those of its layers, and the codes."""
+    return {
+        name: tensor
+        for name, tensor in under(state, prefix).items()
+        if name.split(".")[0] in AUTOENCODER_LAYERS or name == "quantize.embedding.weight"
+    }
 
 
 def describe_component(
@@ -99,42 +154,44 @@ def describe_component(
     return ComponentSpec(component, model, channels)
 
 
-def describe_autoencoder(state: State, groups: int = 32) -> AutoencoderSpec | None:
-    """Infer type and configuration of an autoencoder (vqvae, vqgan or kl) from its tensors; None for other types.
+def describe_autoencoder(state: State, groups: int = 32) -> AutoencoderSpec:
+    """Infer type and configuration of an autoencoder (vqvae, vqgan or kl) from its tensors.
 
-    groups: number of groups of a kl autoencoder's group normalization, which cannot be inferred. Raises UserError if a
-    tensor whose shape is needed is missing.
+    state: by their names without prefix; those of a vqgan or kl are named as in diffusers (`naming.to_diffusers`).
+    groups: number of groups of the group normalization, which cannot be inferred. Raises UserError if a tensor whose
+    shape is needed is missing, or if `groups` does not fit.
     """
     if "vector_quantizer.embedding.weight" in state:
         codes, channels = _shape(state, "vector_quantizer.embedding.weight")
         return AutoencoderSpec("vqvae", {"num_embeddings": codes, "channels": channels})
-    if "encoder.down_blocks.0.resnets.0.conv1.weight" in state:
-        return AutoencoderSpec("kl", _kl_arguments(state, groups))
+    first = _shape(state, "encoder.conv_in.weight")[0]
+    levels = range(_count(state, r"encoder\.down_blocks\.(\d+)\."))
+    widths = [_shape(state, f"encoder.down_blocks.{i}.resnets.0.conv1.weight")[0] for i in levels]
+    bad = next((width for width in widths if width % groups), None)
+    if bad is not None:
+        raise UserError(
+            f"a layer of {bad} channels does not have {groups} groups; import the diffusers folder, whose config.json "
+            "states norm_num_groups"
+        )
+    common = {
+        "num_res_blocks": _count(state, r"encoder\.down_blocks\.0\.resnets\.(\d+)\."),
+        "attention_levels": [i for i in levels if f"encoder.down_blocks.{i}.attentions.0.to_q.weight" in state],
+    }
     if "quantize.embedding.weight" not in state:
-        return None
+        channels, z_channels = _shape(state, "post_quant_conv.weight")[1], _shape(state, "decoder.conv_in.weight")[1]
+        kl = {"channels": channels, "z_channels": z_channels, "widths": widths, "groups": groups}
+        return AutoencoderSpec("kl", kl | common)
+    if groups != 32:
+        raise UserError(f"norm_num_groups: must be 32 for a VQ autoencoder, not {groups}")
     codes, channels = _shape(state, "quantize.embedding.weight")
-    levels = range(_count(state, r"encoder\.down\.(\d+)\."))
-    ch = _shape(state, "encoder.conv_in.weight")[0]
-    arguments = {
+    vqgan = {
         "num_embeddings": codes,
         "channels": channels,
         "z_channels": _shape(state, "encoder.conv_out.weight")[0],
-        "ch": ch,
-        "ch_mult": [_shape(state, f"encoder.down.{i}.block.0.conv1.weight")[0] // ch for i in levels],
-        "num_res_blocks": _count(state, r"encoder\.down\.0\.block\.(\d+)\."),
-        "attention_levels": [i for i in levels if f"encoder.down.{i}.attn.0.q.weight" in state],
+        "ch": first,
+        "ch_mult": [width // first for width in widths],
     }
-    return AutoencoderSpec("vqgan", arguments)
-
-
-def _kl_arguments(state: State, groups: int) -> dict[str, Any]:
-    levels = range(_count(state, r"encoder\.down_blocks\.(\d+)\."))
-    return {
-        "channels": _shape(state, "post_quant_conv.weight")[0],
-        "widths": [_shape(state, f"encoder.down_blocks.{i}.resnets.0.conv1.weight")[0] for i in levels],
-        "num_res_blocks": _count(state, r"encoder\.down_blocks\.0\.resnets\.(\d+)\."),
-        "groups": groups,
-    }
+    return AutoencoderSpec("vqgan", vqgan | common)
 
 
 def _shape(state: State, name: str) -> list[int]:

@@ -69,4 +69,4 @@ def _has_weights(folder: Path, digest: str) -> bool:
 
 def _network(meta: Meta) -> tuple[object, ...]:
     """Network configuration: models with equal weights may differ in it, as in the number of attention heads."""
-    return meta.component, meta.model, meta.network, meta.arguments, meta.latent_channels
+    return meta.component, meta.model, meta.network, meta.arguments, meta.latent_channels, meta.input_range

@@ -49,6 +49,11 @@ def check_fit(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> 
         for name, tensor in expected.items()
         if name in tensors and tensors[name].shape != tensor.shape
     ]
+    wrong += [
+        f"{name} holds {str(tensors[name].dtype)[6:]} instead of floating point numbers"
+        for name, tensor in expected.items()
+        if name in tensors and tensor.is_floating_point() and not tensors[name].is_floating_point()
+    ]
     if wrong:
         more = f" and {len(wrong) - 2} more" if len(wrong) > 2 else ""
         raise UserError(f"{source}: weights do not fit the network: {'; '.join(sorted(wrong)[:2])}{more}")
@@ -87,6 +92,9 @@ def pack(value: Any, tensors: dict[str, Tensor]) -> Any:
         tensors[key] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
         return {"tensor": key}
     if isinstance(value, Mapping):
+        for key in value:
+            if not (key is None or isinstance(key, bool | int | float | str)):
+                raise UserError(f"a key of type {type(key).__name__} cannot be stored without pickle")
         return {"dict": [[key, pack(item, tensors)] for key, item in value.items()]}
     if isinstance(value, list | tuple):
         return {type(value).__name__: [pack(item, tensors) for item in value]}

@@ -48,14 +48,23 @@ NETWORKS: Mapping[str, type[nn.Module]] = {
 }
 
 
+INPUT_RANGE = (-1.0, 1.0)
+"""Range of frames."""
+
+
 class Autoencoder(nn.Module):
-    """A network and the scale of its latents: latents are the raw latents of `network` divided by `scale` [C]."""
+    """A network and the scale of its latents: latents are the raw latents of `network` divided by `scale` [C].
+
+    input_range: range of the frames that the network itself takes and returns. Frames are always in [-1, 1] outside
+    of it; an imported network may have been trained on frames in [0, 1].
+    """
 
     scale: Tensor
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: nn.Module, input_range: tuple[float, float] = INPUT_RANGE) -> None:
         super().__init__()
         self.network = network
+        self.input_range = input_range
         self.register_buffer("scale", torch.ones(self.latent_channels))
 
     @property
@@ -88,7 +97,7 @@ class Autoencoder(nn.Module):
             raise UserError(
                 f"frames: must be [b, 3, H, W] with H and W multiples of {factor}, not {list(frames.shape)}"
             )
-        return self._net.encode(frames)
+        return self._net.encode(self._to_input(frames))
 
     def encode(self, frames: Tensor) -> Tensor:
         """Frames [b, 3, H, W] in [-1, 1] -> latents [b, C, h, w], before quantization; raises as `encode_raw`."""
@@ -103,16 +112,27 @@ class Autoencoder(nn.Module):
             raise UserError(f"latents: must be [b, {self.latent_channels}, h, w], not {list(latents.shape)}")
         raw = latents * self.scale[:, None, None]
         quantizer = self._net.quantizer
-        return self._net.decode(raw if quantizer is None else quantizer(raw).latents).clamp(-1, 1)
+        decoded = self._net.decode(raw if quantizer is None else quantizer(raw).latents)
+        return self._from_input(decoded).clamp(-1, 1)
 
     def reconstruct(self, frames: Tensor) -> Reconstruction:
         """Encode, quantize and decode frames [b, 3, H, W] in training; the quantizer's gradient is straight-through."""
         raw = self.encode_raw(frames)
         quantizer = self._net.quantizer
         if quantizer is None:
-            return Reconstruction(self._net.decode(raw), raw.new_zeros(()))
+            return Reconstruction(self._from_input(self._net.decode(raw)), raw.new_zeros(()))
         quantized = quantizer(raw)
-        return Reconstruction(self._net.decode(quantized.latents), quantized.loss)
+        return Reconstruction(self._from_input(self._net.decode(quantized.latents)), quantized.loss)
+
+    def _to_input(self, frames: Tensor) -> Tensor:
+        """Frames in [-1, 1] -> frames in `input_range`."""
+        low, high = self.input_range
+        return frames if self.input_range == INPUT_RANGE else low + (frames + 1) * ((high - low) / 2)
+
+    def _from_input(self, frames: Tensor) -> Tensor:
+        """Frames in `input_range` -> frames in [-1, 1]."""
+        low, high = self.input_range
+        return frames if self.input_range == INPUT_RANGE else (frames - low) * (2 / (high - low)) - 1
 
     def forward(self, frames: Tensor) -> Reconstruction:
         """Same as `reconstruct`, since DistributedDataParallel calls `forward`."""

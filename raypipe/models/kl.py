@@ -1,7 +1,8 @@
 """The KL autoencoder of latent diffusion (arXiv 2112.10752), such as `sd-vae-ft-mse`.
 
 Parameters are named as in `AutoencoderKL` of diffusers 0.15 or later. Older versions call the attention layers
-`query`, `key`, `value` and `proj_attn`; `raypipe.checkpoint.diffusers_folder` renames them on import.
+`query`, `key`, `value` and `proj_attn`, and latent diffusion itself has other names; `raypipe.checkpoint.naming`
+translates them on import.
 """
 
 from collections.abc import Sequence
@@ -77,33 +78,45 @@ class Resample(nn.Module):
 
 
 class Level(nn.Module):
-    """The residual blocks of one resolution. resampler: "downsamplers" or "upsamplers" after them, or None."""
+    """The residual blocks of one resolution, each followed by attention if `attention`.
 
-    def __init__(self, in_channels: int, channels: int, num_blocks: int, groups: int, resampler: str | None) -> None:
+    resampler: "downsamplers" or "upsamplers" after them, or None.
+    """
+
+    def __init__(
+        self, in_channels: int, channels: int, num_blocks: int, groups: int, attention: bool, resampler: str | None
+    ) -> None:
         super().__init__()
         self.resnets = nn.ModuleList(
             ResnetBlock(channels if i else in_channels, channels, groups) for i in range(num_blocks)
         )
+        self.attentions = nn.ModuleList(Attention(channels, groups) for _ in range(num_blocks if attention else 0))
         self._resampler = resampler
         if resampler is not None:
             stride = 2 if resampler == "downsamplers" else 1
             setattr(self, resampler, nn.ModuleList([Resample(channels, stride)]))
 
     def forward(self, x: Tensor) -> Tensor:
-        for block in self.resnets:
+        for i, block in enumerate(self.resnets):
             x = block(x)
+            if self.attentions:
+                x = self.attentions[i](x)
         return x if self._resampler is None else getattr(self, self._resampler)[0](x)
 
 
 class Encoder(nn.Module):
     """Frames [b, 3, H, W] -> features [b, out_channels, H/f, W/f], with f = 2^(len(widths) - 1)."""
 
-    def __init__(self, widths: Sequence[int], out_channels: int, num_blocks: int, groups: int) -> None:
+    def __init__(
+        self, widths: Sequence[int], out_channels: int, num_blocks: int, groups: int, attention: Sequence[int]
+    ) -> None:
         super().__init__()
         last = len(widths) - 1
         self.conv_in = nn.Conv2d(3, widths[0], 3, padding=1)
         self.down_blocks = nn.ModuleList(
-            Level(widths[max(i - 1, 0)], width, num_blocks, groups, "downsamplers" if i < last else None)
+            Level(
+                widths[max(i - 1, 0)], width, num_blocks, groups, i in attention, "downsamplers" if i < last else None
+            )
             for i, width in enumerate(widths)
         )
         self.mid_block = Middle(widths[-1], groups)
@@ -121,13 +134,22 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """Features [b, in_channels, h, w] -> frames [b, 3, f h, f w]. widths: in the order of the encoder."""
 
-    def __init__(self, widths: Sequence[int], in_channels: int, num_blocks: int, groups: int) -> None:
+    def __init__(
+        self, widths: Sequence[int], in_channels: int, num_blocks: int, groups: int, attention: Sequence[int]
+    ) -> None:
         super().__init__()
         widths, last = list(reversed(widths)), len(widths) - 1
         self.conv_in = nn.Conv2d(in_channels, widths[0], 3, padding=1)
         self.mid_block = Middle(widths[0], groups)
         self.up_blocks = nn.ModuleList(
-            Level(widths[max(i - 1, 0)], width, num_blocks + 1, groups, "upsamplers" if i < last else None)
+            Level(
+                widths[max(i - 1, 0)],
+                width,
+                num_blocks + 1,
+                groups,
+                last - i in attention,
+                "upsamplers" if i < last else None,
+            )
             for i, width in enumerate(widths)
         )
         self.conv_norm_out = nn.GroupNorm(groups, widths[-1], eps=1e-6)
@@ -144,7 +166,8 @@ class Decoder(nn.Module):
 class AutoencoderKL(nn.Module):
     """KL autoencoder for frames [b, 3, H, W], latents [b, channels, H/f, W/f], with f = 2^(len(widths) - 1).
 
-    The defaults are those of sd-vae-ft-mse.
+    attention_levels: indices into `widths` of the levels with attention. z_channels: channels between the encoder (half
+    of them) and quant_conv; None: `channels`. The defaults are those of sd-vae-ft-mse.
     """
 
     quantizer = None
@@ -155,8 +178,11 @@ class AutoencoderKL(nn.Module):
         widths: Sequence[int] = (128, 256, 512, 512),
         num_res_blocks: int = 2,
         groups: int = 32,
+        attention_levels: Sequence[int] = (),
+        z_channels: int | None = None,
     ) -> None:
         super().__init__()
+        z = z_channels or channels
         self.channels = channels
         self.downsampling = 2 ** (len(widths) - 1)
         self.arguments: dict[str, Any] = {
@@ -164,11 +190,13 @@ class AutoencoderKL(nn.Module):
             "widths": list(widths),
             "num_res_blocks": num_res_blocks,
             "groups": groups,
+            "attention_levels": list(attention_levels),
+            "z_channels": z,
         }
-        self.encoder = Encoder(widths, 2 * channels, num_res_blocks, groups)
-        self.decoder = Decoder(widths, channels, num_res_blocks, groups)
-        self.quant_conv = nn.Conv2d(2 * channels, 2 * channels, 1)
-        self.post_quant_conv = nn.Conv2d(channels, channels, 1)
+        self.encoder = Encoder(widths, 2 * z, num_res_blocks, groups, attention_levels)
+        self.decoder = Decoder(widths, z, num_res_blocks, groups, attention_levels)
+        self.quant_conv = nn.Conv2d(2 * z, 2 * channels, 1)
+        self.post_quant_conv = nn.Conv2d(channels, z, 1)
 
     def encode(self, frames: Tensor) -> Tensor:
         """Frames [b, 3, H, W] in [-1, 1] -> mean of the posterior, [b, channels, h, w].

@@ -105,9 +105,9 @@ def lacking(name: str) -> dict[str, Tensor]:
 @pytest.mark.parametrize(
     ("changes", "tensors", "message"),
     [
-        ({"_class_name": "VQModel"}, state(), "_class_name: must be 'AutoencoderKL', not 'VQModel'"),
-        ({"act_fn": "relu"}, state(), "act_fn: must be 'silu', not 'relu'"),
-        ({"down_block_types": ["Other"]}, state(), "down_block_types: must be all 'DownEncoderBlock2D'"),
+        ({"_class_name": "AutoencoderTiny"}, state(), "must be 'AutoencoderKL' or 'VQModel', not 'AutoencoderTiny'"),
+        ({"act_fn": "relu"}, state(), "act_fn: must be 'silu' or 'swish', not 'relu'"),
+        ({"down_block_types": ["Other"]}, state(), "down_block_types: must all be 'DownEncoderBlock2D' or"),
         ({}, lacking("decoder.conv_in.bias"), "weights do not fit the network: lacks the tensor decoder.conv_in.bias"),
         ({}, {"a": torch.ones(1)}, "no network that raypipe knows"),
         ({}, lacking("post_quant_conv.weight"), "lacks the tensor post_quant_conv.weight, whose shape is needed"),
