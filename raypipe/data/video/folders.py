@@ -39,7 +39,8 @@ def frame_names(folder: str | Path, suffix: str) -> list[str]:
 def iter_images(folder: str | Path, suffix: str, names: Sequence[str] | None = None) -> Iterator[Image.Image]:
     """The images in a folder one by one, in natural order of their names, upright; all have the same size.
 
-    names: `frame_names` of the folder, if they are known. Raises UserError, naming the file, if an image is unreadable or differs in size from the first.
+    names: `frame_names` of the folder, if they are known. Raises UserError, naming the file, if an image is unreadable
+    or differs in size from the first.
     """
     size: tuple[int, int] | None = None
     names = frame_names(folder, suffix) if names is None else names
