@@ -92,10 +92,11 @@ class SourceReader:
             yield time, make
 
     def _images(self, source: Source) -> Timed:
-        odd = odd_numbering(frame_names(source.path, source.suffix))
+        names = frame_names(source.path, source.suffix)
+        odd = odd_numbering(names)
         if odd:
             self.note(f"{source.path}: {odd}")
-        yield from self._converted(source, lambda: ((None, i) for i in iter_images(source.path, source.suffix)))
+        yield from self._converted(source, lambda: ((None, i) for i in iter_images(source.path, source.suffix, names)))
 
     def _converted(self, source: Source, images: Callable[[], Iterator[tuple[float | None, Image.Image]]]) -> Timed:
         levels = Levels(self.sampling.white)

@@ -92,20 +92,28 @@ class VideoFit:
 
     def __call__(self, frame: av.VideoFrame) -> Frames:
         """Fit one frame to [size, size, 3], rotated upright."""
-        shape = frame.width, frame.height, self.aspect
-        box, extent = self.fit.region(*shape), self.fit.extent(*shape)
-        if frame.format.name.startswith("gray16"):
-            grey = self.levels.grey(frame.to_ndarray(format="gray16le"))
-            return self.fit.array(*self._upright(np.repeat(grey[..., None], 3, -1), frame))
-        if frame.format.is_rgb or (box[2] - box[0], box[3] - box[1]) == extent:
-            return self.fit.array(*self._upright(frame.to_ndarray(format="rgb24").astype(np.uint8, copy=False), frame))
         kind = (frame.width, frame.height, frame.format.name, frame.colorspace, frame.color_range)
         if kind != self._made_for:
-            self._graph, self._made_for = self._build(frame, box, extent), kind
+            self._graph, self._made_for = self._choose(frame), kind
+        if self._graph is None:
+            return self.fit.array(*self._upright(self._rgb(frame), frame))
         # FFmpeg filters expect increasing timestamps, but a file's may be missing or repeated; none are needed here.
         frame.pts = None
         self._graph.push(frame)
         return self.fit.place(upright(self._graph.pull().to_ndarray(), frame))
+
+    def _choose(self, frame: av.VideoFrame) -> Any:
+        """The filters for frames like this one; None if they are fitted by Pillow, or need no scaling."""
+        shape = frame.width, frame.height, self.aspect
+        box, extent = self.fit.region(*shape), self.fit.extent(*shape)
+        by_pillow = frame.format.is_rgb or frame.format.name.startswith("gray16")
+        return None if by_pillow or (box[2] - box[0], box[3] - box[1]) == extent else self._build(frame, box, extent)
+
+    def _rgb(self, frame: av.VideoFrame) -> Frames:
+        if frame.format.name.startswith("gray16"):
+            grey = self.levels.grey(frame.to_ndarray(format="gray16le"))
+            return np.repeat(grey[..., None], 3, -1)
+        return frame.to_ndarray(format="rgb24").astype(np.uint8, copy=False)
 
     def _upright(self, image: Frames, frame: av.VideoFrame) -> tuple[Frames, float]:
         """The rotated image and the aspect ratio of its pixels."""

@@ -15,7 +15,7 @@ from raypipe.data.video.decoding import Video
 from raypipe.data.video.images import UnknownFormatError, read_still
 
 SAME_SUFFIX = {".jpeg": ".jpg", ".jpe": ".jpg", ".jfif": ".jpg", ".tiff": ".tif"}
-NUMBER = re.compile(r"(\d+)(?=\D*$)")
+NUMBER = re.compile(r"(\d+)(?=\D*$)", re.ASCII)
 
 
 def natural(name: str) -> list[tuple[int, str]]:
@@ -36,13 +36,14 @@ def frame_names(folder: str | Path, suffix: str) -> list[str]:
     return sorted((name for name in names if image_suffix(name) == suffix), key=natural)
 
 
-def iter_images(folder: str | Path, suffix: str) -> Iterator[Image.Image]:
+def iter_images(folder: str | Path, suffix: str, names: Sequence[str] | None = None) -> Iterator[Image.Image]:
     """The images in a folder one by one, in natural order of their names, upright; all have the same size.
 
-    Raises UserError, naming the file, if an image is unreadable or differs in size from the first.
+    names: `frame_names` of the folder, if they are known. Raises UserError, naming the file, if an image is unreadable
+    or differs in size from the first.
     """
     size: tuple[int, int] | None = None
-    names = frame_names(folder, suffix)
+    names = frame_names(folder, suffix) if names is None else names
     if not names:
         raise UserError(f"{folder}: no {suffix or 'image'} frames in this folder")
     for name in names:
@@ -68,7 +69,7 @@ def odd_numbering(names: Sequence[str]) -> str | None:
     """What is odd about the numbers in the names of a clip's frames, which are in order: gaps, several numberings."""
     stems = [os.path.splitext(name)[0] for name in names]
     matches = [NUMBER.search(stem) for stem in stems]
-    forms = {NUMBER.sub("#", stem) for stem in stems}
+    forms = {f"{stem[: m.start()]}#{stem[m.end() :]}" for stem, m in zip(stems, matches, strict=True) if m}
     if None in matches:
         return None if len(names) == 1 else "some of its frames have no number, so their order is that of their names"
     if len(forms) > 1:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -104,12 +103,10 @@ class Levels:
 def opened(path: str | Path) -> Iterator[Image.Image]:
     """Open an image file. Raises UserError, naming the file, if it or a frame read from it is damaged."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of broken metadata, which is not used
-            with Image.open(path) as image:
-                if image.format in FORMATS_WITHOUT_PIXELS:
-                    raise UserError(f"{path}: not a readable image ({image.format} has no decoder)")
-                yield image
+        with Image.open(path) as image:
+            if image.format in FORMATS_WITHOUT_PIXELS:
+                raise UserError(f"{path}: not a readable image ({image.format} has no decoder)")
+            yield image
     except UserError:
         raise
     except Exception as error:  # Pillow's decoders raise arbitrary exceptions for damaged files
