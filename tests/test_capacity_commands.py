@@ -1,7 +1,7 @@
 """Every command refuses what cannot run on the cluster at once: one line, exit code 2, nothing written."""
 
 import runpy
-import shutil
+import tarfile
 from functools import partial
 
 import numpy as np
@@ -64,8 +64,10 @@ def test_a_training(two_cpus, shards, tmp_path, capfd):
         assert not (tmp_path / "s").exists()
 
 
-def test_an_evaluation_keeps_the_scores_that_it_was_to_replace(two_cpus, finished, tmp_path, capfd):
-    shutil.copytree(finished.storage, tmp_path / "storage")
+def test_an_evaluation_keeps_the_scores_that_it_was_to_replace(two_cpus, tmp_path, capfd):
+    with tarfile.open(ROOT / "tests" / "recorded" / "search.tar.gz") as archive:
+        archive.extractall(tmp_path / "storage", filter="data")
+    (tmp_path / "storage" / "demo" / "evaluation" / "scored.txt").touch()
     before = listing(tmp_path)
     argv = ["--storage", tmp_path / "storage", "--again", "--search.gpus_per_trial", 1]
     assert "the scoring of a combination needs 1 GPU" in refusal(capfd, evaluate.main, evaluate.PROG, *argv)

@@ -260,6 +260,7 @@ def test_a_video_is_continued(best, video, tmp_path, monkeypatch, capsys):
     with Image.open(tmp_path / "clip-prediction.gif") as image:
         assert image.n_frames > 3 * 4
     out = capsys.readouterr().out
+    assert "\nframes cropped to 32x32, color, every frame (assumed, as the model does not say" in out
     assert "wrote  clip-prediction.mp4\nwrote  clip-prediction.gif\nnext   python -m raypipe.generate" in out
     assert run(*flags, "--frames", 20, "--output", "far.gif") == 0
     assert not (tmp_path / "far.mp4").exists()

@@ -4,7 +4,10 @@
 (`--search.max_concurrent 1`, seed 0), less Ray's own files, optimizers and event files; and what its predictor gave.
 """
 
+import json
+import shutil
 import tarfile
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +17,13 @@ import torch
 
 import raypipe
 from raypipe.config import COMPONENTS
+from raypipe.data.conversion.preprocessing import Preprocessing
+from raypipe.evaluation.combinations import Combination
+from raypipe.evaluation.run import keep_best
+from raypipe.forecast.manifest import CONSTANT, read_manifest
 from raypipe.search.finalists import read_finalists
 from raypipe.search.study import ended_trials
+from raypipe.workspace.dataset import ExperimentData
 from raypipe.workspace.layout import Workspace
 from tests.raytools import TINY, tiny
 
@@ -97,3 +105,19 @@ def test_the_same_search_still_gives_the_same_tables(finished, workspace, predic
         for name in row.keys() - MEASURED:
             expected = row[name] if exact or not isinstance(row[name], float) else pytest.approx(row[name], rel=1e-3)
             assert now[key][name] == expected, (key, name)
+
+
+def test_its_winner_kept_again_says_how_its_videos_were_converted(storage, workspace, tmp_path):
+    shutil.copytree(storage, tmp_path, dirs_exist_ok=True)
+    place = Workspace(tmp_path, "demo")
+    experiment = place.experiment()
+    assert read_manifest(place.best).preprocessing is None  # of an earlier version
+    made = Preprocessing(32, "pad", True, 5)
+    folder = place.dataset(experiment) / "train"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "conversion.json").write_text(json.dumps({"preprocessing": asdict(made)}))
+    flow = read_finalists(place, "flow")[0]
+    chosen = Combination(flow.trial, None, CONSTANT, flow_model=flow.model, beta=1.0, residual_std=flow.residual_std)
+    keep_best(ExperimentData(experiment, place), chosen)
+    assert read_manifest(place.best).preprocessing == made
+    assert raypipe.load_predictor(place.folder).manifest.flow == flow.trial
