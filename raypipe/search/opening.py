@@ -62,9 +62,9 @@ def open_workspace(
     if found is not None:
         experiment = cli.with_overrides(found.experiment(), stated)
     workspace = found or (Workspace(storage, args.name) if args.name else None)
-    check_dataset(workspace or Workspace(storage, experiment.name), experiment)
     if workspace is not None:
         check_changes(workspace, experiment)
+    check_dataset(workspace or Workspace(storage, experiment.name), experiment)
     check(experiment)
     workspace = workspace or claim(storage, experiment.name)
     return config.replace(experiment, name=workspace.name), workspace
