@@ -85,7 +85,7 @@ def _prepare_autoencoder(data: ExperimentData, use_gpu: bool, wandb: bool) -> No
         return
     if experiment.autoencoder.path is not None:
         try:
-            take_autoencoder(Path(experiment.autoencoder.path).expanduser(), folder)
+            take_autoencoder(Path(experiment.autoencoder.path).expanduser(), folder, data.frames("train"))
         except UserError as error:
             raise ConfigError(f"autoencoder.path: {error}") from None
         return
