@@ -79,7 +79,7 @@ def _open(path: Folder, number: int | None) -> tuple[str, float | None, Iterator
 
 
 def _open_shard(path: Folder, number: int) -> tuple[str, float | None, Iterator[Frames]]:
-    """As `_open`, for a clip of a folder of shards."""
+    """Name, frame rate (None: unknown) and frames of a clip of a folder of shards."""
     shards = open_shards(path)
     if not 0 <= number < len(shards):
         raise UserError(f"--clip: must be from 0 to {len(shards) - 1}, the clips of {path}, not {number}")
