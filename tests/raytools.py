@@ -247,28 +247,42 @@ def ray_head(log: Path, **variables: str) -> Iterator[Head]:
 
     variables: how it authenticates.
     """
+    with ExitStack() as stack:
+        for attempt in range(3):  # another program may take a port before Ray does
+            head = stack.enter_context(_starting_head(log.with_name(f"{log.name}-{attempt}"), variables))
+            wait_for(lambda head=head: head.process.popen.poll() is not None or STARTED in head.process.out, 90)
+            if head.process.popen.poll() is None:
+                break
+        assert head.process.popen.poll() is None, head.process.err + head.process.out
+        wait_for(lambda: http_status(f"{head.dashboard}/api/jobs/"), 90)
+        yield head
+
+
+STARTED = "Ray runtime started"
+"""What `ray start` prints once the node is up."""
+
+
+@contextmanager
+def _starting_head(log: Path, variables: dict[str, str]) -> Iterator[Head]:
     temporary = Path(tempfile.mkdtemp(prefix="ray-"))  # sockets need a short path
     port, dashboard, *others = free_ports(8)
-    names = ["dashboard-agent-listen-port", "dashboard-agent-grpc-port", "runtime-env-agent-port"]
-    names += ["metrics-export-port", "ray-client-server-port"]
     (temporary / "ray").mkdir()
     (temporary / "ray" / "ray_current_cluster").write_text(f"127.0.0.1:{others.pop()}")  # of one that has ended
     variables = {"RAY_TMPDIR": str(temporary)} | variables
+    names = ["dashboard-agent-listen-port", "dashboard-agent-grpc-port", "runtime-env-agent-port"]
+    names += ["metrics-export-port", "ray-client-server-port"]
     argv = [
         *RAY, "start", "--head", "--block", "--num-cpus=2", f"--temp-dir={temporary}", "--disable-usage-stats",
         "--node-ip-address=127.0.0.1", f"--port={port}", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}",
         *(f"--{name}={number}" for name, number in zip(names, others, strict=True)),
     ]  # fmt: skip
-    address = f"http://127.0.0.1:{dashboard}"
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # a job's `python` is the head's
+    environ = {"RAY_ADDRESS": "", "RAYPIPE_STORAGE": "", "PATH": path, "PYTHONUNBUFFERED": "1"} | variables
+    joining = {"RAY_AUTH_MODE": "disabled"} | variables | {"RAY_ADDRESS": f"127.0.0.1:{port}"}
+    logs = temporary / "session_latest" / "logs"
     try:
-        with started(
-            log, argv, Path(), **{"RAY_ADDRESS": "", "RAYPIPE_STORAGE": "", "PATH": path} | variables
-        ) as process:
-            wait_for(lambda: process.popen.poll() is not None or http_status(f"{address}/api/jobs/"), 90)
-            assert process.popen.poll() is None, process.err + process.out
-            joining = {"RAY_AUTH_MODE": "disabled"} | variables | {"RAY_ADDRESS": f"127.0.0.1:{port}"}
-            yield Head(process, address, joining, temporary / "session_latest" / "logs")
+        with started(log, argv, Path(), **environ) as process:
+            yield Head(process, f"http://127.0.0.1:{dashboard}", joining, logs)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
