@@ -33,7 +33,8 @@ FREE = {
 }
 """Fields that may change at any time: trials before and after the change are comparable, or do not use the field.
 
-A folder may have been renamed. dataset.root may name a copy of the dataset: the content is compared. The rest of the config defines what a score means.
+The folder may have been renamed. dataset.root may name a copy of the dataset: the content is compared. The rest of the
+config defines what a score means.
 """
 DATA = ("dataset", "demo", "autoencoder")
 """Sections that cannot change once the experiment has begun, with a dataset and an autoencoder."""
