@@ -19,7 +19,7 @@ from raypipe.search.takeover import Space, take_over
 from raypipe.workspace.layout import Workspace
 
 FREE = {
-    *("dataset.root", "dataset.cache", "dataset.cache_gb", "dataset.stall_seconds"),
+    *("name", "dataset.root", "dataset.cache", "dataset.cache_gb", "dataset.stall_seconds"),
     *("train.component", "train.loss", "train.steps", "train.warmup_steps"),
     *("train.num_workers", "train.cpus_per_worker", "train.max_failures", "train.checkpoint_every"),
     *("train.compile", "train.accumulate"),
@@ -33,7 +33,8 @@ FREE = {
 }
 """Fields that may change at any time: trials before and after the change are comparable, or do not use the field.
 
-dataset.root may name a copy of the dataset: the content is compared. The rest of the config defines what a score means.
+The folder may have been renamed. dataset.root may name a copy of the dataset: the content is compared. The rest of the
+config defines what a score means.
 """
 DATA = ("dataset", "demo", "autoencoder")
 """Sections that cannot change once the experiment has begun, with a dataset and an autoencoder."""
@@ -43,7 +44,7 @@ def check_changes(workspace: Workspace, experiment: Experiment) -> None:
     """Raise ConfigError if an experiment that has begun cannot go on with these settings. Writes nothing."""
     if not (workspace.folder / "config.yaml").is_file():
         return
-    changed = config.differences(workspace.experiment(), config.replace(experiment, name=workspace.name))
+    changed = config.differences(workspace.experiment(), experiment)
     begun = [component for component in COMPONENTS if has_begun(workspace.study, component)]
     fixed = [name for name in changed if name not in FREE and _is_fixed(workspace, name, begun)]
     if fixed:
@@ -57,7 +58,7 @@ def check_changes(workspace: Workspace, experiment: Experiment) -> None:
 
 def _is_fixed(workspace: Workspace, name: str, begun: list[Component]) -> bool:
     section, _, field = name.partition(".")
-    if section in DATA or section == "name":
+    if section in DATA:
         return True
     for component in COMPONENTS:
         if field == f"{component}_steps":
