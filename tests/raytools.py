@@ -150,7 +150,10 @@ class Process:
 
     def finish(self, seconds: float = 540) -> int:
         """Its exit code."""
-        return self.popen.wait(seconds)
+        try:
+            return self.popen.wait(seconds)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"still running after {seconds} s\n{self.out[-4000:]}\n{self.err[-4000:]}") from None
 
     def interrupt(self) -> None:
         """What Ctrl-C does in a terminal: SIGINT to the whole process group."""

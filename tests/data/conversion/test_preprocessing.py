@@ -1,14 +1,12 @@
 """What a conversion did to the frames is stored beside the shards, through several conversions."""
 
 import json
-from dataclasses import asdict
 
 import numpy as np
 import pytest
 
 from raypipe import convert_to_h5
 from raypipe.data.conversion.preprocessing import Preprocessing, every, read_preprocessing
-from raypipe.data.conversion.shard import Options
 from raypipe.data.shards import RemoteFolder, open_shards
 from raypipe.data.video.io import write_video
 
@@ -83,12 +81,6 @@ def test_a_damaged_record_is_named(tmp_path, content, message):
         read_preprocessing(tmp_path)
     assert str(tmp_path / "conversion.json") in str(error.value)
     assert "\n" not in str(error.value)
-
-
-def test_options_that_repeat_it(videos, tmp_path):
-    options = Options.to_repeat(MADE)
-    assert (options.image_size, options.fit, options.grey, options.frame_stride) == (32, "pad", True, 5)
-    assert Preprocessing(**asdict(MADE)) == MADE
 
 
 def test_in_words():
