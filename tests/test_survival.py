@@ -124,9 +124,10 @@ def test_kill_9_of_the_driver(head, two_cpus, storage, values, tmp_path):
                 not t.state.is_finished() and saved_step(workspace, f"flow-{t.number:02d}") for t in known
             )
 
-        wait_for(half_way, 300)
+        wait_for(lambda: study(workspace), 300)
         argv = ["--storage", storage, "--name", "demo", "--resume"]
         assert outcome(partial(tune.search, "flow"), "tune_flow.py", argv) == 2  # while it runs
+        wait_for(half_way, 300)
         os.kill(process.popen.pid, signal.SIGKILL)
         wait_for(lambda: not head.trials(), 60)
     known = {f"flow-{t.number:02d}": t for t in study(workspace)}
