@@ -54,6 +54,7 @@ def experiment_parser(prog: str, description: str) -> Parser:
 def parse(parser: Parser, argv: Sequence[str] | None) -> tuple[argparse.Namespace, dict[str, Any]]:
     """Parse a command line into the parser's own flags and the overrides `--section.field value`, by dotted name.
 
+    Old names of fields are accepted; the overrides have the current ones.
     Exits with code 2 for an unknown flag, with the most similar known one, or a missing value.
     """
     args, rest = parser.parse_known_args(argv)
@@ -61,7 +62,7 @@ def parse(parser: Parser, argv: Sequence[str] | None) -> tuple[argparse.Namespac
     overrides: dict[str, Any] = {}
     while rest:
         flag, _, value = rest.pop(0).partition("=")
-        name = flag.removeprefix("--")
+        name = config.current_name(flag.removeprefix("--"))
         if not flag.startswith("--") or name not in known:
             flags = [s for action in parser._actions for s in action.option_strings] + [f"--{k}" for k in known]
             close = difflib.get_close_matches(flag, flags, n=1, cutoff=0.5)
@@ -165,10 +166,11 @@ def _fields_help() -> str:
         "Every config field is a flag, --section.field VALUE, where VALUE is YAML, such as 1e-3, true, null or [1, 2].",
         "The package raypipe.sde defines symbols such as K, s, u and alpha. The fields are:",
     ]
+    defaults = Experiment()
     for name, f in config.field_names():
         if name == "name":
             continue
-        default = config.field_default(f)
+        default = config.field_value(defaults, name)
         text = f.metadata.get("help", "")
         if not isinstance(default, dict):
             text += f" (default: {default if isinstance(default, str) else json.dumps(default)})"

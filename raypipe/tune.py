@@ -50,9 +50,9 @@ def search(component: Component, argv: Sequence[str] | None = None, prog: str | 
         prog or f"tune_{component}.py", f"Search the {component} stage; run unfinished earlier stages first."
     )
     parser.add_argument("--trials", type=cli.positive, metavar="N", help=f"number of trials in the {component} stage "
-                        f"(default: search.{component}_trials)")  # fmt: skip
+                        f"(default: search.{component}.trials)")  # fmt: skip
     args, overrides = cli.parse(parser, argv)
-    field = f"search.{component}_trials"
+    field = f"search.{component}.trials"
     if args.trials is not None:
         if field in overrides:
             raise ConfigError(f"--trials: sets the same field as --{field}; give only one of them")
@@ -60,7 +60,7 @@ def search(component: Component, argv: Sequence[str] | None = None, prog: str | 
     earlier = COMPONENTS[: COMPONENTS.index(component)]
 
     def unfinished(workspace: Workspace, settings: Search) -> bool:
-        return not is_searched(workspace, component, settings.trials(component))
+        return not is_searched(workspace, component, settings.stages[component].trials)
 
     def ready(workspace: Workspace) -> bool:
         """Whether all earlier stages are finished and this one is not."""

@@ -25,15 +25,15 @@ DEMO = TINY | {"search.max_concurrent": 1}
 """The demo's sizes. One trial at a time: otherwise the table depends on which trial ends first."""
 SHORT = TINY | {
     "autoencoder.steps": 20,
-    "search.flow_trials": 1,
-    "search.diffusion_trials": 1,
+    "search.flow.trials": 1,
+    "search.diffusion.trials": 1,
     "search.finalist_seeds": 1,
     "evaluation.finalists": 1,
 }
 APPENDED = {
     "make demo": [],  # takes its flags by the variable DEMO_FLAGS
     "python experiments/pipeline.py --resume": ["--wandb"],
-    "python experiments/tune_flow.py": flags({k: v for k, v in SHORT.items() if k != "search.flow_trials"}),
+    "python experiments/tune_flow.py": flags({k: v for k, v in SHORT.items() if k != "search.flow.trials"}),
     "python -m raypipe.train": flags(SHORT),
     "python experiments/pipeline.py --dataset.root": flags(
         {k: v for k, v in SHORT.items() if not k.startswith("demo.")} | {"dataset.image_size": 64}

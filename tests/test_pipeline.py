@@ -94,7 +94,7 @@ def test_every_stage_begins_with_the_published_default(trials, workspace, compon
     assert values["train.noise_std"] == first["noise_std"] == 0.1
     assert first["loss"] == (LOSSES[component] or (None,))[0]
     assert first["time_input"] is False
-    assert {row["trial"] for row in mine} == {f"{component}-{i:02d}" for i in range(TINY[f"search.{component}_trials"])}
+    assert {row["trial"] for row in mine} == {f"{component}-{i:02d}" for i in range(TINY[f"search.{component}.trials"])}
     assert {row["status"] for row in mine} <= {"finished", "stopped"}
     finalists = read_finalists(workspace, component)
     assert len([f for f in finalists if f.published]) == 1
@@ -123,7 +123,7 @@ def test_winners_are_trained_again_with_every_seed(trials, workspace):
             assert sorted(f.objectives) == pytest.approx(sorted(row["objective"] for row in rows.values()))
             assert rows[f.model]["objective"] == min(row["objective"] for row in rows.values())
             meta = checkpoint.read_meta(workspace.run(component, f.model))
-            assert meta.step == TINY[f"search.{component}_refit_steps"]
+            assert meta.step == TINY[f"search.{component}.refit_steps"]
 
 
 @pytest.mark.parametrize("component", COMPONENTS)
@@ -268,7 +268,7 @@ def test_a_second_pipeline_takes_the_next_free_name(workspace):
         opened("--name", "demo")
     with pytest.raises(
         ConfigError,
-        match=r"--resume: .*demo is finished; to extend it, .* --search.flow_trials N; .* omit --resume",
+        match=r"--resume: .*demo is finished; to extend it, .* --search.flow.trials N; .* omit --resume",
     ):
         opened("--resume")
     assert list(second.folder.iterdir()) == []  # claimed, and nothing begun

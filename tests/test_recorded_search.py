@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+import yaml
 
 import raypipe
 from raypipe.config import COMPONENTS
@@ -21,7 +22,9 @@ from raypipe.data.conversion.preprocessing import Preprocessing
 from raypipe.evaluation.combinations import Combination
 from raypipe.evaluation.run import keep_best
 from raypipe.forecast.manifest import CONSTANT, read_manifest
+from raypipe.search.changes import adopt
 from raypipe.search.finalists import read_finalists
+from raypipe.search.pipeline import is_searched
 from raypipe.search.study import ended_trials
 from raypipe.workspace.dataset import ExperimentData
 from raypipe.workspace.layout import Workspace
@@ -44,12 +47,24 @@ def workspace(storage):
 
 
 def test_its_config_is_read_as_it_was(workspace):
+    search = yaml.safe_load((workspace.folder / "config.yaml").read_text())["search"]
+    assert {"flow_trials", "flow_steps", "flow_refit_steps"} < search.keys()  # the fields' names at that time
+    assert search["flow"].keys() == workspace.experiment().search.flow.axes.keys()
     assert workspace.experiment() == tiny(**{"search.max_concurrent": 1})
+
+
+def test_it_opens_unchanged(storage, workspace, tmp_path):
+    shutil.copytree(storage, tmp_path, dirs_exist_ok=True)
+    copied = Workspace(tmp_path, "demo")
+    assert all(is_searched(copied, name, stage.trials) for name, stage in copied.experiment().search.stages.items())
+    before = (copied.folder / "config.yaml").read_bytes()
+    assert adopt(copied, tiny(**{"search.max_concurrent": 1})) == {}
+    assert (copied.folder / "config.yaml").read_bytes() == before
 
 
 @pytest.mark.parametrize("component", COMPONENTS)
 def test_its_stages_are_finished(workspace, component):
-    assert ended_trials(workspace.study, component) == TINY[f"search.{component}_trials"]
+    assert ended_trials(workspace.study, component) == TINY[f"search.{component}.trials"]
     finalists = read_finalists(workspace, component)
     assert any(f.handed_on for f in finalists)
     for name in (f.model for f in finalists if f.trial != "none"):

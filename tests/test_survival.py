@@ -36,7 +36,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.cluster]
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
 STEPS, EVERY = 300, 50
-LONG = {"search.flow_trials": 3, "search.flow_steps": STEPS, "search.rungs": 2, "train.checkpoint_every": EVERY}
+LONG = {"search.flow.trials": 3, "search.flow.steps": STEPS, "search.rungs": 2, "train.checkpoint_every": EVERY}
 """Trials of a few seconds, with rungs at steps 100 and 300 and checkpoints between them."""
 DRIVE = "import sys; from tests.test_survival import drive; drive(*sys.argv[1:])"
 
@@ -170,7 +170,7 @@ def killing(head, workspace, actor, steps) -> Iterator[dict[str, object]]:
 
 
 def test_kill_9_of_a_trial(head, two_cpus, storage, values):
-    stage = make_stage(storage, values, **{"search.flow_trials": 1, "search.flow_steps": 3 * STEPS})
+    stage = make_stage(storage, values, **{"search.flow.trials": 1, "search.flow.steps": 3 * STEPS})
     with killing(head, stage.workspace, "ray::StageTrial", 3 * STEPS) as seen:
         run_search(stage)
     check_whole(stage.workspace, 1)
@@ -179,7 +179,7 @@ def test_kill_9_of_a_trial(head, two_cpus, storage, values):
 
 def test_kill_9_of_a_worker_of_a_trial(head, two_cpus, storage, values):
     """Of two. Ray Train begins again at its last checkpoint; here the rung, at least, is on record."""
-    stage = make_stage(storage, values, **{"search.flow_trials": 1, "search.workers_per_trial": 2})
+    stage = make_stage(storage, values, **{"search.flow.trials": 1, "search.workers_per_trial": 2})
     with killing(head, stage.workspace, "ray::RayTrainWorker", STEPS) as seen:
         run_search(stage)
     check_whole(stage.workspace, 1)
@@ -189,7 +189,7 @@ def test_kill_9_of_a_worker_of_a_trial(head, two_cpus, storage, values):
 @pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="only root may mount a small disk")
 def test_a_full_disk_at_a_checkpoint(two_cpus, storage, values):
     """A disk of its own for the trials, filled up; what ran goes on once there is room again."""
-    stage = make_stage(storage, values, **{"search.flow_trials": 2})
+    stage = make_stage(storage, values, **{"search.flow.trials": 2})
     place = stage.workspace.folder / "flow"
     place.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", place], capture_output=True)
@@ -237,9 +237,9 @@ def test_a_machine_of_two_is_lost(storage, values, tmp_path, monkeypatch):
 
 def test_more_trials_go_on_from_a_finished_stage(two_cpus, storage, values):
     """Its trials and the finalists that were trained stand."""
-    short = {"search.flow_steps": 12, "search.rungs": 1, "search.top_k": 1, "search.finalist_seeds": 1}
+    short = {"search.flow.steps": 12, "search.rungs": 1, "search.top_k": 1, "search.finalist_seeds": 1}
     workspace = Workspace(storage, "demo")
-    argv = ["--storage", storage, "--name", "demo", "--resume", *flags(values | short | {"search.flow_trials": 2})]
+    argv = ["--storage", storage, "--name", "demo", "--resume", *flags(values | short | {"search.flow.trials": 2})]
     assert outcome(partial(tune.search, "flow"), "tune_flow.py", argv) == 0
 
     def weights():
@@ -251,7 +251,7 @@ def test_more_trials_go_on_from_a_finished_stage(two_cpus, storage, values):
     assert outcome(partial(tune.search, "flow"), "tune_flow.py", more) == 0
     check_whole(workspace, 4)
     assert before.items() <= weights().items()
-    assert workspace.experiment().search.flow_trials == 4
+    assert workspace.experiment().search.flow.trials == 4
     assert {f.trial for f in read_finalists(workspace, "flow")} >= {"flow-00"}
     assert outcome(partial(tune.search, "flow"), "tune_flow.py", more) == 2  # nothing is left to do
 
@@ -259,7 +259,7 @@ def test_more_trials_go_on_from_a_finished_stage(two_cpus, storage, values):
 def test_two_searches_at_once_finish_on_two_cpus(head, storage, values, tmp_path):
     """On one Ray, each in its own experiment, with as many trials at a time as there are CPUs."""
     shutil.copytree(storage / "demo", storage / "second")
-    short = json.dumps(values | {"search.flow_steps": 12, "search.rungs": 1})
+    short = json.dumps(values | {"search.flow.steps": 12, "search.rungs": 1})
     with (
         started(tmp_path / "one", ["-c", DRIVE, storage, short], storage, **head.variables) as one,
         started(tmp_path / "two", ["-c", DRIVE, storage, short, "second"], storage, **head.variables) as two,

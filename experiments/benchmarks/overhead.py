@@ -66,7 +66,7 @@ def main() -> int:
     parser.add_argument("--trials", type=cli.positive, default=200, metavar="N", help="number of trials (default: 200)")
     trials = parser.parse_args().trials
     with tempfile.TemporaryDirectory() as folder:
-        experiment = config.replace(config.Experiment(), **{"search.flow_trials": trials, "search.rungs": 1})
+        experiment = config.replace(config.Experiment(), **{"search.flow.trials": trials, "search.rungs": 1})
         stage = Stage(experiment, Workspace(Path(folder), "overhead"), "flow")
         start_ray()
         early: list[float] = []

@@ -39,7 +39,7 @@ RATES = (3e-4, 6e-4, 1.2e-3, 2.4e-3, 4.8e-3, 9.6e-3)
 SEEDS = (0, 1, 2)
 RECIPE = {
     "name": "recorded",
-    "search.flow_steps": 300,
+    "search.flow.steps": 300,
     "search.rungs": 3,
     "evaluation.fit_windows": 8,
     "evaluation.multipliers": [0.3, 0.5, 0.8],

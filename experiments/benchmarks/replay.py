@@ -163,9 +163,9 @@ def experiment(setting: Setting, rungs: list[int]) -> Experiment:
     return config.replace(Experiment(), **{
         "search.sampler": setting.sampler,
         "search.scheduler": setting.scheduler,
-        "search.flow": {name: vars(axis) for name, axis in AXES.items()},
-        "search.flow_trials": setting.trials,
-        "search.flow_steps": rungs[-1],
+        "search.flow.axes": {name: vars(axis) for name, axis in AXES.items()},
+        "search.flow.trials": setting.trials,
+        "search.flow.steps": rungs[-1],
         "search.rungs": len(rungs),
         "search.seed": setting.seed,
         "model.time_input": True,

@@ -4,7 +4,6 @@ from raypipe.common.errors import ConfigError
 from raypipe.config.experiment import (
     Experiment,
     differences,
-    field_default,
     field_names,
     field_value,
     from_dict,
@@ -16,7 +15,8 @@ from raypipe.config.experiment import (
     stated,
     to_dict,
 )
-from raypipe.config.search import PAUSING, Axis, Scheduler, Search
+from raypipe.config.old_names import current_name
+from raypipe.config.search import PAUSING, Axis, Scheduler, Search, SearchStage
 from raypipe.config.sections import (
     COMPONENTS,
     LOSSES,
@@ -53,10 +53,11 @@ __all__ = [
     "Scheduler",
     "Sde",
     "Search",
+    "SearchStage",
     "Solver",
     "Train",
+    "current_name",
     "differences",
-    "field_default",
     "field_names",
     "field_value",
     "from_dict",

@@ -18,10 +18,10 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from raypipe.common.errors import ConfigError, nearest
-from raypipe.config import reference
+from raypipe.config import old_names, reference
 from raypipe.config.fields import Section, option, require, section
 from raypipe.config.search import Axis, Search
-from raypipe.config.sections import COMPONENTS, Autoencoder, Dataset, Demo, Evaluation, Latents, Model, Sde, Train
+from raypipe.config.sections import Autoencoder, Dataset, Demo, Evaluation, Latents, Model, Sde, Train
 
 
 @dataclass(frozen=True)
@@ -57,13 +57,13 @@ class Experiment(Section):
         rule = f"at most dataset.num_frames - model.num_input_frames ({frames - given})"
         require(horizon <= frames - given, "evaluation.horizon", rule, horizon)
         known = dict(field_names())
-        for component in COMPONENTS:
-            for name in self.search.axes(component):
+        for stage, settings in self.search.stages.items():
+            for name in settings.axes:
                 if name not in known:
-                    raise ConfigError(f"search.{component}: unknown field {name!r}{nearest(name, known)}")
+                    raise ConfigError(f"search.{stage}.axes: unknown field {name!r}{nearest(name, known)}")
                 if not _searchable(name):
                     raise ConfigError(
-                        f"search.{component}: {name!r} must be the same in all trials, so that they are comparable; "
+                        f"search.{stage}.axes: {name!r} must be the same in all trials, so that they are comparable; "
                         "axes can be evaluation.steps, evaluation.solvers, fields of sde, and most of model and train"
                     )
 
@@ -89,11 +89,6 @@ def field_names(cls: type = Experiment, prefix: str = "") -> Iterator[tuple[str,
             yield from field_names(cast(type, hint), f"{prefix}{f.name}.")
         else:
             yield f"{prefix}{f.name}", f
-
-
-def field_default(f: dataclasses.Field[Any]) -> Any:
-    """The default value of a field that `field_names` yields."""
-    return f.default_factory() if f.default_factory is not dataclasses.MISSING else f.default
 
 
 def field_value(experiment: Experiment, name: str) -> Any:
@@ -128,7 +123,7 @@ def from_dict(tree: Mapping[str, Any], source: str = "config") -> Experiment:
 
     Raises ConfigError with `source`, the dotted name of the field, what is wrong and the value.
     """
-    tree = dict(tree)
+    tree = dict(old_names.translate(tree, source))
     if "name" not in tree and isinstance(tree.get("dataset"), Mapping) and "name" in tree["dataset"]:
         tree["name"] = tree["dataset"]["name"]
     experiment = _validate(tree, source)
@@ -139,12 +134,12 @@ def from_dict(tree: Mapping[str, Any], source: str = "config") -> Experiment:
 def _check_space(experiment: Experiment, source: str) -> None:
     """Raise ConfigError if an axis can propose a value that its field refuses."""
     plain = to_dict(experiment)
-    for component in COMPONENTS:
-        fixed: dict[str, Any] = {"search": {}, "train.component": component, "train.loss": None}
-        for name, axis in experiment.search.axes(component).items():
+    for stage, settings in experiment.search.stages.items():
+        fixed: dict[str, Any] = {"search": {}, "train.component": stage, "train.loss": None}
+        for name, axis in settings.axes.items():
             under = {other: allowed[0] for other, allowed in axis.conditions().items()}
             for value in axis.extremes():
-                _validate(override(plain, {**fixed, **under, name: value}), f"{source}: search.{component}")
+                _validate(override(plain, {**fixed, **under, name: value}), f"{source}: search.{stage}.axes")
 
 
 def _validate(tree: Mapping[str, Any], source: str) -> Experiment:
@@ -248,8 +243,8 @@ def differences(a: Experiment, b: Experiment) -> dict[str, tuple[Any, Any]]:
 
 
 def _read(path: str | Path) -> Mapping[str, Any]:
-    """A YAML config as a nested dict, with a config of the reference code translated and short forms expanded."""
-    tree = read_yaml(path)
+    """A YAML config as a nested dict: a config of the reference code and old names translated, short forms expanded."""
+    tree = old_names.translate(read_yaml(path), str(path))
     if reference.is_published(tree):
         try:
             tree = reference.translate(tree)

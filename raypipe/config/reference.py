@@ -129,13 +129,13 @@ def _search(steps: int, rates: Mapping[str, float]) -> dict[str, Any]:
     found: dict[str, Any] = {"rungs": 3}
     noise = {"low": 0.01, "high": 0.4, "log": True, "zero": True}
     for component, rate in rates.items():
-        found[f"{component}_steps"], found[f"{component}_refit_steps"] = max(1, steps // 10), steps
         axes: dict[str, Any] = {"train.noise_std": noise}
         if component != "denoiser":
             losses = [loss for kind, loss in COMPONENTS.values() if kind == component]
             axes["train.loss"] = {"choices": losses if component == "flow" else [*losses, "nll"]}
             axes["model.time_input"] = {"choices": [False, True]}
-        found[component] = axes | {"train.learning_rate": {"low": rate / 3, "high": rate * 10, "log": True}}
+        axes["train.learning_rate"] = {"low": rate / 3, "high": rate * 10, "log": True}
+        found[component] = {"steps": max(1, steps // 10), "refit_steps": steps, "axes": axes}
     return found
 
 

@@ -1,14 +1,16 @@
-"""The `search` section of a config: the searched axes, and the trials and training steps of each stage."""
+"""The `search` section of a config: its stages, each with axes, trials and training steps, and what they share."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
-from raypipe.config.fields import Section, option, require
-from raypipe.config.sections import COMPONENTS, Component, Objective
+from pydantic import model_validator
+
+from raypipe.config.fields import Section, option, require, require_least
+from raypipe.config.sections import Objective
 
 
 @dataclass(frozen=True)
@@ -60,18 +62,60 @@ PAUSING: tuple[Scheduler, ...] = ("halving", "pbt")
 
 
 @dataclass(frozen=True)
+class SearchStage(Section):
+    """One stage of the search. Its defaults differ between stages, so `Search` states them."""
+
+    trials: int = field(metadata={"help": "number of trials in the stage"})
+    steps: int = field(metadata={"help": "training steps of a trial that is not stopped early"})
+    refit_steps: int = field(metadata={"help": "training steps when a finalist of the stage is retrained"})
+    axes: dict[str, Axis] = field(
+        metadata={
+            "help": "axes of the stage, as {field: axis}, such as {train.loss: {choices: [nll, mse]}} or "
+            "{train.noise_std: {low: 0.01, high: 0.4, log: true}}; replaces all default axes of the stage"
+        }
+    )
+
+
+def _stage(trials: int, steps: int, refit_steps: int, axes: Mapping[str, Axis]) -> Any:
+    """A field of `Search` that holds a stage with these defaults. Each instance gets its own copy of `axes`."""
+    return field(default_factory=lambda: SearchStage(trials, steps, refit_steps, dict(axes)))
+
+
+@dataclass(frozen=True)
 class Search(Section):
     """The hyperparameter search: one stage each for flow, denoiser and diffusion, in this order."""
 
-    flow_trials: int = option(8, "number of trials in the flow stage")
-    denoiser_trials: int = option(3, "number of trials in the denoiser stage")
-    diffusion_trials: int = option(6, "number of trials in the diffusion stage")
-    flow_steps: int = option(600, "training steps of a flow trial that is not stopped early")
-    denoiser_steps: int = option(300, "training steps of a denoiser trial that is not stopped early")
-    diffusion_steps: int = option(400, "training steps of a diffusion trial that is not stopped early")
-    flow_refit_steps: int = option(1000, "training steps when a finalist of the flow stage is retrained")
-    denoiser_refit_steps: int = option(400, "training steps when a finalist of the denoiser stage is retrained")
-    diffusion_refit_steps: int = option(450, "training steps when a finalist of the diffusion stage is retrained")
+    flow: SearchStage = _stage(
+        trials=8,
+        steps=600,
+        refit_steps=1000,
+        axes={
+            "train.noise_std": _noise_axis(),
+            "train.loss": Axis(choices=["nll", "mse"]),
+            "model.time_input": Axis(choices=[False, True]),
+            "train.learning_rate": Axis(low=1e-3, high=5e-3, log=True),
+        },
+    )
+    denoiser: SearchStage = _stage(
+        trials=3,
+        steps=300,
+        refit_steps=400,
+        axes={
+            "train.noise_std": Axis(low=0.03, high=0.4, log=True),
+            "train.learning_rate": Axis(low=1e-3, high=4e-3, log=True),
+        },
+    )
+    diffusion: SearchStage = _stage(
+        trials=6,
+        steps=400,
+        refit_steps=450,
+        axes={
+            "train.noise_std": _noise_axis(),
+            "train.loss": Axis(choices=["regression", "nll"]),
+            "model.time_input": Axis(choices=[False, True]),
+            "train.learning_rate": Axis(low=1e-3, high=4e-3, log=True),
+        },
+    )
     scheduler: Scheduler = option(
         "asha",
         "rule for stopping trials at a rung; asha: stop all but the best 1/k (search.reduction_factor) of the trials "
@@ -112,34 +156,16 @@ class Search(Section):
         "nfe_per_frame, network evaluations per frame, as a second objective, all trials on the Pareto front become "
         "finalists: then make evaluation.steps an axis and set search.rungs to 1",
     )
-    flow: dict[str, Axis] = field(
-        default_factory=lambda: {
-            "train.noise_std": _noise_axis(),
-            "train.loss": Axis(choices=["nll", "mse"]),
-            "model.time_input": Axis(choices=[False, True]),
-            "train.learning_rate": Axis(low=1e-3, high=5e-3, log=True),
-        },
-        metadata={
-            "help": "axes of the flow stage, as {field: axis}, such as {train.loss: {choices: [nll, mse]}} or "
-            "{train.noise_std: {low: 0.01, high: 0.4, log: true}}; replaces all default axes of the stage"
-        },
-    )
-    denoiser: dict[str, Axis] = field(
-        default_factory=lambda: {
-            "train.noise_std": Axis(low=0.03, high=0.4, log=True),
-            "train.learning_rate": Axis(low=1e-3, high=4e-3, log=True),
-        },
-        metadata={"help": "axes of the denoiser stage, written as for search.flow"},
-    )
-    diffusion: dict[str, Axis] = field(
-        default_factory=lambda: {
-            "train.noise_std": _noise_axis(),
-            "train.loss": Axis(choices=["regression", "nll"]),
-            "model.time_input": Axis(choices=[False, True]),
-            "train.learning_rate": Axis(low=1e-3, high=4e-3, log=True),
-        },
-        metadata={"help": "axes of the diffusion stage, written as for search.flow"},
-    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_stages(cls, given: Any) -> Any:
+        """Add the defaults of a stage to a mapping that states only some of its fields."""
+        if not isinstance(given, Mapping):
+            return given
+        defaults = cls().stages
+        stated = {name: value for name, value in given.items() if name in defaults and isinstance(value, Mapping)}
+        return {**given, **{name: {**vars(defaults[name]), **value} for name, value in stated.items()}}
 
     def __post_init__(self) -> None:
         for f in dataclasses.fields(self):
@@ -155,9 +181,10 @@ class Search(Section):
         plain = self.rungs == 1 or self.scheduler == "none"
         rule = "none with two objectives, unless search.rungs is 1"
         require(len(self.objectives) == 1 or plain, "search.scheduler", rule, self.scheduler)
-        for component in COMPONENTS:
-            for name, axis in self.axes(component).items():
-                self._check_conditions(f"search.{component}: {name}: when", axis, self.axes(component))
+        for name, stage in self.stages.items():
+            require_least(1, stage, f"search.{name}", "trials", "steps", "refit_steps")
+            for field_name, axis in stage.axes.items():
+                self._check_conditions(f"search.{name}.axes: {field_name}: when", axis, stage.axes)
         # Tune does not hold the resources of a trial with several workers, so pausing the trial would not free them.
         alone, rule = self.workers_per_trial == 1, f"1 with search.scheduler {self.scheduler}"
         require(alone or not self.pauses, "search.workers_per_trial", rule, self.workers_per_trial)
@@ -177,18 +204,8 @@ class Search(Section):
         """Whether the scheduler pauses trials, see `PAUSING`."""
         return self.scheduler in PAUSING
 
-    def trials(self, component: Component) -> int:
-        """Number of trials in the stage of a component."""
-        return cast(int, getattr(self, f"{component}_trials"))
-
-    def steps(self, component: Component) -> int:
-        """Training steps of a trial that is not stopped early."""
-        return cast(int, getattr(self, f"{component}_steps"))
-
-    def refit_steps(self, component: Component) -> int:
-        """Training steps of a finalist."""
-        return cast(int, getattr(self, f"{component}_refit_steps"))
-
-    def axes(self, component: Component) -> dict[str, Axis]:
-        """The axes of a stage, by dotted field name."""
-        return cast("dict[str, Axis]", getattr(self, component))
+    @property
+    def stages(self) -> dict[str, SearchStage]:
+        """The stages by name, in the order in which they run."""
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return {name: value for name, value in values.items() if isinstance(value, SearchStage)}

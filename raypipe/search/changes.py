@@ -11,7 +11,7 @@ import yaml
 
 from raypipe import config
 from raypipe.common.files import write_atomic
-from raypipe.config import COMPONENTS, Axis, Component, ConfigError, Experiment
+from raypipe.config import COMPONENTS, Axis, Component, ConfigError, Experiment, Search
 from raypipe.search.first_points import default_point
 from raypipe.search.parents import parent_axes
 from raypipe.search.study import has_begun
@@ -26,10 +26,9 @@ FREE = {
     *("search.scheduler", "search.rungs", "search.reduction_factor", "search.sampler", "search.seed"),
     *("search.top_k", "search.margin", "search.finalist_seeds", "search.max_concurrent"),
     *("search.cpus_per_trial", "search.gpus_per_trial", "search.workers_per_trial"),
-    *(f"search.{component}_trials" for component in COMPONENTS),
+    *(f"search.{stage}.{name}" for stage in Search().stages for name in ("trials", "axes")),
     *("evaluation.test_windows", "evaluation.test_members", "evaluation.climatology_members", "evaluation.alphas"),
     *("evaluation.finalists", "evaluation.batch_size", "evaluation.compile"),
-    *(f"search.{component}" for component in COMPONENTS),
 }
 """Fields that may change at any time: trials before and after the change are comparable, or do not use the field.
 
@@ -61,9 +60,9 @@ def _is_fixed(workspace: Workspace, name: str, begun: list[Component]) -> bool:
     if section in DATA:
         return True
     for component in COMPONENTS:
-        if field == f"{component}_steps":
+        if field == f"{component}.steps":
             return component in begun
-        if field == f"{component}_refit_steps":
+        if field == f"{component}.refit_steps":
             return workspace.finalists(component).is_file() or _refits(workspace, component)
     return bool(begun)
 
@@ -110,8 +109,8 @@ def adapt_study(
     extra: axes in addition to those of the config; None for those that earlier stages add.
     """
     extra = parent_axes(workspace, component) if extra is None else extra
-    axes = {**experiment.search.axes(component), **extra}
+    axes = {**experiment.search.stages[component].axes, **extra}
     default = default_point(experiment, component) | {name: (axis.choices or [None])[0] for name, axis in extra.items()}
     space = Space(axes, default, partial(config.field_value, experiment))
-    earlier = {**before.search.axes(component), **extra}
+    earlier = {**before.search.stages[component].axes, **extra}
     take_over(workspace.study, component, earlier, space, len(experiment.search.objectives))

@@ -43,16 +43,16 @@ def default_point(experiment: Experiment, component: Component) -> dict[str, Any
 
     A value outside its axis is replaced by the nearest end of the range, or by the first choice.
     """
-    values = default_values(component)
+    values, axes = default_values(component), experiment.search.stages[component].axes
     point = {}
-    for name, axis in experiment.search.axes(component).items():
+    for name, axis in axes.items():
         value = _plain(values.get(name, config.field_value(experiment, name)))
         if axis.choices is not None:
             value = value if fits(name, axis, value) else _plain(axis.choices[0])
         elif axis.low is not None and axis.high is not None:
             value = encode(name, axis, 0) if axis.zero and value == 0 else min(max(value, axis.low), axis.high)
         point[name] = value
-    return restrict(experiment.search.axes(component), point)
+    return restrict(axes, point)
 
 
 def first_points(axes: Mapping[str, Axis], default: Mapping[str, Any], count: int, seed: int) -> list[dict[str, Any]]:

@@ -1,12 +1,12 @@
 """Choose the experiment of a search command: a new one, or an existing one that is continued."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from raypipe import cli, config
-from raypipe.config import COMPONENTS, ConfigError, Experiment, Search
+from raypipe.config import ConfigError, Experiment, Search
 from raypipe.search.changes import check_changes
 from raypipe.workspace.claims import claim, latest
 from raypipe.workspace.dataset import check_dataset
@@ -23,7 +23,7 @@ def open_workspace(
     ready: Callable[[Workspace], bool] | None = None,
     *,
     check: Callable[[Experiment], None] = lambda experiment: None,
-    extend: str = "--search.flow_trials",
+    extend: str = "--search.flow.trials",
 ) -> tuple[Experiment, Workspace]:
     """The experiment and folder of a command: a new one, or with --resume the latest unfinished one.
 
@@ -42,10 +42,9 @@ def open_workspace(
     storage = cli.storage_root(args)
     stated = {**(config.stated(args.config) if args.config else {}), **values}
     stated.pop("name", None)
-    trials = {name: stated[f"search.{name}"] for name in _TRIALS if f"search.{name}" in stated}
 
     def left(workspace: Workspace) -> bool:
-        return unfinished(workspace, replace(workspace.experiment().search, **trials))
+        return unfinished(workspace, _with_trials(workspace.experiment().search, experiment.search, stated))
 
     found = None
     if args.resume:
@@ -70,7 +69,14 @@ def open_workspace(
     return config.replace(experiment, name=workspace.name), workspace
 
 
-_TRIALS = [f"{component}_trials" for component in COMPONENTS]
+def _with_trials(stored: Search, given: Search, stated: Container[str]) -> Search:
+    """The stored settings with the numbers of trials in `given`, where `stated` contains their dotted names."""
+    changed: dict[str, Any] = {
+        name: replace(stage, trials=given.stages[name].trials)
+        for name, stage in stored.stages.items()
+        if f"search.{name}.trials" in stated
+    }
+    return replace(stored, **changed)
 
 
 def _latest(args: Any, experiment: Experiment, storage: Path, has: Callable[[Workspace], bool]) -> Workspace | None:

@@ -32,7 +32,7 @@ def is_searched(workspace: Workspace, component: Component, trials: int) -> bool
 
 def is_unfinished(workspace: Workspace, search: Search) -> bool:
     """Whether a stage is not searched, or its finalists are newer than `best/`, which the evaluation makes of them."""
-    if not all(is_searched(workspace, component, search.trials(component)) for component in COMPONENTS):
+    if not all(is_searched(workspace, component, search.stages[component].trials) for component in COMPONENTS):
         return True
     best = workspace.best / "manifest.json"
     newest = max(workspace.finalists(component).stat().st_mtime_ns for component in COMPONENTS)
@@ -56,7 +56,7 @@ def run_stage(stage: Stage, extra: Mapping[str, Axis]) -> None:
     if not ranked:
         raise ConfigError(
             f"{workspace.trials}: every trial of the {component} stage failed, see its error column; remove the cause, "
-            f"then run more trials with --resume --search.{component}_trials N"
+            f"then run more trials with --resume --search.{component}.trials N"
         )
     chosen = finalists.select_finalists(ranked, experiment.search.top_k)
     if len(experiment.search.objectives) > 1:
@@ -76,7 +76,7 @@ def _check_failures(stage: Stage, cost: SearchCost) -> None:
         logger.warning("%s: %s", ", ".join(names), cause)
     raise ConfigError(
         f"{stage.workspace.trials}: all {cost.trials} new trials of the {stage.component} stage failed, for the "
-        f"reasons above; --resume goes on with earlier trials, --resume --search.{stage.component}_trials N runs more"
+        f"reasons above; --resume goes on with earlier trials, --resume --search.{stage.component}.trials N runs more"
     )
 
 
@@ -120,7 +120,7 @@ def run_stages(
     for name, (before, after) in adopt(workspace, experiment).items():
         terminal.say(f"changed {name}: {field_text(before)} -> {field_text(after)}")
     for component in stages:
-        if not is_searched(workspace, component, experiment.search.trials(component)):
+        if not is_searched(workspace, component, experiment.search.stages[component].trials):
             stage, extra = make_stage(experiment, workspace, component)
             run_stage(replace(stage, warm_start=warm_start, wandb=wandb), extra)
         terminal.say(f"\n{component} stage of {workspace.folder}")

@@ -59,8 +59,7 @@ def _settings(stage: Stage, name: str, jobs: int) -> Settings:
 
 def _jobs(stage: Stage, chosen: Sequence[Trial]) -> dict[str, list[ComponentJob]]:
     """The training jobs of each chosen trial and of the default, by trial name, one per seed."""
-    search, component = stage.experiment.search, stage.component
-    full = search.refit_steps(component)
+    search, component, full = stage.experiment.search, stage.component, stage.settings.refit_steps
     names = [trial.name for trial in chosen]
     if component != "diffusion" and _values(stage, default_trial(component)) is not None:
         names.append(default_trial(component))

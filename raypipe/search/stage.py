@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from raypipe import checkpoint, config
-from raypipe.config import Component, Experiment
+from raypipe.config import Component, Experiment, SearchStage
 from raypipe.search.schedulers import spaced
 from raypipe.search.schedulers.pbt import Exploit
 from raypipe.workspace.layout import ParentModels, Workspace
@@ -29,10 +29,15 @@ class Stage:
     warm_start: Path | None = None
     wandb: bool = False
 
+    @property
+    def settings(self) -> SearchStage:
+        """The config section of the stage."""
+        return self.experiment.search.stages[self.component]
+
     def configure(self, values: Mapping[str, Any]) -> Experiment:
         """The experiment of a trial with these values, by dotted name."""
-        base = {"train.component": self.component, "train.steps": self.experiment.search.steps(self.component)}
-        warm = {"train.warmup_steps": max(1, self.experiment.search.steps(self.component) // 20)}
+        base = {"train.component": self.component, "train.steps": self.settings.steps}
+        warm = {"train.warmup_steps": max(1, self.settings.steps // 20)}
         return config.replace(self.experiment, **{**base, **warm, "train.loss": None, **values})
 
     def parents(self, experiment: Experiment) -> ParentModels:
@@ -46,8 +51,7 @@ class Stage:
     @property
     def rungs(self) -> list[int]:
         """Training steps after which trials are scored, the last at the end."""
-        search = self.experiment.search
-        return spaced(search, search.steps(self.component))
+        return spaced(self.experiment.search, self.settings.steps)
 
     def take_over(self, exploit: Exploit) -> None:
         """Replace a trial's model folder by a copy of the donor's: weights, optimizer and step.

@@ -33,10 +33,10 @@ def make_searcher(stage: Stage, storage: BaseStorage, extra: Mapping[str, Axis] 
     """Make the search algorithm of a stage over its axes and the `extra` ones; the default is the first trial."""
     search, component = stage.experiment.search, stage.component
     extra = extra or {}
-    axes = {**search.axes(component), **extra}
+    axes = {**stage.settings.axes, **extra}
     known = known_trials(storage, component)
     default = default_point(stage.experiment, component) | {n: (a.choices or [None])[0] for n, a in extra.items()}
-    trials = search.trials(component)
+    trials = stage.settings.trials
     startup = min(trials, max(4, trials // 2 + 1))
     first = [default] if search.sampler == "random" else first_points(axes, default, startup, search.seed)
     if stage.warm_start is not None:
@@ -114,7 +114,7 @@ def _run_trials(stage: Stage, extra: Mapping[str, Axis], trainable: type[tune.Tr
     adapt_study(workspace, stage.component, experiment, experiment, extra)
     storage = open_storage(workspace.study)
     search = make_searcher(stage, storage, extra)
-    total = experiment.search.trials(stage.component)
+    total = stage.settings.trials
     log = TrialLog(stage, total, search.ended)
     log.catch_up(search.past())
     cost = None
@@ -183,7 +183,7 @@ def _scheduler(stage: Stage, known: Mapping[str, Mapping[int, float]], trials: i
     search, places = stage.experiment.search, concurrent_trials(stage.experiment)
     if 0 < places != search.max_concurrent:
         places += 1  # while a trial waits for resources, Tune reuses the process of a trial that pauses
-    axes = search.axes(stage.component)
+    axes = stage.settings.axes
     return make_scheduler(search, stage.rungs, known, trials, places, axes=axes, copy=stage.take_over)
 
 

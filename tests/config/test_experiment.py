@@ -20,12 +20,12 @@ def refusal(tree: dict) -> str:
 
 
 def flow_axis(**axis: object) -> dict:
-    return {"search": {"flow": {"train.noise_std": axis}}}
+    return {"search": {"flow": {"axes": {"train.noise_std": axis}}}}
 
 
 def with_loss(**delta: object) -> dict:
     axes = {"train.loss": {"choices": ["nll", "mse"]}, "sde.delta": {"low": 1e-4, "high": 1e-2} | delta}
-    return {"search": {"flow": axes}}
+    return {"search": {"flow": {"axes": axes}}}
 
 
 @pytest.mark.parametrize(
@@ -35,7 +35,7 @@ def with_loss(**delta: object) -> dict:
         ({"train": {"noise_sdt": 1}}, "config: unknown key 'train.noise_sdt'; did you mean 'noise_std'?"),
         ({"train": {"xyzzy": 1}}, "config: unknown key 'train.xyzzy'"),
         ({"train.noise_std": 1}, "config: unknown key 'train.noise_std'; did you mean 'train'?"),
-        (flow_axis(hihg=1), "config: unknown key 'search.flow.train.noise_std.hihg'; did you mean 'high'?"),
+        (flow_axis(hihg=1), "config: unknown key 'search.flow.axes.train.noise_std.hihg'; did you mean 'high'?"),
         ({"train": 3}, "config: train: input should be a dictionary or an instance of Train, not 3"),
         (
             {"train": {"steps": "many"}},
@@ -104,50 +104,51 @@ def with_loss(**delta: object) -> dict:
         # searched axes
         (
             flow_axis(choices=[0.1], low=0.1, high=0.2),
-            "config: search.flow.train.noise_std: must be either `choices` or `low` and `high`, "
+            "config: search.flow.axes.train.noise_std: must be either `choices` or `low` and `high`, "
             "not ['choices', 'low', 'high']",
         ),
         (
             flow_axis(choices=[0.1], low=0.1),
-            "config: search.flow.train.noise_std: must be either `choices` or `low` and `high`, not ['choices', 'low']",
+            "config: search.flow.axes.train.noise_std: must be either `choices` or `low` and `high`, "
+            "not ['choices', 'low']",
         ),
-        (flow_axis(), "config: search.flow.train.noise_std: must be either `choices` or `low` and `high`, not []"),
+        (flow_axis(), "config: search.flow.axes.train.noise_std: must be either `choices` or `low` and `high`, not []"),
         (
             flow_axis(low=0.1),
-            "config: search.flow.train.noise_std: must be either `choices` or `low` and `high`, not ['low']",
+            "config: search.flow.axes.train.noise_std: must be either `choices` or `low` and `high`, not ['low']",
         ),
-        (flow_axis(choices=[]), "config: search.flow.train.noise_std.choices: must be at least one value, not []"),
-        (flow_axis(low=2, high=1), "config: search.flow.train.noise_std.low: must be below high (1.0), not 2.0"),
+        (flow_axis(choices=[]), "config: search.flow.axes.train.noise_std.choices: must be at least one value, not []"),
+        (flow_axis(low=2, high=1), "config: search.flow.axes.train.noise_std.low: must be below high (1.0), not 2.0"),
         (
             flow_axis(low=0, high=1, log=True),
-            "config: search.flow.train.noise_std.low: must be above 0 on a log scale, not 0.0",
+            "config: search.flow.axes.train.noise_std.low: must be above 0 on a log scale, not 0.0",
         ),
         (
-            {"search": {"flow": {"train.noise": {"choices": [1]}}}},
-            "config: search.flow: unknown field 'train.noise'; did you mean 'train.noise_std'?",
+            {"search": {"flow": {"axes": {"train.noise": {"choices": [1]}}}}},
+            "config: search.flow.axes: unknown field 'train.noise'; did you mean 'train.noise_std'?",
         ),
-        (flow_axis(low=-1, high=1), "config: search.flow: train.noise_std: must be at least 0, not -1.0"),
+        (flow_axis(low=-1, high=1), "config: search.flow.axes: train.noise_std: must be at least 0, not -1.0"),
         (
-            {"search": {"diffusion": {"train.loss": {"choices": ["mse"]}}}},
-            "config: search.diffusion: train.loss: must be regression or nll for a diffusion, not 'mse'",
+            {"search": {"diffusion": {"axes": {"train.loss": {"choices": ["mse"]}}}}},
+            "config: search.diffusion.axes: train.loss: must be regression or nll for a diffusion, not 'mse'",
         ),
         (
-            {"search": {"flow": {"evaluation.windows": {"choices": [8, 64]}}}},
-            "config: search.flow: 'evaluation.windows' must be the same in all trials, so that they are comparable; "
-            "axes can be evaluation.steps, evaluation.solvers, fields of sde, and most of model and train",
+            {"search": {"flow": {"axes": {"evaluation.windows": {"choices": [8, 64]}}}}},
+            "config: search.flow.axes: 'evaluation.windows' must be the same in all trials, so that they are "
+            "comparable; axes can be evaluation.steps, evaluation.solvers, fields of sde, and most of model and train",
         ),
         (
             flow_axis(low=0.1, high=0.2, when={"model.depth": 1}),
-            "config: search.flow: train.noise_std: when: must be an axis of this stage that has `choices` and no "
+            "config: search.flow.axes: train.noise_std: when: must be an axis of this stage that has `choices` and no "
             "`when`, not 'model.depth'",
         ),
         (
             with_loss(when={"train.loss": "huber"}),
-            "config: search.flow: sde.delta: when: train.loss: must be among ['nll', 'mse'], not ['huber']",
+            "config: search.flow.axes: sde.delta: when: train.loss: must be among ['nll', 'mse'], not ['huber']",
         ),
         (
             with_loss(low=0.0, when={"train.loss": "nll"}),
-            "config: search.flow: sde.delta: must be above 0, not 0.0",
+            "config: search.flow.axes: sde.delta: must be above 0, not 0.0",
         ),
         # objectives
         (
@@ -166,8 +167,8 @@ def test_each_mistake_has_its_line(tree, message):
 
 def test_an_axis_may_hold_what_its_stage_takes():
     """A diffusion's losses are checked as a diffusion's, though the config is of a flow."""
-    e = from_dict({"search": {"diffusion": {"train.loss": {"choices": ["regression", "nll"]}}}})
-    assert e.search.axes("diffusion")["train.loss"] == Axis(choices=["regression", "nll"])
+    e = from_dict({"search": {"diffusion": {"axes": {"train.loss": {"choices": ["regression", "nll"]}}}}})
+    assert e.search.diffusion.axes["train.loss"] == Axis(choices=["regression", "nll"])
 
 
 @pytest.mark.parametrize(
@@ -184,11 +185,12 @@ def test_numbers_with_an_exponent(tmp_path, text):
     """PyYAML reads 1e-4 as a string; also among the choices of an axis, where nothing else would notice."""
     path = tmp_path / "c.yaml"
     path.write_text(
-        f"train: {{learning_rate: {text}}}\nsearch: {{flow: {{train.learning_rate: {{choices: [{text}, 1e-3]}}}}}}\n"
+        f"train: {{learning_rate: {text}}}\n"
+        f"search: {{flow: {{axes: {{train.learning_rate: {{choices: [{text}, 1e-3]}}}}}}}}\n"
     )
     experiment = load(path)
     assert experiment.train.learning_rate == 1e-4
-    assert experiment.search.flow["train.learning_rate"].choices == [1e-4, 1e-3]
+    assert experiment.search.flow.axes["train.learning_rate"].choices == [1e-4, 1e-3]
     assert parse_value(text) == 1e-4
 
 
@@ -237,10 +239,10 @@ def test_replace_gives_a_validated_copy():
 
 def test_defaults_are_not_shared():
     first, second = Experiment(), Experiment()
-    first.search.flow.clear()
+    first.search.flow.axes.clear()
     first.evaluation.betas.append(9.0)
     assert second == Experiment()
-    assert second.search.flow
+    assert second.search.flow.axes
 
 
 @pytest.mark.parametrize(
@@ -350,7 +352,7 @@ def test_shipped_configs(name):
         assert actual == value, field
         assert type(actual) is type(value), field
     for component in config.COMPONENTS:
-        assert experiment.search.axes(component).keys() == Experiment().search.axes(component).keys()
+        assert experiment.search.stages[component].axes.keys() == Experiment().search.stages[component].axes.keys()
         replace(experiment, **{"train.component": component})  # the file serves all three
 
 
@@ -358,7 +360,7 @@ def test_shipped_configs(name):
 def test_published_learning_rates_are_searched(name):
     experiment = load(CONFIGS / f"{name}.yaml")
     for component, rate in (("flow", 1e-5), ("denoiser", 1e-4), ("diffusion", 1e-4)):
-        axis = experiment.search.axes(component)["train.learning_rate"]
+        axis = experiment.search.stages[component].axes["train.learning_rate"]
         assert axis.low < rate < axis.high
 
 

@@ -185,11 +185,11 @@ def test_a_vqvae_without_a_checkpoint_is_trained(tmp_path: Path) -> None:
 def test_a_search_looks_about_the_published_rates(tmp_path: Path) -> None:
     """The defaults are for the demo's small networks, and would clamp 1e-5 to 1e-3."""
     search = load(tmp_path, KTH).search
-    assert search.flow["train.learning_rate"] == Axis(low=1e-5 / 3, high=1e-4, log=True)
-    assert search.diffusion["train.learning_rate"].high == 1e-3
-    assert search.diffusion["train.loss"].choices == ["regression", "nll"]
-    assert search.flow["train.loss"].choices == ["nll", "mse"]
-    assert (search.flow_steps, search.flow_refit_steps) == (30_000, 300_000)
+    assert search.flow.axes["train.learning_rate"] == Axis(low=1e-5 / 3, high=1e-4, log=True)
+    assert search.diffusion.axes["train.learning_rate"].high == 1e-3
+    assert search.diffusion.axes["train.loss"].choices == ["regression", "nll"]
+    assert search.flow.axes["train.loss"].choices == ["nll", "mse"]
+    assert (search.flow.steps, search.flow.refit_steps) == (30_000, 300_000)
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,7 @@ def search(stage, draw, events=10**6):
     adapt_study(stage.workspace, "flow", stage.experiment, stage.experiment)
     storage = open_storage(stage.workspace.study)
     searcher = make_searcher(stage, storage)
-    total, settings = stage.experiment.search.flow_trials, stage.experiment.search
+    total, settings = stage.experiment.search.flow.trials, stage.experiment.search
     TrialLog(stage, total, searcher.ended).catch_up(searcher.past())
     left = total - searcher.ended
     rule = None

@@ -62,12 +62,12 @@ def test_a_search_of_another_dataset_begins_with_the_best_points_of_one_that_is_
     short = {
         "demo.seed": 7,
         "autoencoder.path": str(first.autoencoder),
-        "search.flow_trials": 8,
-        "search.flow_steps": 6,
+        "search.flow.trials": 8,
+        "search.flow.steps": 6,
         "search.rungs": 1,
         "search.top_k": 1,
         "search.finalist_seeds": 1,
-        "search.flow_refit_steps": 6,
+        "search.flow.refit_steps": 6,
     }
     argv = ["--storage", tmp_path, "--warm-start", first.folder, *flags(TINY | short)]
     assert outcome(partial(tune.search, "flow"), "tune_flow.py", argv) == 0

@@ -73,7 +73,7 @@ def stage(two_cpus, tmp_path_factory):
     root = tmp_path_factory.mktemp("refits")
     values = {
         "autoencoder.path": str(raytools.save_autoencoder(root / "autoencoder")),
-        "search.flow_refit_steps": STEPS,
+        "search.flow.refit_steps": STEPS,
     }
     more = {
         "train.checkpoint_every": STEPS // 2,

@@ -1,6 +1,5 @@
 """--resume: settings that change, extensions, kills; the last plain --resume opens the search and finishes it."""
 
-import dataclasses
 import json
 import random
 import shutil
@@ -11,7 +10,7 @@ import pytest
 import yaml
 
 from raypipe import cli, config, tune
-from raypipe.config import Axis, ConfigError, Search
+from raypipe.config import Axis, ConfigError, Experiment, Search, SearchStage
 from raypipe.search import pipeline
 from raypipe.search.changes import FREE
 from raypipe.search.opening import open_workspace
@@ -51,7 +50,7 @@ TRIALS = 8
 def interrupted(tmp_path_factory):
     """A search that was killed: trials have ended, others run, before and after their first rung, others wait."""
     storage = tmp_path_factory.mktemp("interrupted")
-    stage = begin(storage, **{"search.flow_trials": TRIALS})
+    stage = begin(storage, **{"search.flow.trials": TRIALS})
     simulated.search(stage, random.Random(1), events=9)
     states = {trial.state.name for trial in known_trials(open_storage(stage.workspace.study), "flow")}
     assert states == {"COMPLETE", "RUNNING", "WAITING"}
@@ -72,22 +71,22 @@ def finish(storage):
     after = ended(stage.workspace)
     assert not set(trained) & set(before)
     assert before.items() <= after.items()
-    assert len(after) == max(stage.experiment.search.flow_trials, len(before))
+    assert len(after) == max(stage.experiment.search.flow.trials, len(before))
     assert {name for name, _ in rows(stage.workspace)} == set(after)
     return stage
 
 
 def others(name, hint, value):
-    """Other values of a field of Search, legal or not, by its type: a new field of a new type needs a line here."""
+    """Other values of a field of `search`, legal or not, by its type: a new field of a new type needs a line here."""
     if get_origin(hint) is Literal:
         return [choice for choice in get_args(hint) if choice != value]
     if hint in (int, float, int | None):
         return [-1, 1, 3, *([0.5] if hint is float else [])]
-    if name == "objectives":
+    if name == "search.objectives":
         return [["crps_ratio", "nfe_per_frame"], ["nfe_per_frame"], []]
     if hint == dict[str, Axis]:
         return [*SPACES.values(), {}, {"train.nose_std": NOISE}, {"train.loss": {"choices": ["huber"]}}]
-    raise AssertionError(f"search.{name}: no values to try for {hint}")
+    raise AssertionError(f"{name}: no values to try for {hint}")
 
 
 def attempt(storage, *argv):
@@ -98,19 +97,23 @@ def attempt(storage, *argv):
         return None, str(error)
 
 
-@pytest.mark.parametrize("field", [f.name for f in dataclasses.fields(Search)])
+SECTIONS = (Search, SearchStage)
+HINTS = {name: get_type_hints(cls)[name] for cls in SECTIONS for name in get_type_hints(cls)}
+
+
+@pytest.mark.parametrize("field", [name for name, _ in config.field_names() if name.startswith("search.")])
 def test_any_change_leaves_a_search_that_a_plain_resume_takes_up(storage, tmp_path, field):
-    hint = get_type_hints(Search)[field]
-    for number, value in enumerate(others(field, hint, getattr(Search(), field))):
+    hint = HINTS[field.split(".")[-1]]
+    for number, value in enumerate(others(field, hint, config.field_value(Experiment(), field))):
         copy = tmp_path / str(number) / "storage"
         shutil.copytree(storage, copy)
         before, done = files(copy), ended(Workspace(copy, "x"))
-        stage, refusal = attempt(copy, f"--search.{field}", json.dumps(value))
+        stage, refusal = attempt(copy, f"--{field}", json.dumps(value))
         if stage is None:
             assert "search." in refusal and "\n" not in refusal
             assert files(copy) == before
         else:
-            assert getattr(resume(copy).experiment.search, field) == getattr(stage.experiment.search, field)
+            assert config.field_value(resume(copy).experiment, field) == config.field_value(stage.experiment, field)
             simulated.search(stage, random.Random(2), events=5)
         finish(copy)
         assert done.items() <= ended(Workspace(copy, "x")).items()
@@ -123,9 +126,9 @@ def test_any_change_leaves_a_search_that_a_plain_resume_takes_up(storage, tmp_pa
 )
 def test_a_changed_space_is_searched_from_then_on_and_back(storage, space, sampler):
     known = len(known_trials(open_storage(Workspace(storage, "x").study), "flow"))
-    stage = resume(storage, "--search.flow", json.dumps(SPACES[space]), "--search.sampler", sampler)
+    stage = resume(storage, "--search.flow.axes", json.dumps(SPACES[space]), "--search.sampler", sampler)
     simulated.search(stage, random.Random(3))
-    axes = stage.experiment.search.flow
+    axes = stage.experiment.search.flow.axes
     for trial in known_trials(open_storage(stage.workspace.study), "flow"):
         assert trial.params.keys() <= axes.keys()
         values = trial.user_attrs.get(VALUES, {})
@@ -140,15 +143,15 @@ def test_a_changed_space_is_searched_from_then_on_and_back(storage, space, sampl
                 )
                 assert inside, (name, value)
     before = ended(stage.workspace)
-    stage = resume(storage, "--search.flow", json.dumps(AXES), "--search.flow_trials", TRIALS + 3)
+    stage = resume(storage, "--search.flow.axes", json.dumps(AXES), "--search.flow.trials", TRIALS + 3)
     simulated.search(stage, random.Random(4))
     assert before.items() <= ended(stage.workspace).items()
     finish(storage)
 
 
 def test_a_sampler_learns_from_the_trials_that_the_new_space_contains(storage):
-    stage = resume(storage, "--search.flow", json.dumps(SPACES["a narrower range"]))
-    axis = stage.experiment.search.flow["train.noise_std"]
+    stage = resume(storage, "--search.flow.axes", json.dumps(SPACES["a narrower range"]))
+    axis = stage.experiment.search.flow.axes["train.noise_std"]
     contained = 0
     for trial in known_trials(open_storage(stage.workspace.study), "flow"):
         if VALUES in trial.user_attrs:
@@ -177,7 +180,7 @@ def test_every_free_field_exists():
 def test_before_the_first_trial_all_but_the_data_can_change(tmp_path):
     begin(tmp_path)
     stage = resume(tmp_path, "--model.depth", 2, "--search.objectives", '["crps_ratio", "nfe_per_frame"]',
-                   "--search.rungs", 1, "--search.flow_steps", 30)  # fmt: skip
+                   "--search.rungs", 1, "--search.flow.steps", 30)  # fmt: skip
     assert stage.experiment.model.depth == 2 and resume(tmp_path).experiment == stage.experiment
     with pytest.raises(ConfigError, match=r"demo.train_clips is 12, not 13"):
         resume(tmp_path, "--demo.train_clips", 13)
@@ -188,7 +191,7 @@ def test_before_the_first_trial_all_but_the_data_can_change(tmp_path):
 def test_points_that_were_planned_and_not_begun_follow_the_new_space(tmp_path):
     """Even the objectives may change: the study is made anew."""
     simulated.search(begin(tmp_path), random.Random(0), events=0)
-    stage = resume(tmp_path, "--search.flow", json.dumps(SPACES["other axes"]),
+    stage = resume(tmp_path, "--search.flow.axes", json.dumps(SPACES["other axes"]),
                    "--search.objectives", '["crps_ratio", "nfe_per_frame"]', "--search.rungs", 1)  # fmt: skip
     simulated.search(stage, random.Random(0), events=1)
     (first, *_) = known_trials(open_storage(stage.workspace.study), "flow")
@@ -198,15 +201,50 @@ def test_points_that_were_planned_and_not_begun_follow_the_new_space(tmp_path):
 
 def test_an_edited_config_is_taken(storage, tmp_path):
     edited = tmp_path / "edited.yaml"
-    edited.write_text(yaml.safe_dump({"search": {"sampler": "gp", "flow": {"train.loss": LOSS}}}))
+    edited.write_text(yaml.safe_dump({"search": {"sampler": "gp", "flow": {"axes": {"train.loss": LOSS}}}}))
     stage = resume(storage, "--config", edited, "--search.seed", 5)
     search = stage.experiment.search
-    assert (search.sampler, search.seed, list(search.flow)) == ("gp", 5, ["train.loss"])
-    assert search.flow_trials == TRIALS  # what the file does not state holds
+    assert (search.sampler, search.seed, list(search.flow.axes)) == ("gp", 5, ["train.loss"])
+    assert search.flow.trials == TRIALS  # what the file does not state holds
     edited.write_text(yaml.safe_dump({"search": {"sampler": "nsga2"}, "train": {"ema": 0.5}, "model": {"depth": 3}}))
     with pytest.raises(ConfigError, match=r"model.depth is 1, not 3, train.ema is 0.95, not 0.5; this cannot change"):
         resume(storage, "--config", edited)
     assert finish(storage).experiment == stage.experiment
+
+
+def with_old_names(experiment):
+    """The config as earlier versions wrote it: a stage's axes alone in its section, its other settings beside it."""
+    tree = config.to_dict(experiment)
+    for stage in experiment.search.stages:
+        settings = tree["search"].pop(stage)
+        tree["search"][stage] = settings.pop("axes")
+        tree["search"] |= {f"{stage}_{name}": value for name, value in settings.items()}
+    return yaml.safe_dump(tree)
+
+
+def test_a_config_with_old_names_is_unchanged_until_a_setting_changes(storage):
+    stored, old = storage / "x" / "config.yaml", with_old_names(Workspace(storage, "x").experiment())
+    stored.write_text(old)
+    study = (storage / "x" / "study.log").read_bytes()
+    edited = storage / "edited.yaml"
+    edited.write_text(old)
+    for argv in ([], ["--config", edited], ["--search.flow.trials", TRIALS], ["--search.flow_trials", TRIALS]):
+        assert resume(storage, *argv).settings.trials == TRIALS
+        assert stored.read_text() == old and (storage / "x" / "study.log").read_bytes() == study
+    edited.write_text(yaml.safe_dump({"search": {"flow_trials": TRIALS + 1, "flow": {"train.loss": LOSS}}}))
+    stage = resume(storage, "--config", edited)
+    assert (stage.settings.trials, list(stage.settings.axes)) == (TRIALS + 1, ["train.loss"])
+    assert yaml.safe_load(stored.read_text())["search"]["flow"]["trials"] == TRIALS + 1
+    assert finish(storage).experiment == stage.experiment
+
+
+@pytest.mark.parametrize("stated", ["{flow: {trials: '9'}}", "{flow_trials: '9'}"])
+def test_a_number_of_trials_may_be_quoted(storage, tmp_path, stated):
+    finish(storage)
+    make_finished(storage, TRIALS)
+    edited = tmp_path / "edited.yaml"
+    edited.write_text(f"search: {stated}")
+    assert resume(storage, "--config", edited).settings.trials == TRIALS + 1
 
 
 def test_relative_paths_mean_the_same_with_resume(tmp_path, monkeypatch):
@@ -252,19 +290,19 @@ def test_a_finished_search_says_so_and_how_to_extend_it(storage):
     stage = finish(storage)
     make_finished(storage, TRIALS)
     before = files(storage)
-    for argv in ([], ["--search.sampler", "gp"], ["--search.flow_trials", TRIALS]):
+    for argv in ([], ["--search.sampler", "gp"], ["--search.flow.trials", TRIALS]):
         with pytest.raises(
-            ConfigError, match=r"--resume: the search in .*x is finished; .* larger .* with --search.flow_trials N"
+            ConfigError, match=r"--resume: the search in .*x is finished; .* larger .* with --search.flow.trials N"
         ):
             resume(storage, *argv)
     assert files(storage) == before
-    assert resume(storage, "--search.flow_trials", TRIALS + 2).experiment.search.flow_trials == TRIALS + 2
+    assert resume(storage, "--search.flow.trials", TRIALS + 2).experiment.search.flow.trials == TRIALS + 2
     finish(storage)
     set_closed(stage.workspace.study, "flow", False)  # as the stage is begun again, until it has finalists
-    assert resume(storage).experiment.search.flow_trials == TRIALS + 2
+    assert resume(storage).experiment.search.flow.trials == TRIALS + 2
     make_finished(storage, TRIALS + 2)
     stage.workspace.finalists("flow").write_text("[ ]")  # newer than best/
-    assert resume(storage).experiment.search.flow_trials == TRIALS + 2
+    assert resume(storage).experiment.search.flow.trials == TRIALS + 2
 
 
 def test_resume_with_a_name_means_that_experiment(storage, tmp_path):
@@ -284,13 +322,13 @@ def test_resume_with_a_name_means_that_experiment(storage, tmp_path):
 
 
 CHANGES = [
-    *(["--search.flow", json.dumps(space)] for space in SPACES.values()),
+    *(["--search.flow.axes", json.dumps(space)] for space in SPACES.values()),
     *(["--search.sampler", name] for name in ("tpe", "gp", "nsga2", "random")),
     *(["--search.scheduler", name] for name in ("asha", "median", "none")),
     *(["--search.rungs", rungs] for rungs in (1, 2, 3)),
-    *(["--search.flow_trials", trials] for trials in (4, 6, 9, 12)),
+    *(["--search.flow.trials", trials] for trials in (4, 6, 9, 12)),
     ["--search.objectives", '["crps_ratio", "nfe_per_frame"]'],
-    ["--search.flow_steps", 40],
+    ["--search.flow.steps", 40],
     ["--model.depth", 2],
     ["--search.seed", 7],
 ]
@@ -299,7 +337,7 @@ CHANGES = [
 @pytest.mark.parametrize("seed", range(20))
 def test_kill_change_extend_resume(tmp_path, seed):
     draw = random.Random(seed)
-    stage = begin(tmp_path, **{"search.flow_trials": 6, "autoencoder.path": None, **TINY})
+    stage = begin(tmp_path, **{"search.flow.trials": 6, "autoencoder.path": None, **TINY})
     trained, over = [], {}
     simulated.search(stage, draw, events=draw.randrange(12))
     for _ in range(8):

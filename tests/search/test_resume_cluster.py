@@ -24,7 +24,7 @@ optuna.logging.set_verbosity(optuna.logging.ERROR)
 def test_change_extend_fail_and_resume_again(two_cpus, tmp_path, capfd, caplog):
     storage, workspace = tmp_path / "storage", Workspace(tmp_path / "storage", "x")
     path = raytools.save_autoencoder(tmp_path / "autoencoder")
-    short = {"search.flow_steps": 12, "search.finalist_seeds": 1, "search.top_k": 1, "autoencoder.path": str(path)}
+    short = {"search.flow.steps": 12, "search.finalist_seeds": 1, "search.top_k": 1, "autoencoder.path": str(path)}
 
     def command(*argv):
         code = outcome(partial(tune.search, "flow"), "tune_flow.py", ["--storage", storage, "--name", "x", *argv])
@@ -33,7 +33,7 @@ def test_change_extend_fail_and_resume_again(two_cpus, tmp_path, capfd, caplog):
     def trials():
         return known_trials(open_storage(workspace.study), "flow")
 
-    code, err = command(*flags(TINY | short | {"search.flow_trials": 2}))
+    code, err = command(*flags(TINY | short | {"search.flow.trials": 2}))
     assert code == 0, err
     first = {trial.number: trial.value for trial in trials()}
     models = {p: p.stat().st_mtime_ns for p in (storage / "x" / "flow").glob("*/model.safetensors")}
@@ -41,14 +41,14 @@ def test_change_extend_fail_and_resume_again(two_cpus, tmp_path, capfd, caplog):
     code, err = command("--resume")
     assert code == 2 and "is finished; to extend it" in err and "--trials N" in err and err.count("\n") == 1
     space = '{"train.loss": {"choices": ["mse"]}, "model.depth": {"choices": [1, 2]}}'
-    change = ["--search.flow", space, "--search.sampler", "random", "--search.scheduler", "halving"]
+    change = ["--search.flow.axes", space, "--search.sampler", "random", "--search.scheduler", "halving"]
     code, err = command("--resume", "--trials", 4, *change)
     assert code == 0, err
     assert len(trials()) == 4 and first.items() <= {trial.number: trial.value for trial in trials()}.items()
     assert {trial.params["train.loss"] for trial in trials()[2:]} == {"mse"}
     assert models.items() <= {p: p.stat().st_mtime_ns for p in models}.items()
 
-    code, err = command("--resume", "--trials", 6, "--search.flow", '{"train.learning_rate": {"choices": [1e30]}}')
+    code, err = command("--resume", "--trials", 6, "--search.flow.axes", '{"train.learning_rate": {"choices": [1e30]}}')
     assert code == 2 and "Traceback" not in err
     causes = [r.getMessage() for r in caplog.records if r.name == "raypipe.search.pipeline"]
     assert len(causes) == 1 and causes[0].startswith("flow-04, flow-05: the loss is nan by step")
@@ -59,7 +59,7 @@ def test_change_extend_fail_and_resume_again(two_cpus, tmp_path, capfd, caplog):
     assert {f.trial for f in read_finalists(workspace, "flow")} >= {"flow-00"}
     code, err = command("--resume", "--search.gpus_per_trial", 8)
     assert code == 2 and err.count("\n") == 1
-    assert workspace.experiment().search.flow_trials == 6
+    assert workspace.experiment().search.flow.trials == 6
 
 
 class Broken(ray_tune.Trainable):
@@ -79,7 +79,7 @@ class Broken(ray_tune.Trainable):
 
 
 def test_trials_whose_processes_fail_are_no_pages_of_tracebacks(two_cpus, tmp_path, capfd):
-    stage = begin(tmp_path, **{"search.flow_trials": 3})
+    stage = begin(tmp_path, **{"search.flow.trials": 3})
     cost = run_search(stage, trainable=Broken)
     assert cost is not None and set(cost.failures) == {"flow-00", "flow-01", "flow-02"}
     assert set(cost.failures.values()) == {"RuntimeError: broken in the same way, flow"}

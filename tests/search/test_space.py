@@ -9,7 +9,7 @@ from raypipe.config import Axis, Experiment
 from raypipe.search.first_points import default_point, first_points
 from raypipe.search.space import distribution
 
-AXES = Experiment().search.flow
+AXES = Experiment().search.flow.axes
 
 
 @given(st.integers(0, 1000))

@@ -65,7 +65,9 @@ def test_the_published_default_is_a_point_of_the_space():
         "train.learning_rate": tiny().train.learning_rate,
     }
     assert default_point(tiny(), "diffusion")["train.loss"] == "regression"
-    elsewhere = tiny(**{"search.flow": {"train.noise_std": {"low": 0.2, "high": 0.4}, "model.depth": {"choices": [2]}}})
+    elsewhere = tiny(
+        **{"search.flow.axes": {"train.noise_std": {"low": 0.2, "high": 0.4}, "model.depth": {"choices": [2]}}}
+    )
     assert default_point(elsewhere, "flow") == {"train.noise_std": 0.2, "model.depth": 2}  # as near as it gets
 
 
@@ -120,7 +122,7 @@ def test_a_trial_cut_off_while_it_was_proposed_is_proposed_to_its_end(tmp_path):
     search = make_search(tmp_path / "study.log")
     found = [search.suggest(trial) for trial in "abcd"]
     assert [trial["trial"] for trial in found] == [f"flow-0{i}" for i in range(4)]
-    assert all(trial["values"].keys() == tiny().search.flow.keys() for trial in found)
+    assert all(trial["values"].keys() == tiny().search.flow.axes.keys() for trial in found)
     assert found[asked.number]["values"]["train.loss"] == asked.params["train.loss"]
     known = known_trials(open_storage(tmp_path / "study.log"), "flow")
     assert search.ended == 0 and {trial.state for trial in known[:4]} == {TrialState.RUNNING}
@@ -137,7 +139,7 @@ def test_a_rung_that_is_reported_twice_counts_once(tmp_path):
 
 
 CONDITIONAL = {
-    "search.diffusion": {
+    "search.diffusion.axes": {
         "train.loss": {"choices": ["regression", "nll"]},
         "train.noise_std": {"low": 0.01, "high": 0.4, "log": True, "zero": True},
         "model.logit_range": {"choices": [[-9, 1], [-6, 2]], "when": {"train.loss": "regression"}},
@@ -149,7 +151,7 @@ CONDITIONAL = {
 @pytest.mark.parametrize("sampler", ["tpe", "gp", "nsga2", "random"])
 def test_every_sampler_proposes_points_of_the_space_and_no_other(tmp_path, sampler):
     """Axes with conditions stand where these hold, and only there; a trial that was cut off is taken up as it was."""
-    experiment = tiny(**CONDITIONAL, **{"search.sampler": sampler, "search.diffusion_trials": 12})
+    experiment = tiny(**CONDITIONAL, **{"search.sampler": sampler, "search.diffusion.trials": 12})
     stage = Stage(experiment, Workspace(tmp_path, "x"), "diffusion")
     search, seen = make_searcher(stage, open_storage(tmp_path / "study.log")), []
     for i in range(12):
@@ -171,7 +173,7 @@ def test_every_sampler_proposes_points_of_the_space_and_no_other(tmp_path, sampl
 
 def test_two_objectives_are_both_told(tmp_path):
     two = {"search.objectives": ["crps_ratio", "nfe_per_frame"], "search.rungs": 1}
-    steps = {"search.flow": {"evaluation.steps": {"choices": [[1], [4]]}}}
+    steps = {"search.flow.axes": {"evaluation.steps": {"choices": [[1], [4]]}}}
     stage = Stage(tiny(**two, **steps), Workspace(tmp_path, "x"), "flow")
     search = make_searcher(stage, open_storage(tmp_path / "study.log"))
     assert search.suggest("a")["values"] == {"evaluation.steps": [1]}
@@ -210,8 +212,8 @@ def make_stage(storage, values, name, **more):
 def failing(two_cpus, storage, values):
     """A search of three: one was finished and one, whose loss is soon not a number, was running when it was cut off."""
     axis = {"train.learning_rate": {"choices": [3e-3, 1e30]}, "train.noise_std": {"low": 0.05, "high": 0.3}}
-    stage = make_stage(storage, values, "failing", **{"search.flow": axis, "search.rungs": 1})
-    space = {name: distribution(name, axis) for name, axis in stage.experiment.search.axes("flow").items()}
+    stage = make_stage(storage, values, "failing", **{"search.flow.axes": axis, "search.rungs": 1})
+    space = {name: distribution(name, axis) for name, axis in stage.experiment.search.flow.axes.items()}
     study = optuna.create_study(study_name="flow", storage=open_storage(stage.workspace.study))
     for rate, noise in [(3e-3, 0.1), (1e30, 0.2), (3e-3, 0.3)]:
         study.enqueue_trial({"train.learning_rate": rate, "train.noise_std": noise})
@@ -250,16 +252,16 @@ def test_the_objective_is_the_forecast_not_the_training_loss(failing):
 @pytest.mark.slow
 def test_trials_of_two_workers_finish_on_two_cpus(two_cpus, storage, values):
     """Each is a TorchTrainer; what launches it may not take the CPUs that its workers need."""
-    one_trial = {"search.flow_trials": 1, "search.rungs": 1, "search.workers_per_trial": 2}
+    one_trial = {"search.flow.trials": 1, "search.rungs": 1, "search.workers_per_trial": 2}
     stage = make_stage(storage, values, "both", **one_trial)
     run_search(stage)
     (row,) = records.read_rows(stage.workspace.trials)
-    assert (row["status"], row["step"], row["error"]) == ("finished", TINY["search.flow_steps"], None)
+    assert (row["status"], row["step"], row["error"]) == ("finished", TINY["search.flow.steps"], None)
 
     experiment = stage.configure(default_point(stage.experiment, "flow"))
     data = ExperimentData(experiment, stage.workspace)
     training = ComponentTraining(experiment, data, ParentModels())  # the same without Ray
-    training.advance(TINY["search.flow_steps"], lambda progress: None)
+    training.advance(TINY["search.flow.steps"], lambda progress: None)
     alone = ComponentScorer(experiment, data, ParentModels())("flow", training.model)
     assert row["objective"] == pytest.approx(alone.score.ratio.value, rel=1e-3)
 
@@ -271,8 +273,11 @@ def test_with_two_objectives_all_that_are_best_for_their_cost_go_on(two_cpus, st
         "search.objectives": ["crps_ratio", "nfe_per_frame"],
         "search.scheduler": "none",
         "search.sampler": "nsga2",
-        "search.flow": {"evaluation.steps": {"choices": [[1], [2], [4]]}, "train.loss": {"choices": ["nll", "mse"]}},
-        "search.flow_trials": 4,
+        "search.flow.axes": {
+            "evaluation.steps": {"choices": [[1], [2], [4]]},
+            "train.loss": {"choices": ["nll", "mse"]},
+        },
+        "search.flow.trials": 4,
         "search.top_k": 1,
         "search.finalist_seeds": 1,
         "search.margin": 10.0,
@@ -310,10 +315,10 @@ def beaten(trial, ranked):
         (["--trails", "3"], "unknown argument '--trails'; did you mean '--trials'?"),
         (
             ["--search.flow_trails", "3"],
-            "unknown argument '--search.flow_trails'; did you mean '--search.flow_trials'?",
+            "unknown argument '--search.flow_trails'; did you mean '--search.flow.trials'?",
         ),
-        (["--search.flow_trials", "0"], "search.flow_trials: must be at least 1, not 0"),
-        (["--trials", "3", "--search.flow_trials", "4"], "--trials: sets the same field as --search.flow_trials"),
+        (["--search.flow.trials", "0"], "search.flow.trials: must be at least 1, not 0"),
+        (["--trials", "3", "--search.flow.trials", "4"], "--trials: sets the same field as --search.flow.trials"),
         (["--resume", "--name", "nothing"], "--resume: nothing to resume in"),
     ],
 )
@@ -342,10 +347,10 @@ def ended(workspace):
 def test_an_interrupted_search_goes_on_where_it_was(head, two_cpus, storage, values, tmp_path, capfd):
     trials, workspace = 5, Workspace(storage, "demo")
     one = {
-        "search.flow_trials": trials,
+        "search.flow.trials": trials,
         "search.finalist_seeds": 1,
         "search.top_k": 1,
-        "search.flow_steps": 150,
+        "search.flow.steps": 150,
         "search.rungs": 1,
     }
     argv = ["experiments/tune_flow.py", *flags(values | one)]

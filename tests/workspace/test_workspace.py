@@ -34,7 +34,7 @@ EXPERIMENT = config.replace(
         "demo.val_clips": 1,
         "demo.test_clips": 1,
         "demo.clip_frames": 3,
-        "search.flow": {"train.noise_std": {"low": 0.02, "high": 0.3, "log": True}},
+        "search.flow.axes": {"train.noise_std": {"low": 0.02, "high": 0.3, "log": True}},
         "latents": {"mode": "off"},
     },
 )

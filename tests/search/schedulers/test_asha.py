@@ -36,7 +36,7 @@ def test_a_weak_trial_is_stopped_against_all_that_passed_the_rung_before():
 
 @pytest.mark.parametrize("steps", [600, 599, 100, 30000])
 def test_the_weak_are_stopped_at_every_rung_but_the_last(tmp_path, steps):
-    experiment = config.replace(config.Experiment(), **{"search.flow_steps": steps, "search.rungs": 3})
+    experiment = config.replace(config.Experiment(), **{"search.flow.steps": steps, "search.rungs": 3})
     rungs = Stage(experiment, Workspace(tmp_path, "x"), "flow").rungs
     assert len(rungs) == 3 and rungs[-1] == steps
     known = {f"flow-{i:02d}": dict.fromkeys(rungs[:2], 0.5) for i in range(6)}

@@ -62,7 +62,7 @@ def check_halved(workspace, trials, rungs):
         assert rows[name][steps[-1]]["status"] == status
 
 
-HALVING = {"search.scheduler": "halving", "search.flow_trials": 6}
+HALVING = {"search.scheduler": "halving", "search.flow.trials": 6}
 
 
 def test_halving_stops_exactly_the_worst_two_thirds(two_cpus, storage, values):
@@ -79,7 +79,7 @@ def kill(process, head):
 
 def test_halving_after_kill_9_of_the_driver(head, two_cpus, storage, values, tmp_path):
     """Killed as soon as one of the survivors is on its way to the end."""
-    longer = values | HALVING | {"search.flow_steps": 90, "train.checkpoint_every": 5}
+    longer = values | HALVING | {"search.flow.steps": 90, "train.checkpoint_every": 5}
     workspace = Workspace(storage, "demo")
     with started(tmp_path / "first", ["-c", DRIVE, storage, json.dumps(longer)], storage, **head.variables) as process:
 
@@ -103,7 +103,7 @@ AXES = {
     "train.loss": {"choices": ["nll", "mse"]},
 }
 """Rates of which the lowest, and not the published default's, are the worst by far."""
-PBT = {"search.scheduler": "pbt", "search.flow_trials": 4, "search.rungs": 3, "search.flow": AXES}
+PBT = {"search.scheduler": "pbt", "search.flow.trials": 4, "search.rungs": 3, "search.flow.axes": AXES}
 
 
 def test_pbt_copies_weights_and_optimizer_and_goes_on_from_them(two_cpus, storage, values, monkeypatch, tmp_path):
@@ -149,7 +149,7 @@ def test_pbt_copies_weights_and_optimizer_and_goes_on_from_them(two_cpus, storag
 
 
 def test_a_pbt_trial_keeps_its_values_after_kill_9_of_the_driver(head, two_cpus, storage, values, tmp_path):
-    longer = values | PBT | {"search.flow_steps": 180, "train.checkpoint_every": 5}
+    longer = values | PBT | {"search.flow.steps": 180, "train.checkpoint_every": 5}
     workspace = Workspace(storage, "demo")
 
     def taken():

@@ -127,7 +127,7 @@ def test_pbt_compares_at_even_distances_the_others_at_powers(tmp_path):
     assert spaced(search("pbt", rungs=5), 2) == [1, 2]
     for other in ("asha", "halving", "median", "none"):
         assert spaced(search(other, rungs=3, reduction_factor=3), 600) == [66, 200, 600]
-    experiment = config.replace(config.Experiment(), **{"search.scheduler": "pbt", "search.flow_steps": 90})
+    experiment = config.replace(config.Experiment(), **{"search.scheduler": "pbt", "search.flow.steps": 90})
     assert Stage(experiment, Workspace(tmp_path, "x"), "flow").rungs == [45, 90]
 
 
