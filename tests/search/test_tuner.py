@@ -314,7 +314,7 @@ def beaten(trial, ranked):
         ),
         (["--search.flow_trials", "0"], "search.flow_trials: must be at least 1, not 0"),
         (["--trials", "3", "--search.flow_trials", "4"], "--trials: sets the same field as --search.flow_trials"),
-        (["--resume", "--name", "nothing"], "--resume: nothing to resume in"),
+        (["--resume", "--name", "nothing"], "--resume: no experiment 'nothing' in"),
     ],
 )
 def test_bad_flags_are_one_line(tmp_path, capfd, argv, says):
