@@ -1,6 +1,7 @@
 """A named training run of one component: new or resumed, and the flow that a diffusion is trained on."""
 
 import json
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -14,7 +15,7 @@ from raypipe.config import Component, ConfigError, Experiment
 from raypipe.distributed.jobs import ComponentJob, run_settings
 from raypipe.distributed.trainer import train_jobs
 from raypipe.distributed.training_job import Settings, finished
-from raypipe.workspace.claims import contents, some
+from raypipe.workspace.claims import LOCK, contents, locked, some
 from raypipe.workspace.layout import ParentModels, Workspace
 from raypipe.workspace.run_names import run_name
 
@@ -69,17 +70,25 @@ def _runs(workspace: Workspace, component: Component) -> str:
 
 @contextmanager
 def begun(settings: Settings) -> Iterator[None]:
-    """Mark a run as begun, by the folder of its Ray run, so that --resume finds it after Ctrl-C or a kill.
+    """Mark a run as begun, by the folder of its Ray run, so that --resume finds it after Ctrl-C or a kill; lock it.
 
-    If the block fails before anything is written to that folder, it is removed.
+    If the block fails before anything is written to that folder, it is removed. Raises ConfigError if another process
+    trains the run.
     """
     folder = settings.storage / settings.name
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
+    busy = "is training this run; wait until it ends, or choose another --run-name"
     try:
-        yield
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(RESUME) from None
+        with locked(folder / LOCK, busy):
+            try:
+                yield
+            except KeyboardInterrupt:
+                raise KeyboardInterrupt(RESUME) from None
+            except BaseException:
+                if os.listdir(folder) == [LOCK]:
+                    (folder / LOCK).unlink()
+                raise
     except BaseException:
         with suppress(OSError):  # of the first that is not empty
             for path in made:

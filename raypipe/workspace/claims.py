@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from raypipe.common.errors import RESUME, UserError
+from raypipe.common.errors import RESUME
 from raypipe.common.locks import Timeout, file_lock
 from raypipe.config import ConfigError
 from raypipe.workspace.layout import Workspace
@@ -15,7 +15,7 @@ from raypipe.workspace.layout import Workspace
 SHOWN = 8
 """Number of names that a message lists."""
 LOCK = "search.lock"
-"""Lock file held by the process that runs a search; it contains the process ID and the host."""
+"""Lock file held by the process that runs a search or a training; it contains the process ID and the host."""
 
 
 def claim(storage: Path, name: str) -> Workspace:
@@ -34,34 +34,43 @@ def claim(storage: Path, name: str) -> Workspace:
 def hold(workspace: Workspace) -> Iterator[None]:
     """Lock an experiment for the duration of a `with` block. Raises ConfigError if another process has locked it.
 
-    The operating system releases the lock if the process dies. If the block fails before an experiment has begun in the
-    folder, the folder is removed; after Ctrl-C or a kill it is kept, so that --resume finds it.
+    If the block fails before an experiment has begun in the folder, the folder is removed; after Ctrl-C or a kill it is
+    kept, so that --resume finds it.
     """
-    workspace.folder.mkdir(parents=True, exist_ok=True)
-    path = workspace.folder / LOCK
+    folder = workspace.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    busy = "is running this search; wait until it ends, or start another search with a different --name"
+    try:
+        with locked(folder / LOCK, busy):
+            try:
+                yield
+            except KeyboardInterrupt:
+                raise KeyboardInterrupt(RESUME) from None
+            except BaseException:
+                if not (folder / "config.yaml").exists() and os.listdir(folder) in ([], [LOCK]):
+                    (folder / LOCK).unlink(missing_ok=True)
+                raise
+    except BaseException:
+        if not os.listdir(folder):
+            folder.rmdir()
+        raise
+
+
+@contextmanager
+def locked(path: Path, busy: str) -> Iterator[None]:
+    """Hold a lock file, which the operating system releases if the process dies.
+
+    busy: what the process that holds the lock does, and what to do, for the ConfigError raised if another one holds it.
+    """
     lock = file_lock(path)
     try:
         lock.acquire(timeout=0)
     except Timeout:
         owner = path.read_text().strip() if path.is_file() else ""
-        raise ConfigError(
-            f"{workspace.folder}: {owner or 'another process'} is running this search; "
-            "wait until it ends, or start another search with a different --name"
-        ) from None
-    except UserError:  # the file system has no locks
-        if not os.listdir(workspace.folder):
-            workspace.folder.rmdir()
-        raise
+        raise ConfigError(f"{path.parent}: {owner or 'another process'} {busy}") from None
     try:
         path.write_text(f"process {os.getpid()} on {socket.gethostname()}\n")
         yield
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(RESUME) from None
-    except BaseException:
-        if not (workspace.folder / "config.yaml").exists() and os.listdir(workspace.folder) in ([], [LOCK]):
-            path.unlink(missing_ok=True)
-            workspace.folder.rmdir()
-        raise
     finally:
         lock.release()
 

@@ -130,3 +130,8 @@ def test_a_training_is_resumable_from_its_beginning_and_an_error_leaves_nothing(
     with pytest.raises(ConfigError), begun(settings):
         raise ConfigError("this time it was there before")
     assert settings.storage.joinpath(settings.name).is_dir()
+    message = f"process {os.getpid()} on .* is training this run; wait until it ends, or choose another --run-name"
+    with begun(settings):
+        with pytest.raises(ConfigError, match=message), begun(settings):
+            pass
+        assert settings.storage.joinpath(settings.name).is_dir()
