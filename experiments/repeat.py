@@ -41,10 +41,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             begun = (workspace.folder / "config.yaml").exists()
             fields = [f"--{name}={value}" for name, value in overrides.items()]
             config = ["--config", args.config] if args.config else []
-            pipeline.main(
-                [*config, *fields, "--storage", str(storage), "--name", workspace.name, "--seed", str(seed)]
-                + (["--resume"] if begun else [])
-            )
+            arguments = [*config, *fields, "--storage", str(storage), "--name", workspace.name, "--seed", str(seed)]
+            try:
+                pipeline.main(arguments + (["--resume"] if begun else []))
+            except KeyboardInterrupt:
+                raise KeyboardInterrupt("run the same command again to continue") from None  # it has no --resume
         tested.append(records.read_rows(workspace.evaluation / "combinations.parquet"))
     summary, margin = summarize(tested), spread_of_margins(tested)
     path = storage / f"{experiment.name}-seeds.json"

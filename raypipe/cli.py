@@ -147,7 +147,8 @@ def positive(text: str) -> int:
 def run(main: Callable[[Sequence[str] | None], int], prog: str, argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code.
 
-    A UserError is printed as one line on stderr and gives exit code 2; Ctrl-C gives 130 and a hint how to resume.
+    A UserError is printed as one line on stderr and gives exit code 2. Ctrl-C gives 130 and a hint how to go on: the
+    message of the KeyboardInterrupt, which names --resume once there is something to resume.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
@@ -155,8 +156,8 @@ def run(main: Callable[[Sequence[str] | None], int], prog: str, argv: Sequence[s
     except UserError as error:
         sys.stderr.write(f"{prog}: error: {' '.join(str(error).split())}\n")
         return BAD_INPUT
-    except KeyboardInterrupt:
-        sys.stderr.write(f"{prog}: interrupted; run the same command with --resume to continue\n")
+    except KeyboardInterrupt as interrupt:
+        sys.stderr.write(f"{prog}: interrupted; {str(interrupt) or 'run the same command again'}\n")
         return INTERRUPTED
 
 

@@ -17,7 +17,7 @@ from raypipe.config.reference import is_published
 from raypipe.distributed.capacity import check_training
 from raypipe.distributed.connection import start_ray
 from raypipe.distributed.jobs import ComponentJob
-from raypipe.distributed.named_run import find_parents, keep_aside, plan_run
+from raypipe.distributed.named_run import begun, find_parents, keep_aside, plan_run
 from raypipe.distributed.prepare import prepare
 from raypipe.distributed.trainer import train_jobs
 from raypipe.workspace.dataset import check_dataset
@@ -79,11 +79,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     check_dataset(workspace, experiment)
     start_ray()
     check_training(settings)
-    prepare(experiment, workspace, use_gpu=use_gpu, wandb=args.wandb)
-    settings = keep_aside(settings, workspace.run(train.component, name))
-    parents = find_parents(experiment, workspace, args.flow, use_gpu)
-    job = ComponentJob(experiment, workspace, name, parents)
-    train_jobs([job], settings)
+    with begun(settings):
+        prepare(experiment, workspace, use_gpu=use_gpu, wandb=args.wandb)
+        settings = keep_aside(settings, workspace.run(train.component, name))
+        parents = find_parents(experiment, workspace, args.flow, use_gpu)
+        job = ComponentJob(experiment, workspace, name, parents)
+        train_jobs([job], settings)
     last = checkpoint.read_meta(job.folder)
     terminal.say(
         f"trained {train.component} {name}: {last.step} steps, s = {train.noise_std:g}, loss {last.loss or 'denoising'}"

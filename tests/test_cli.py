@@ -9,6 +9,8 @@ from raypipe import cli, config
 from raypipe.common import terminal
 from raypipe.config import ConfigError
 from raypipe.data.shards import open_shards
+from raypipe.workspace.claims import hold, is_experiment
+from raypipe.workspace.layout import Workspace
 
 
 def parser():
@@ -170,13 +172,19 @@ def test_run_takes_what_raypipe_says_of_a_bad_file_for_bad_input(capsys, tmp_pat
     assert err.startswith(f"verb: error: {tmp_path}: ") and err.count("\n") == 1
 
 
-def test_run_answers_an_interrupt_with_130_and_how_to_go_on(capsys):
+def test_run_answers_an_interrupt_with_130_and_how_to_go_on(capsys, tmp_path):
     def interrupted(argv):
         raise KeyboardInterrupt
 
-    assert cli.run(interrupted, "verb") == 130
-    err = capsys.readouterr().err
-    assert err.startswith("verb: interrupted") and "--resume" in err and err.count("\n") == 1
+    def interrupted_search(argv):
+        with hold(Workspace(tmp_path, "x")):
+            raise KeyboardInterrupt
+
+    assert cli.run(interrupted, "verb") == 130  # a command without --resume, or before there is anything to resume
+    assert capsys.readouterr().err == "verb: interrupted; run the same command again\n"
+    assert cli.run(interrupted_search, "verb") == 130
+    assert capsys.readouterr().err == "verb: interrupted; run the same command with --resume to continue\n"
+    assert is_experiment(tmp_path / "x")  # so that --resume finds it
 
 
 def test_run_hands_over_arguments_and_exit_code_and_hides_no_bug():

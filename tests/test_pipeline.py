@@ -261,6 +261,9 @@ def test_a_second_pipeline_takes_the_next_free_name(workspace):
 
     second = opened()
     assert (second.name, second.folder) == ("demo-2", workspace.storage / "demo-2")
+    assert opened("--resume").folder == second.folder  # as if killed right after it was created
+    assert list(second.folder.iterdir()) == []  # claimed, and nothing begun
+    second.folder.rmdir()
     assert opened("--name", "mine").name == "mine"
     with pytest.raises(
         ConfigError, match=r"--name: 'demo' exists in .*; add --resume to continue it, or choose another name"
@@ -271,5 +274,3 @@ def test_a_second_pipeline_takes_the_next_free_name(workspace):
         match=r"--resume: .*demo is finished; to extend it, .* --search.flow.trials N; .* omit --resume",
     ):
         opened("--resume")
-    assert list(second.folder.iterdir()) == []  # claimed, and nothing begun
-    second.folder.rmdir()

@@ -326,7 +326,10 @@ def refusal(capfd, argv) -> str:
             r"dataset\.root: no shards in '.*nowhere/train'; make them with python -m raypipe",
         ),
         (["--num-workers", "0"], r"--num-workers: must be a positive integer, not 0"),
-        (["--run-name", "f-01-nll", "--resume"], r"--resume: no run 'f-01-nll' in .*omit --resume to start it"),
+        (
+            ["--run-name", "f-01-nll", "--resume"],
+            r"--resume: no run 'f-01-nll' in .*no experiments\); omit --resume to start it",
+        ),
         (
             ["--run-name", "f-01-nll", "--resume-step", "12"],
             r"--resume-step: no checkpoint of 'flow-f-01-nll' at step 12",

@@ -18,6 +18,10 @@ ConfigError = UserError
 """Alias of `UserError` for errors in a config or a flag."""
 
 
+RESUME = "run the same command with --resume to continue"
+"""Message of a KeyboardInterrupt after which `--resume` continues; commands print it on Ctrl-C."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """`; did you mean 'x'?` with the most similar known name, or an empty string if none is similar."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)

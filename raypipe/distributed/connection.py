@@ -75,10 +75,10 @@ def _one_connection_attempt() -> Iterator[None]:
 
 
 def _answers(address: str) -> bool:
-    if address.startswith("ray://"):
-        return True  # the Ray client tests the connection itself
-    match = re.fullmatch(r"\[?(.+?)\]?:(\d+)", address)
-    if match is None or "/" in address:
+    """Whether something listens at HOST:PORT or ray://HOST:PORT; the Ray client would try for half a minute."""
+    host_port = address.removeprefix("ray://")
+    match = re.fullmatch(r"\[?(.+?)\]?:(\d+)", host_port)
+    if match is None or "/" in host_port:
         raise ConfigError(f"RAY_ADDRESS: must be HOST:PORT, as printed by `ray start`, or `local`, not {address!r}")
     try:
         socket.create_connection((match[1], int(match[2])), SECONDS).close()

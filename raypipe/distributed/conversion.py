@@ -70,8 +70,7 @@ def _died(task: Task, how: str) -> str:
 def _cluster() -> Iterator[int | None]:
     """Connect to a running Ray cluster (`connection.join`), never start one. Yields its number of CPUs.
 
-    Yields None without a cluster, and for one that was not asked for and is of no use: it cannot be joined, as Ray of
-    another version or user cannot, or it has no CPU. Raises ConfigError if RAY_ADDRESS names one that cannot be joined.
+    Yields None without a cluster, and after a warning for one that cannot be joined or has no CPU.
     """
     if os.environ.get("RAY_ADDRESS") == "local":
         yield None  # skip the slow import of Ray
@@ -86,8 +85,6 @@ def _cluster() -> Iterator[int | None]:
             yield None
             return
     except ConfigError as error:
-        if os.environ.get("RAY_ADDRESS") not in (None, "", "auto"):
-            raise
         logger.warning("%s; converting in processes of this machine instead", error)
         yield None
         return

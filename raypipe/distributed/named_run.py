@@ -1,16 +1,21 @@
 """A named training run of one component: new or resumed, and the flow that a diffusion is trained on."""
 
 import json
+import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from raypipe import checkpoint, config
-from raypipe.config import ConfigError, Experiment
+from raypipe.common.errors import RESUME
+from raypipe.config import Component, ConfigError, Experiment
 from raypipe.distributed.jobs import ComponentJob, run_settings
 from raypipe.distributed.trainer import train_jobs
 from raypipe.distributed.training_job import Settings, finished
+from raypipe.workspace.claims import LOCK, contents, locked, some
 from raypipe.workspace.layout import ParentModels, Workspace
 from raypipe.workspace.run_names import run_name
 
@@ -34,7 +39,7 @@ def plan_run(
     folder = workspace.run(train.component, name)
     ray_name = f"{train.component}-{name}"
     storage = workspace.ray / "train"
-    begun, done = (storage / ray_name).exists(), (folder / "config.json").is_file()
+    is_begun, done = (storage / ray_name).exists(), (folder / "config.json").is_file()
     more: dict[str, Any] = {"use_gpu": use_gpu, "wandb": wandb}
     if resume_step is not None:
         source = _checkpoint_at(storage, ray_name, folder, resume_step)
@@ -42,14 +47,53 @@ def plan_run(
         return run_settings(experiment, workspace, f"{ray_name}-from-{resume_step}-{number}", start_from=source, **more)
     if done and not resume:
         raise ConfigError(f"--run-name: {name!r} is trained already, in {folder}; choose another --run-name or --name")
-    if begun and not done and not resume:
+    if is_begun and not done and not resume:
         raise ConfigError(
             f"--run-name: {name!r} is unfinished; add --resume to continue it, or choose another --run-name"
         )
-    prepared = any(workspace.folder.glob("latents/*/test/index.parquet"))
-    if resume and not begun and not done and (prepared or not workspace.folder.exists()):
-        raise ConfigError(f"--resume: no run {name!r} in {folder.parent}; omit --resume to start it")
+    if resume and not is_begun and not done:
+        raise ConfigError(
+            f"--resume: no run {name!r} in {folder.parent} ({_runs(workspace, train.component)}); omit --resume to "
+            "start it, or correct --run-name, --name or --storage"
+        )
     return run_settings(experiment, workspace, ray_name, **more)
+
+
+def _runs(workspace: Workspace, component: Component) -> str:
+    """What an experiment holds instead of a run that was not found: its runs, or if it does not exist, the others."""
+    if not workspace.folder.exists():
+        return f"{workspace.storage}: {contents(workspace.storage)}"
+    trained = [path.parent.name for path in workspace.run(component, "").glob("*/config.json")]
+    ray_runs = [path.name.removeprefix(f"{component}-") for path in (workspace.ray / "train").glob(f"{component}-*")]
+    return some(sorted({*trained, *ray_runs}), f"{component} run")
+
+
+@contextmanager
+def begun(settings: Settings) -> Iterator[None]:
+    """Mark a run as begun, by the folder of its Ray run, so that --resume finds it after Ctrl-C or a kill; lock it.
+
+    If the block fails before anything is written to that folder, it is removed. Raises ConfigError if another process
+    trains the run.
+    """
+    folder = settings.storage / settings.name
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    busy = "is training this run; wait until it ends, or choose another --run-name"
+    try:
+        with locked(folder / LOCK, busy):
+            try:
+                yield
+            except KeyboardInterrupt:
+                raise KeyboardInterrupt(RESUME) from None
+            except BaseException:
+                if os.listdir(folder) == [LOCK]:
+                    (folder / LOCK).unlink()
+                raise
+    except BaseException:
+        with suppress(OSError):  # of the first that is not empty
+            for path in made:
+                path.rmdir()
+        raise
 
 
 def keep_aside(settings: Settings, folder: Path) -> Settings:

@@ -10,6 +10,7 @@ from raypipe.checkpoint.reference import take_autoencoder
 from raypipe.common import terminal
 from raypipe.common.errors import UserError
 from raypipe.common.files import write_json
+from raypipe.common.locks import file_lock
 from raypipe.config import ConfigError, Experiment
 from raypipe.data.batches import warn_of_short_clips
 from raypipe.distributed.encoding import prepare_latents
@@ -33,7 +34,8 @@ def prepare(
     _check_frames(data)
     begin(workspace, experiment)
     _check_dataset(data)
-    _prepare_autoencoder(data, use_gpu, wandb)
+    with file_lock(f"{workspace.autoencoder}.lock"):  # a concurrent training waits here, then uses the autoencoder
+        _prepare_autoencoder(data, use_gpu, wandb)
     prepare_latents(data, use_gpu=use_gpu)
     return data
 

@@ -1,5 +1,6 @@
 """Choose the experiment of a search command: a new one, or an existing one that is continued."""
 
+import logging
 from collections.abc import Callable, Container, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -8,9 +9,11 @@ from typing import Any
 from raypipe import cli, config
 from raypipe.config import ConfigError, Experiment, Search
 from raypipe.search.changes import check_changes
-from raypipe.workspace.claims import claim, latest
+from raypipe.workspace.claims import claim, contents, is_experiment, latest
 from raypipe.workspace.dataset import check_dataset
 from raypipe.workspace.layout import Workspace
+
+logger = logging.getLogger(__name__)
 
 Unfinished = Callable[[Workspace, Search], bool]
 """Whether the search of an experiment is unfinished, for the numbers of trials in the given `search` section."""
@@ -31,9 +34,9 @@ def open_workspace(
 
     ready: without --resume, --name and --config, the latest experiment that meets this condition is continued. check:
     refuses what cannot run. extend: the flag that extends a finished search. The folder of a new experiment is created
-    here, so that no concurrent command takes it; nothing else is written. Raises ConfigError if there is nothing to
-    resume, if --name names an existing experiment that cannot be extended, or if the settings of an experiment cannot
-    change as requested.
+    here, so that no concurrent command takes it; nothing else is written. Raises ConfigError if --resume finds no
+    experiment or only a finished search, if --name names an existing experiment that cannot be extended, or if the
+    settings of an experiment cannot change as requested.
     """
     values = dict(overrides)
     if args.seed is not None:
@@ -48,9 +51,7 @@ def open_workspace(
 
     found = None
     if args.resume:
-        found = _latest(args, experiment, storage, left)
-        if found is None:
-            _explain(args, experiment, storage, extend)
+        found = _resumed(args, experiment, storage, left, extend)
     elif args.name and (storage / args.name / "config.yaml").exists():
         if Workspace(storage, args.name).study.exists() or not left(Workspace(storage, args.name)):
             raise ConfigError(
@@ -58,8 +59,10 @@ def open_workspace(
             )
     elif ready is not None and not args.name and not args.config:
         found = latest(storage, ready, like=experiment.name)
-    if found is not None:
+    if found is not None and (found.folder / "config.yaml").is_file():
         experiment = cli.with_overrides(found.experiment(), stated)
+    elif found is not None:
+        logger.warning("%s: interrupted before its settings were stored; those of this command are used", found.folder)
     workspace = found or (Workspace(storage, args.name) if args.name else None)
     if workspace is not None:
         check_changes(workspace, experiment)
@@ -79,24 +82,36 @@ def _with_trials(stored: Search, given: Search, stated: Container[str]) -> Searc
     return replace(stored, **changed)
 
 
-def _latest(args: Any, experiment: Experiment, storage: Path, has: Callable[[Workspace], bool]) -> Workspace | None:
-    """The experiment that --name names, or else the latest one, if it meets a condition; None if there is none."""
-    if not args.name:
-        return latest(storage, has, like=experiment.name)
-    named = Workspace(storage, args.name)
-    return named if (named.folder / "config.yaml").is_file() and has(named) else None
+def _resumed(
+    args: Any, experiment: Experiment, storage: Path, left: Callable[[Workspace], bool], extend: str
+) -> Workspace:
+    """The experiment that --resume continues: the one that --name names, else the latest unfinished one.
 
-
-def _explain(args: Any, experiment: Experiment, storage: Path, extend: str) -> None:
-    """Raise ConfigError if --resume has found no unfinished search, unless there is no search at all to be resumed."""
-    finished = _latest(args, experiment, storage, lambda workspace: True)
-    if finished is not None:
-        raise ConfigError(
-            f"--resume: the search in {finished.folder} is finished; to extend it, give a larger number of trials with "
-            f"{extend} N; to start a new one, omit --resume"
-        )
+    It may have been killed before its config was written. Raises ConfigError if there is none.
+    """
+    begun = [Workspace(storage, path.name) for path in storage.glob("*") if is_experiment(path)]
     if args.name:
-        raise ConfigError(f"--resume: nothing to resume in {storage / args.name}; omit --resume to start one")
+        begun = [Workspace(storage, args.name)] if (storage / args.name).is_dir() else []
+    else:
+        begun = [w for w in begun if w.name == experiment.name or w.name.startswith(f"{experiment.name}-")]
+    if not begun:
+        raise ConfigError(
+            f"--resume: no experiment {experiment.name!r} in {storage} ({contents(storage)}); omit --resume to start "
+            "one, or correct --name or --storage"
+        )
+    begun.sort(key=_begin_time)
+    unfinished = [w for w in begun if not (w.folder / "config.yaml").is_file() or left(w)]
+    if not unfinished:
+        raise ConfigError(
+            f"--resume: the search in {begun[-1].folder} is finished; to extend it, give a larger number of trials "
+            f"with {extend} N; to start a new one, omit --resume"
+        )
+    return unfinished[-1]
+
+
+def _begin_time(workspace: Workspace) -> int:
+    config_file = workspace.folder / "config.yaml"
+    return (config_file if config_file.is_file() else workspace.folder).stat().st_mtime_ns
 
 
 def warm_start(args: Any) -> Path | None:

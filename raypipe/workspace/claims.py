@@ -3,17 +3,19 @@
 import itertools
 import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from raypipe.common.errors import UserError
+from raypipe.common.errors import RESUME
 from raypipe.common.locks import Timeout, file_lock
 from raypipe.config import ConfigError
 from raypipe.workspace.layout import Workspace
 
+SHOWN = 8
+"""Number of names that a message lists."""
 LOCK = "search.lock"
-"""Lock file held by the process that runs a search; it contains the process ID and the host."""
+"""Lock file held by the process that runs a search or a training; it contains the process ID and the host."""
 
 
 def claim(storage: Path, name: str) -> Workspace:
@@ -32,32 +34,67 @@ def claim(storage: Path, name: str) -> Workspace:
 def hold(workspace: Workspace) -> Iterator[None]:
     """Lock an experiment for the duration of a `with` block. Raises ConfigError if another process has locked it.
 
-    The operating system releases the lock if the process dies. If no experiment has begun in the folder by the end of
-    the block, the folder is removed.
+    If the block fails before an experiment has begun in the folder, the folder is removed; after Ctrl-C or a kill it is
+    kept, so that --resume finds it.
     """
-    workspace.folder.mkdir(parents=True, exist_ok=True)
-    path = workspace.folder / LOCK
+    folder = workspace.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    busy = "is running this search; wait until it ends, or start another search with a different --name"
+    try:
+        with locked(folder / LOCK, busy):
+            try:
+                yield
+            except KeyboardInterrupt:
+                raise KeyboardInterrupt(RESUME) from None
+            except BaseException:
+                if not (folder / "config.yaml").exists() and os.listdir(folder) in ([], [LOCK]):
+                    (folder / LOCK).unlink(missing_ok=True)
+                raise
+    except BaseException:
+        if not os.listdir(folder):
+            folder.rmdir()
+        raise
+
+
+@contextmanager
+def locked(path: Path, busy: str) -> Iterator[None]:
+    """Hold a lock file, which the operating system releases if the process dies.
+
+    busy: what the process that holds the lock does, and what to do, for the ConfigError raised if another one holds it.
+    """
     lock = file_lock(path)
     try:
         lock.acquire(timeout=0)
     except Timeout:
         owner = path.read_text().strip() if path.is_file() else ""
-        raise ConfigError(
-            f"{workspace.folder}: {owner or 'another process'} is running this search; "
-            "wait until it ends, or start another search with a different --name"
-        ) from None
-    except UserError:  # the file system has no locks
-        if not os.listdir(workspace.folder):
-            workspace.folder.rmdir()
-        raise
+        raise ConfigError(f"{path.parent}: {owner or 'another process'} {busy}") from None
     try:
         path.write_text(f"process {os.getpid()} on {socket.gethostname()}\n")
         yield
     finally:
-        if not (workspace.folder / "config.yaml").exists() and os.listdir(workspace.folder) in ([], [LOCK]):
-            path.unlink(missing_ok=True)
-            workspace.folder.rmdir()
         lock.release()
+
+
+def is_experiment(folder: Path) -> bool:
+    """Whether a folder holds an experiment, or is what a command left that was killed before its experiment began."""
+    if (folder / "config.yaml").is_file() or (folder / LOCK).is_file():
+        return True
+    return folder.is_dir() and not os.listdir(folder)
+
+
+def contents(storage: Path) -> str:
+    """The names of the experiments in a storage root, latest first, for a message that does not find one."""
+    folders = [path for path in storage.glob("*") if is_experiment(path)]
+    folders.sort(key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    return some([path.name for path in folders], "experiment")
+
+
+def some(names: Sequence[str], noun: str) -> str:
+    """The first names of a list in words, such as `it holds the experiments a, b and 3 more`."""
+    if not names:
+        return f"it holds no {noun}s"
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return f"it holds the {noun}{'s' * (len(names) > 1)} {', '.join(names[:SHOWN])}{more}"
 
 
 def latest(storage: Path, has: Callable[[Workspace], bool], like: str | None = None) -> Workspace | None:

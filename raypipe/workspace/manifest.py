@@ -21,12 +21,15 @@ from raypipe.workspace.layout import Workspace
 
 def begin(workspace: Workspace, experiment: Experiment) -> None:
     """Write config.yaml and manifest.json of a new experiment; existing ones are kept. The dataset must exist."""
-    if not (workspace.folder / "config.yaml").exists():
+    config_path, manifest_path = workspace.folder / "config.yaml", workspace.folder / "manifest.json"
+    if not manifest_path.exists():
         root = workspace.dataset(experiment)
         made = dataset_preprocessing(root)
-        more = {"dataset": dataset_hashes(root), "preprocessing": made and asdict(made)}
-        write_json(workspace.folder / "manifest.json", manifest(experiment, **more))
-        write_atomic(workspace.folder / "config.yaml", yaml.safe_dump(config.to_dict(experiment), sort_keys=False))
+        record = manifest(experiment, dataset=dataset_hashes(root), preprocessing=made and asdict(made))
+        # The config first: after a kill between both, --resume goes on with it.
+        if not config_path.exists():
+            write_atomic(config_path, yaml.safe_dump(config.to_dict(experiment), sort_keys=False))
+        write_json(manifest_path, record)
 
 
 def dataset_hashes(root: Folder) -> dict[str, str]:

@@ -50,6 +50,8 @@ def test_one_that_was_killed_is_not_waited_for(left_behind, caplog):
     ("address", "says"),
     [
         ("127.0.0.1:1", "RAY_ADDRESS: no Ray cluster answers at 127.0.0.1:1"),
+        ("ray://127.0.0.1:1", "RAY_ADDRESS: no Ray cluster answers at ray://127.0.0.1:1; start it, or unset"),
+        ("ray://head", "RAY_ADDRESS: must be HOST:PORT"),
         ("127.0.0.1:99999", "RAY_ADDRESS: no Ray cluster answers at 127.0.0.1:99999"),
         ("http://127.0.0.1:8265", "RAY_ADDRESS: must be HOST:PORT"),
         ("head", "RAY_ADDRESS: must be HOST:PORT"),
@@ -106,11 +108,13 @@ def test_a_conversion_goes_on_without_a_ray_that_cannot_be_joined(left_behind, v
     assert (videos.with_name("out") / "test" / "index.parquet").is_file()
 
 
-def test_a_ray_that_was_asked_for_must_be_there(videos, monkeypatch, capsys):
-    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
-    assert convert(videos) == 2
-    assert "RAY_ADDRESS: no Ray cluster answers at 127.0.0.1:1" in capsys.readouterr().err
-    assert not videos.with_name("out").exists()
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "head"])
+def test_a_conversion_goes_on_without_the_ray_that_it_was_told_to_join(videos, monkeypatch, caplog, address):
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    assert convert(videos) == 0
+    (warning,) = [record.getMessage() for record in caplog.records if "RAY_ADDRESS" in record.getMessage()]
+    assert address in warning and warning.endswith("; converting in processes of this machine instead")
+    assert (videos.with_name("out") / "test" / "index.parquet").is_file()
 
 
 def test_a_ray_started_here_has_the_cpus_that_this_process_may_use(monkeypatch):

@@ -319,7 +319,7 @@ def beaten(trial, ranked):
         ),
         (["--search.flow.trials", "0"], "search.flow.trials: must be at least 1, not 0"),
         (["--trials", "3", "--search.flow.trials", "4"], "--trials: sets the same field as --search.flow.trials"),
-        (["--resume", "--name", "nothing"], "--resume: nothing to resume in"),
+        (["--resume", "--name", "nothing"], "--resume: no experiment 'nothing' in"),
     ],
 )
 def test_bad_flags_are_one_line(tmp_path, capfd, argv, says):
