@@ -132,7 +132,7 @@ def make_videos(folder: Path) -> None:
     for split, count in (("train", 4), ("val", 2), ("test", 2)):
         for i in range(count):
             clip(folder / "videos" / split / f"{i}.mp4")
-            clip(folder / "CLEVRER" / f"video_{'validation' if split == 'val' else split}" / f"{i}.mp4", 128, 64)
+            clip(folder / "CLEVRER" / f"video_{'validation' if split == 'val' else split}" / f"{i}.mp4", 128, 80)
     for person in range(1, 26, 4):
         clip(folder / "KTH" / f"person{person:02d}_boxing_d1_uncomp.mp4", 64, 44)
     for person in range(10):

@@ -102,6 +102,8 @@ def _open(path: Folder, manifest: Manifest, number: int | None, note: Callable[[
         raise UserError(f"--clip: only for a folder of shards or clips, which {path} is not")
     elif not path.exists():
         raise UserError(f"{path}: no such video file or folder")
+    elif not path.is_file():  # reading a pipe could wait for ever
+        raise UserError(f"{path}: neither a file nor a folder; save the video to a file")
     else:
         source, name = source_of(path), path.stem
     return _Input(name, reader.frames(source), wanted.frame_stride, f"{wanted} ({how})", lambda: reader.rate)

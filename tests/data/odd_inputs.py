@@ -3,6 +3,8 @@
 import io
 import os
 import struct
+import zlib
+from fractions import Fraction
 
 import av
 import h5py
@@ -183,3 +185,149 @@ def link_loop(root):
 def pipe(root):
     video(root / "train/a.mp4")
     os.mkfifo(root / "train/b.mp4")
+
+
+def link_circle(root):
+    for name, other, clip_name in (("d", "e", "a"), ("e", "d", "b")):
+        video(root / f"train/{name}/{clip_name}.mp4")
+        os.symlink(f"../{other}", root / f"train/{name}/{other}")
+
+
+def without_index(train):
+    path = video(train / "b.mp4")
+    raw = path.read_bytes()
+    path.write_bytes(raw[: raw.rindex(b"moov") - 4])
+
+
+def cut_film(train, name):
+    film(train / name)
+    (train / name).write_bytes((train / name).read_bytes()[:-200])
+
+
+def pages_of_two_sizes(train):
+    pages = [Image.fromarray(frame) for frame in clip(4)]
+    pages[2] = pages[2].resize((32, 32))
+    pages[0].save(train / "b.tif", save_all=True, append_images=pages[1:])
+
+
+def pages_of_two_modes(root):
+    (root / "train").mkdir(parents=True)
+    pages = [Image.fromarray(frame) for frame in clip(4)]
+    pages[2] = pages[2].convert("L")
+    pages[0].save(root / "train/a.tif", save_all=True, append_images=pages[1:])
+
+
+def apng_with_default(root):
+    (root / "train").mkdir(parents=True)
+    pages = [Image.fromarray(frame) for frame in clip(6)]
+    Image.new("RGB", (64, 64), "red").save(root / "train/a.png", save_all=True, append_images=pages, default_image=True)
+
+
+def webp_with_tail(train):
+    film(train / "a.webp", lossless=True)
+    append(train / "a.webp")
+
+
+def varying_rate(root):
+    path, unit = root / "train/a.mp4", Fraction(1, 1000)
+    path.parent.mkdir(parents=True)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=30)
+        stream.height, stream.width, stream.pix_fmt = 64, 64, "yuv420p"
+        stream.time_base = stream.codec_context.time_base = unit
+        for time, pixels in zip((0, 33, 67, 100, 600, 1100, 1133), clip(7), strict=True):
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            frame.pts, frame.time_base = time, unit
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+
+
+def transparent_video(root, alpha=255):
+    """The upper half is transparent, the lower half has the given alpha."""
+    pixels = np.full((64, 64, 4), 200, np.uint8)
+    pixels[:32, :, 3], pixels[32:, :, 3] = 0, alpha
+    encode(root / "train/a.mov", [pixels] * 6, "qtrle", "argb", "rgba")
+
+
+def rgb48_video(root):
+    """12 bits in 16."""
+    encode(root / "train/a.mov", clip(6).astype(np.uint16) * 16, "png", "rgb48be", "rgb48le")
+
+
+def encode(path, frames, codec, pix, given):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=10)
+        stream.height, stream.width, stream.pix_fmt = *frames[0].shape[:2], pix
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format=given)))
+        container.mux(stream.encode())
+
+
+def cover_as_stream(root):
+    path = root / "train/a.mkv"
+    path.parent.mkdir(parents=True)
+    with av.open(str(path), "w") as container:
+        streams = [container.add_stream(codec, rate=10) for codec in ("mjpeg", "libx264")]
+        for stream, pix in zip(streams, ("yuvj420p", "yuv420p"), strict=True):
+            stream.height, stream.width, stream.pix_fmt = 64, 64, pix
+        for stream, frames in zip(streams, (255 - clip(1), clip()), strict=True):
+            for frame in frames:
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        for stream in streams:
+            container.mux(stream.encode())
+
+
+def raw_pngs(root, bits, color):
+    """PNGs of 2 bits of grey, or of 16 bits of color, of which 12 are used; Pillow writes neither."""
+    (root / "train/a").mkdir(parents=True)
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    for t, frame in enumerate(clip(4)):
+        if bits == 2:
+            grey = frame[..., 0] // 64
+            rows = grey[:, 0::4] << 6 | grey[:, 1::4] << 4 | grey[:, 2::4] << 2 | grey[:, 3::4]
+        else:
+            rows = (frame.astype(np.uint16) * 16).astype(">u2")
+        data = zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows))
+        header = struct.pack(">IIBBBBB", 64, 64, bits, color, 0, 0, 0)
+        parts = chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+        (root / f"train/a/{t}.png").write_bytes(b"\x89PNG\r\n\x1a\n" + parts)
+
+
+def changing_modes(root):
+    (root / "train/a").mkdir(parents=True)
+    for t, (frame, mode) in enumerate(zip(clip(6), ("RGB", "L", "P", "RGBA", "LA", "RGB"), strict=True)):
+        Image.fromarray(frame).convert(mode).save(root / f"train/a/{t}.png")
+
+
+def jpeg_suffixes(root):
+    (root / "train/a").mkdir(parents=True)
+    for t, suffix in enumerate((".JPeG", ".jpe", ".JPG", ".jfif")):
+        Image.fromarray(clip(4)[t]).save(root / f"train/a/{t}{suffix}", format="JPEG")
+
+
+def stereo_pictures(root):
+    (root / "train/a").mkdir(parents=True)
+    for t, frame in enumerate(clip(4)):
+        image = Image.fromarray(frame)
+        image.save(root / f"train/a/{t}.jpg", format="MPO", save_all=True, append_images=[image])
+
+
+def same_number(root):
+    (root / "train/a").mkdir(parents=True)
+    for name in ("1", "01", "2", "3"):
+        Image.fromarray(clip(4)[int(name)]).save(root / f"train/a/{name}.png")
+
+
+def by_ffmpeg(root, codec, pix):
+    """Images in a format that only FFmpeg reads."""
+    (root / "train/a").mkdir(parents=True)
+    for t, pixels in enumerate(clip(4)):
+        encoder = av.CodecContext.create(codec, "w")
+        encoder.height, encoder.width, encoder.pix_fmt, encoder.time_base = 64, 64, pix, Fraction(1, 10)
+        frame = av.VideoFrame.from_ndarray(pixels, format="rgb24").reformat(format=pix)
+        packets = [*encoder.encode(frame), *encoder.encode(None)]
+        (root / f"train/a/{t}.{codec}").write_bytes(b"".join(map(bytes, packets)))

@@ -16,7 +16,7 @@ from raypipe.data.shards.index import INDEX
 from raypipe.data.shards.reference import MANIFEST
 from raypipe.data.shards.writer import PATTERN
 from raypipe.data.video.folders import frame_names, image_suffix, natural
-from raypipe.data.video.images import opened
+from raypipe.data.video.images import is_film, opened
 from raypipe.data.video.kinds import IMAGE_SUFFIXES, PLAIN_IMAGES, Kind, kind_of
 
 SERVICE_FOLDERS = frozenset(
@@ -27,7 +27,7 @@ SERVICE_FILES = frozenset({"thumbs.db", "desktop.ini"})
 LOOKED_AT = 16
 """Files of one usual image format in one folder that are opened to learn their kind; of more files, only the first."""
 SHOWN = 3
-"""Names that a message lists."""
+"""Names of one file extension that a message lists."""
 
 
 def find_clips(folder: Path, extension: str | None = None, base: Path | None = None) -> Found:
@@ -40,7 +40,7 @@ def find_clips(folder: Path, extension: str | None = None, base: Path | None = N
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder")
     search = _Search(folder, base or folder, None if extension is None else image_suffix(f"x.{extension.lstrip('.')}"))
-    search.walk(folder)
+    search.walk(folder, frozenset())
     search.drop_thumbnails()
     sources = sorted(search.sources, key=lambda source: natural(source.name))
     return Found(tuple(sources), tuple(search.bad), tuple(search.notes), tuple(search.ignored))
@@ -73,9 +73,10 @@ class _Search:
         self.notes: list[str] = []
         self.ignored: list[str] = []
 
-    def walk(self, folder: Path) -> None:
-        told = len(self.bad)
-        files, folders, others = self._list(folder)
+    def walk(self, folder: Path, above: frozenset[str]) -> None:
+        """Take in a folder and all below it. above: real paths of the folders that led here, to notice links back."""
+        told, above = len(self.bad), above | {os.path.realpath(folder)}
+        files, folders, others = self._list(folder, above)
         shards = [entry for entry in files if fnmatch(entry.name, PATTERN)]
         if shards:
             files = [e for e in files if e not in shards and e.name not in (INDEX, MANIFEST, RECORD)]
@@ -97,11 +98,13 @@ class _Search:
         elif stills or (alone and not folders and folder != self.root and len(self.bad) == told):
             self._add_frames(folder, stills)
         for entry in folders:
-            self.walk(Path(entry.path))
+            self.walk(Path(entry.path), above)
 
-    def _list(self, folder: Path) -> tuple[list[os.DirEntry[str]], list[os.DirEntry[str]], list[str]]:
-        """Files, folders, and names of hidden and service files of a folder."""
-        files, folders, others = [], [], []
+    def _list(
+        self, folder: Path, above: frozenset[str]
+    ) -> tuple[list[os.DirEntry[str]], list[os.DirEntry[str]], list[str]]:
+        """Files, folders, and names of service files of a folder."""
+        files, folders, others, hidden = [], [], [], []
         try:
             with os.scandir(folder) as found:
                 entries = sorted(found, key=lambda entry: entry.name)
@@ -110,13 +113,15 @@ class _Search:
             return [], [], []
         for entry in entries:
             try:
-                problem = _problem(entry)
+                problem = _problem(entry, above)
                 is_folder = problem is None and entry.is_dir()
             except OSError as error:
                 problem = f"cannot be read ({error.strerror})"
             if problem:
                 self.bad.append(f"{readable(entry.path)}: {problem}")
-            elif entry.name.startswith(".") or entry.name.lower() in SERVICE_FILES:
+            elif entry.name.startswith("."):
+                hidden.append(entry.name)
+            elif entry.name.lower() in SERVICE_FILES:
                 others.append(entry.name)
             elif not is_folder:
                 files.append(entry)
@@ -124,6 +129,7 @@ class _Search:
                 self.ignored.append(f"{entry.path}: a folder that file servers make, with thumbnails")
             else:
                 folders.append(entry)
+        self._ignore(folder, hidden, "hidden, as the name begins with a dot")
         return files, folders, others
 
     def _kinds(self, files: Sequence[os.DirEntry[str]]) -> dict[str, Kind]:
@@ -209,23 +215,28 @@ def _unreadable(path: Path) -> str:
     """Why neither FFmpeg nor Pillow reads a file."""
     if image_suffix(path.name) in IMAGE_SUFFIXES:
         try:
-            with opened(path):
-                pass
+            with opened(path) as image:
+                is_film(image)
         except UserError as error:
             return str(error)
+    try:
+        with path.open("rb"):
+            pass
+    except OSError as error:
+        return f"{path}: cannot be read ({error.strerror})"
     hint = "; shards must be named shard_*.hdf5" if path.suffix.lower() in (".hdf5", ".h5") else ""
     return f"{path}: neither FFmpeg nor Pillow finds a video or images in it{hint}"
 
 
-def _problem(entry: os.DirEntry[str]) -> str | None:
+def _problem(entry: os.DirEntry[str], above: frozenset[str]) -> str | None:
     """Why an entry of a folder cannot be a file or folder of clips; None if it can."""
     if readable(entry.name) != entry.name:
         return "its name is not UTF-8; rename it"
     if entry.is_symlink() and not os.path.exists(entry.path):
         return f"a link to {readable(os.readlink(entry.path))}, which does not exist"
     if entry.is_dir():
-        here = os.path.realpath(os.path.dirname(entry.path))
-        if entry.is_symlink() and f"{here}/".startswith(f"{os.path.realpath(entry.path)}/"):
+        target = os.path.realpath(entry.path)
+        if entry.is_symlink() and any(f"{folder}/".startswith(f"{target}/") for folder in above):
             return "a link to a folder that contains it"
         return None
     return None if entry.is_file() else "neither a file nor a folder"
@@ -251,8 +262,15 @@ def without_repeats(sources: Sequence[Source]) -> tuple[list[Source], list[str]]
 
 
 def _listed(names: Sequence[str]) -> str:
-    more = len(names) - SHOWN
-    return ", ".join(names[:SHOWN]) + (f" and {more} more" if more > 0 else "")
+    """Names for a message: of each file extension the first ones, and the number of the others."""
+    groups = defaultdict(list)
+    for name in names:
+        groups[os.path.splitext(name)[1]].append(name)
+    parts = []
+    for suffix, group in groups.items():
+        more = len(group) - SHOWN
+        parts.append(", ".join(group[:SHOWN]) + (f" and {more} more {suffix}".rstrip() if more > 0 else ""))
+    return ", ".join(parts)
 
 
 def _stamp(entries: Iterable[os.DirEntry[str]]) -> tuple[int, int, int]:

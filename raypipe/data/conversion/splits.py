@@ -22,13 +22,19 @@ KTH_PEOPLE = {"train": range(1, 17), "val": range(17, 21), "test": range(21, 26)
 DATASETS = ("kth", "clevrer")
 NAMES = {
     **dict.fromkeys(("train", "training", "trn"), "train"),
-    **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
+    **dict.fromkeys(("val", "valid", "validate", "validation", "dev"), "val"),
     **dict.fromkeys(("test", "testing", "tst"), "test"),
 }
 """Names of the folders of splits."""
-FILLERS = frozenset({"clips", "data", "dataset", "frames", "images", "set", "split", "video", "videos"})
-"""Words that the name of such a folder may have besides."""
+FILLERS = frozenset(
+    {"clips", "data", "dataset", "files", "frames", "images", "imgs", "sequences", "set", "split", "video", "videos"}
+    | {"avi", "h", "hdf", "jpg", "mp", "png", "rgb", "shards"}
+    | {"x", "p", "px", "fps"}
+)
+"""Words that the name of such a folder may have besides: what is in it, a format, units of numbers as in 64x64."""
 OF_SPLITS = "train/, val/, test/"
+LISTED = 5
+"""Messages about ignored files that an error includes."""
 NEEDED = "it must contain videos, one folder of images per clip, or shards"
 
 
@@ -75,9 +81,12 @@ def find_splits(root: Path, division: Division, extension: str | None = None, ou
         raise UserError(f"{root}: no such folder; --data_dir must be a folder with train/, val/ or test/")
     folders = {} if division.dataset == "kth" else _clevrer(root) if division.dataset else split_folders(root)
     if division.fractions is None and not division.dataset and not folders:
+        below = [path for path in sorted(root.iterdir()) if path.is_dir() and split_folders(path)]
+        remedy = "move the clips into such folders"
+        if len(below) == 1:
+            remedy = f"{readable(str(below[0]))} does: give --data_dir this folder"
         raise UserError(
-            f"{root}: contains none of train/, val/, test/; move the clips into such folders,"
-            f" or divide them with --split 0.8,0.1,0.1"
+            f"{root}: contains none of train/, val/, test/; {remedy}, or divide the clips with --split 0.8,0.1,0.1"
         )
     if division.fractions is not None and folders:
         _check_free(root, folders, division.fractions)
@@ -94,8 +103,12 @@ def find_splits(root: Path, division: Division, extension: str | None = None, ou
             parts |= {split: sources for split, sources in shares.items() if sources}
     if not any(parts.values()):
         reasons = [*(line for part in found.values() for line in part.bad), *strangers]
+        ignored = [line for part in found.values() for line in part.ignored]
         place = next(iter(places.values()))
-        raise UserError(reasons[0] if reasons else f"{place}: no clips found; {NEEDED}")
+        besides = f" (ignored: {'; '.join(ignored[:LISTED])})" if ignored else ""
+        nothing = f"{place}: no clips found; {NEEDED}{besides}"
+        more = f" (and {len(reasons) - 1} more like this)" if len(reasons) > 1 else ""
+        raise UserError(reasons[0] + more if reasons else nothing)
     splits = []
     for name in SPLITS:
         bad = found[name].bad if name in found else ()

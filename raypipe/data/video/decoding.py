@@ -67,13 +67,16 @@ class Video:
         films = [stream for stream in every if not stream.disposition & pictures]
         if not films:
             raise UserError(f"{self.path}: contains no video stream{', only a cover picture' if every else ''}")
+        # FFmpeg's choice is the stream with the most frames and the highest rate; a cover may be a stream as well.
+        best = container.streams.best("video")
+        film = best if best in films else films[0]
         if len(films) > 1:
-            self._say(f"contains {len(films)} video streams; the first is read")
+            self._say(f"contains {len(films)} video streams; number {films.index(film) + 1} is read")
         # After opening: FFmpeg gives a clear error for a file that is no video.
         stated, held = stated_size(self.path), self.path.stat().st_size
         if stated is not None and stated > held:
             raise UserError(f"{self.path}: truncated: it has {held} bytes, but its header says {stated}")
-        stream = films[0]
+        stream = film
         stream.thread_type, stream.thread_count = "AUTO", self.threads
         # By default FFmpeg conceals decoding errors, so a damaged file would yield smeared frames.
         stream.codec_context.options = {"err_detect": "explode"}

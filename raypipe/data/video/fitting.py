@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from raypipe.data.video.images import Levels
+from raypipe.data.video.images import Levels, over_black
 
 Frames = NDArray[np.uint8]
 MODES = ("crop", "pad")
@@ -89,6 +90,7 @@ class VideoFit:
         self.levels = levels or Levels()
         self._graph: Any = None
         self._made_for: tuple[Any, ...] = ()
+        self._padded: bool | None = None
 
     def __call__(self, frame: av.VideoFrame) -> Frames:
         """Fit one frame to [size, size, 3], rotated upright."""
@@ -106,18 +108,36 @@ class VideoFit:
         """The filters for frames like this one; None if they are fitted by Pillow, or need no scaling."""
         shape = frame.width, frame.height, self.aspect
         box, extent = self.fit.region(*shape), self.fit.extent(*shape)
-        by_pillow = frame.format.is_rgb or frame.format.name.startswith("gray16")
+        by_pillow = frame.format.is_rgb or frame.format.name.startswith("gray16") or _has_alpha(frame)
         return None if by_pillow or (box[2] - box[0], box[3] - box[1]) == extent else self._build(frame, box, extent)
 
     def _rgb(self, frame: av.VideoFrame) -> Frames:
         if frame.format.name.startswith("gray16"):
-            grey = self.levels.grey(frame.to_ndarray(format="gray16le"))
+            grey = self.levels.scaled(frame.to_ndarray(format="gray16le"))
             return np.repeat(grey[..., None], 3, -1)
+        samples = frame.format
+        deep = samples.is_rgb and samples.components[0].bits == 16 and "f16" not in samples.name
+        if _has_alpha(frame):
+            return self._over_black(frame, deep)
+        if deep:
+            return self.levels.scaled(frame.to_ndarray(format="rgb48le"))
         return frame.to_ndarray(format="rgb24").astype(np.uint8, copy=False)
+
+    def _over_black(self, frame: av.VideoFrame, deep: bool) -> Frames:
+        pixels: NDArray[Any] = frame.to_ndarray(format="rgba64le" if deep else "rgba")
+        opaque = 65535 if deep else 255
+        if self._padded is None:
+            # Some programs write a fourth byte that is not transparency, and always 0.
+            self._padded = not pixels[..., 3].any()
+        if self._padded:
+            pixels[..., 3] = opaque
+        self.levels.transparent |= bool((pixels[..., 3] != opaque).any())
+        seen = over_black(pixels)
+        return self.levels.scaled(seen) if deep else seen
 
     def _upright(self, image: Frames, frame: av.VideoFrame) -> tuple[Frames, float]:
         """The rotated image and the aspect ratio of its pixels."""
-        lying = frame.rotation % 180 != 0
+        lying = _turns(frame)[0] % 2 == 1
         return upright(image, frame), 1 / self.aspect if lying else self.aspect
 
     def _build(self, frame: av.VideoFrame, box: tuple[int, int, int, int], extent: tuple[int, int]) -> Any:
@@ -138,5 +158,21 @@ class VideoFit:
 
 
 def upright(image: Frames, frame: av.VideoFrame) -> Frames:
-    """Rotate a frame's image as the file's metadata says; phones often store rotated video."""
-    return np.rot90(image, frame.rotation // 90) if frame.rotation else image
+    """Rotate and mirror a frame's image as the file's display matrix says; phones often store rotated video."""
+    quarters, mirrored = _turns(frame)
+    return np.rot90(image[:, ::-1] if mirrored else image, quarters)
+
+
+def _turns(frame: av.VideoFrame) -> tuple[int, bool]:
+    """Quarter turns to the left, after mirroring left and right or not, by which a frame is shown."""
+    matrix: Any = frame.side_data.get("DISPLAYMATRIX")
+    if matrix is None:
+        return round(frame.rotation / 90) % 4, False
+    a, b, _, c, d = np.frombuffer(bytes(matrix), np.int32)[:5].tolist()
+    mirrored = a * d - b * c < 0
+    sign = -1 if mirrored else 1  # without the mirroring, a rotation is left
+    return round(math.degrees(math.atan2(-sign * b, sign * a)) / 90) % 4, mirrored
+
+
+def _has_alpha(frame: av.VideoFrame) -> bool:
+    return any(component.is_alpha for component in frame.format.components)

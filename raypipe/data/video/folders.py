@@ -75,6 +75,9 @@ def odd_numbering(names: Sequence[str]) -> str | None:
     if len(forms) > 1:
         return f"its frames have {len(forms)} kinds of names ({', '.join(sorted(forms)[:3])}), read one after another"
     steps = [int(b[1]) - int(a[1]) for a, b in pairwise(m for m in matches if m)]
+    if 0 in steps:
+        twice = steps.index(0)
+        return f"several of its frames have the same number, such as {names[twice]} and {names[twice + 1]}"
     usual = max(set(steps), key=lambda step: (steps.count(step), -step), default=0)
     gaps = [i for i, step in enumerate(steps) if step > usual]
     if usual < 1 or not gaps or any(step % usual for step in steps):

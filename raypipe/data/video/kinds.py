@@ -26,6 +26,7 @@ IMAGE_SUFFIXES = frozenset(
 )
 PLAIN_IMAGES = frozenset({".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm"})
 """Usual suffixes of the images of a folder of frames."""
+TGA_SUFFIXES = frozenset({".icb", ".tga", ".vda", ".vst"})
 REFUSED = frozenset({"tty", "cdg", "concat", "hls", "image2"})
 """FFmpeg demuxers that take text or zeros for pictures, or read other files than the one given."""
 HEAD = 512
@@ -41,12 +42,15 @@ def kind_of(path: str) -> Kind:
     if _is_usual_video(head):
         return "video"
     if head[:3] == b"\xff\xd8\xff":
-        return "image"
+        return "image" if os.path.splitext(path)[1].lower() in IMAGE_SUFFIXES else _jpeg_kind(path)
     if head[:8] == b"\x89HDF\r\n\x1a\n":
         return "bad"  # perhaps shards of another name
     try:
         with opened(path) as image:
-            return "film" if is_film(image) else "image"
+            unsure = image.format == "TGA" and os.path.splitext(path)[1].lower() not in TGA_SUFFIXES
+            # Nothing marks the beginning of a TGA file, so Pillow takes many other files for one.
+            kind = _opened_by_ffmpeg(path, head) if unsure else "other"
+            return kind if kind == "video" else "film" if is_film(image) else "image"
     except UserError:
         return _opened_by_ffmpeg(path, head)
 
@@ -60,6 +64,15 @@ def _is_usual_video(head: bytes) -> bool:
         or (head[:4] == b"RIFF" and head[8:12] == b"AVI ")
         or (head[:1] == b"G" and head[188:189] == b"G" and head[376:377] == b"G")
     )
+
+
+def _jpeg_kind(path: str) -> Kind:
+    """Whether a file that begins like a JPEG is a single picture, or a stream of them (Motion JPEG)."""
+    try:
+        with av.open(ffmpeg_url(path)) as container:
+            return "video" if container.format.name == "mjpeg" else "image"
+    except (av.FFmpegError, OSError):
+        return "image"
 
 
 def _opened_by_ffmpeg(path: str, head: bytes) -> Kind:

@@ -144,6 +144,7 @@ def test_what_is_missing_is_taken_out_of_train(tmp_path):
             ("VALIDATION", "val"),
         ),
         *(("video_validation", "val"), ("val2017", "val"), ("dev", "val"), ("testing", "test"), ("test-set", "test")),
+        *(("train_64x64", "train"), ("val_720p", "val"), ("Validate", "val"), ("test_mp4", "test")),
     ],
 )
 def test_folders_of_splits_have_many_names(tmp_path, folder, split):
@@ -152,6 +153,18 @@ def test_folders_of_splits_have_many_names(tmp_path, folder, split):
     assert [part.name for part in result.splits] == [split]
     assert [line.split(": ")[0] for line in result.bad] == [str(tmp_path / "3.mp4"), str(tmp_path / "others")]
     assert len(result.notes) == (folder.lower() != split)
+
+
+def test_splits_one_folder_below_are_pointed_out(tmp_path):
+    touch(tmp_path, ["UCF/train/1.mp4", "UCF/test/2.mp4"])
+    with pytest.raises(ValueError, match=rf"none of train/, val/, test/; {tmp_path}/UCF does: give --data_dir"):
+        found(tmp_path)
+
+
+def test_hidden_videos_alone_are_named(tmp_path):
+    touch(tmp_path, ["train/.a.mp4"])
+    with pytest.raises(ValueError, match=r"no clips found; .* \(ignored: .*/train: \.a\.mp4: hidden"):
+        found(tmp_path)
 
 
 def test_two_folders_for_one_split_are_refused(tmp_path):

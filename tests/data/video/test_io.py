@@ -183,16 +183,28 @@ def test_a_failed_write_leaves_what_was_there(tmp_path, write, monkeypatch):
     assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("a.out", "before")]
 
 
-def test_video_that_lies_on_its_side_stands_up(tmp_path):
-    """A telephone's file: the track header's matrix x' = -y, y' = x turns the picture a quarter clockwise."""
+@pytest.mark.parametrize(
+    ("matrix", "shown"),
+    [
+        ((0, 1, -1, 0), lambda frames: np.rot90(frames, -1, axes=(1, 2))),  # x' = -y, y' = x, as telephones write it
+        ((-1, 0, 0, -1), lambda frames: np.rot90(frames, 2, axes=(1, 2))),
+        ((0, -1, 1, 0), lambda frames: np.rot90(frames, 1, axes=(1, 2))),
+        ((-1, 0, 0, 1), lambda frames: frames[:, :, ::-1]),
+        ((1, 0, 0, -1), lambda frames: frames[:, ::-1]),
+        ((0, 1, 1, 0), lambda frames: frames.swapaxes(1, 2)),
+        ((0, -1, -1, 0), lambda frames: np.rot90(frames, 2, axes=(1, 2)).swapaxes(1, 2)),
+    ],
+)
+def test_videos_are_shown_as_the_matrix_of_the_track_says(tmp_path, matrix, shown):
     frames = moving(3, 32, 48)
     write_lossless(tmp_path / "a.mp4", frames, "libx264rgb")
     raw = bytearray((tmp_path / "a.mp4").read_bytes())
-    matrix = raw.index(b"tkhd") + 4 + 40
-    for i, value in enumerate([0, 1 << 16, 0, -(1 << 16), 0]):
-        raw[matrix + 4 * i : matrix + 4 * i + 4] = value.to_bytes(4, "big", signed=True)
+    place = raw.index(b"tkhd") + 4 + 40
+    a, b, c, d = (value << 16 for value in matrix)
+    for i, value in enumerate([a, b, 0, c, d]):
+        raw[place + 4 * i : place + 4 * i + 4] = value.to_bytes(4, "big", signed=True)
     (tmp_path / "a.mp4").write_bytes(raw)
-    turned = np.rot90(frames, -1, axes=(1, 2))
+    turned = shown(frames)
     np.testing.assert_array_equal(read_video(tmp_path / "a.mp4"), turned)
     fit = VideoFit(Fit(32))
     np.testing.assert_array_equal(np.stack([fit(f) for f in decode(tmp_path / "a.mp4")]), resize(turned, 32))

@@ -1,0 +1,50 @@
+"""A dataset without a test split: the choice on validation is kept, and the last step says what it lacks."""
+
+import shutil
+
+import pytest
+import torch
+
+from raypipe import checkpoint, config
+from raypipe.config import COMPONENTS, ConfigError
+from raypipe.evaluation import run
+from raypipe.evaluation.run import run_evaluation
+from raypipe.forecast.manifest import read_manifest
+from raypipe.forecast.predictor import load_predictor
+from raypipe.models.components import build_component
+from raypipe.search import records
+from raypipe.search.finalists import Finalist, write_finalists
+
+SMALL = {
+    "evaluation.steps": [1],
+    "evaluation.multipliers": [0.5],
+    "evaluation.betas": [0.5],
+    "evaluation.alphas": [1.0],
+}
+
+
+def score_here(data, split, wanted, count, table, *, decode):
+    """`_score_split` without Ray."""
+    for combination in wanted:
+        if not table.has(split, combination, decoded=decode):
+            table.add(split, run._score(data, split, combination, count, decode, 1))
+
+
+def test_without_a_test_split_the_choice_is_kept_and_the_lack_is_said(own_data, monkeypatch):
+    workspace, experiment = own_data.workspace, config.replace(own_data.experiment, **SMALL)
+    for seed, component in enumerate(COMPONENTS):
+        torch.manual_seed(seed)
+        module = build_component(component, experiment.model, own_data.channels)
+        meta = checkpoint.Meta(own_data.channels, component=component, model=experiment.model)
+        checkpoint.save_component(workspace.run(component, "a-s0"), module, meta)
+        flow = "a-s0" if component == "diffusion" else None
+        default = Finalist("a", "a-s0", 0.5, (0.5,), 1.0, (0.3,) * 4, 0.1, None, flow=flow, published=True)
+        write_finalists(workspace, component, [default])
+    shutil.rmtree(workspace.dataset(experiment) / "test")
+    monkeypatch.setattr(run, "_score_split", score_here)
+    with pytest.raises(ConfigError, match=r"dataset.root: no test split in .*; add the split and run python"):
+        run_evaluation(experiment, workspace, 1)
+    assert read_manifest(workspace.best).flow == "a"
+    load_predictor(workspace.best)
+    rows = records.read_rows(workspace.evaluation / "combinations.parquet")
+    assert rows and {row["split"] for row in rows} == {"validation"}
