@@ -174,6 +174,10 @@ CASES = {
     "bytes after mp4": Case(_with_tail("a.mp4"), {"a.mp4": 16}),
     "bytes after mkv": Case(_with_tail("a.mkv"), {"a.mkv": 16}),
     "bytes after avi": Case(_with_tail("a.avi", codec="mpeg4"), {"a.avi": 16}),
+    "bytes after y4m": Case(
+        _with_tail("a.y4m", codec="wrapped_avframe", format="yuv4mpegpipe"), {"a.y4m": 16}, ("no whole frame",)
+    ),
+    "cut y4m": Case(make.cut_raw, {"a.y4m": 12}, ("last 4621 bytes are no whole frame, left out",)),
     "bytes after ts": Case(_with_tail("a.ts"), {"a.ts": 16}),
     "anamorphic": Case(make.anamorphic, {"a.mp4": 8}),
     "cut H.264": Case(lambda root: make.cut_front(root, "ts", "libx264"), {"a.ts": 28}, ("no key frame before",)),

@@ -187,6 +187,11 @@ def pipe(root):
     os.mkfifo(root / "train/b.mp4")
 
 
+def cut_raw(root):
+    path = video(root / "train/a.y4m", codec="wrapped_avframe", format="yuv4mpegpipe")
+    path.write_bytes(path.read_bytes()[: -3 * (64 * 64 * 3 // 2 + 6) - 1529])
+
+
 def link_circle(root):
     for name, other, clip_name in (("d", "e", "a"), ("e", "d", "b")):
         video(root / f"train/{name}/{clip_name}.mp4")

@@ -130,7 +130,7 @@ def find_splits(root: Path, division: Division, extension: str | None = None, ou
 def split_folders(root: Path) -> dict[str, Path]:
     """The folders of the splits, by the usual names: `val`, `validation`, `Valid`, `video_val` and the like."""
     folders: dict[str, Path] = {}
-    for folder in sorted(path for path in root.iterdir() if path.is_dir()):
+    for folder in sorted(path for path in root.iterdir() if path.is_dir() and readable(path.name) == path.name):
         words = [word for word in re.split(r"[\W_\d]+", folder.name.lower()) if word and word not in FILLERS]
         split = NAMES.get(words[0]) if len(words) == 1 else None
         if split is None:
@@ -169,7 +169,10 @@ def _outside(root: Path, folders: set[Path], out: Path | None) -> Found:
         if path in folders or (out is not None and path.resolve() == out.resolve()):
             continue
         name = readable(str(path))
-        if path.is_dir() and name == str(path) and not path.name.startswith("."):
+        if name != str(path):
+            bad.append(f"{name}: its name is not UTF-8; rename it")
+            continue
+        if path.is_dir() and not path.name.startswith("."):
             clips = [source for source in find_clips(path).sources if source.stamp[0]]
             if clips:
                 bad.append(f"{name}: {len(clips)} clips in no split, left out; move them into one of {OF_SPLITS}")

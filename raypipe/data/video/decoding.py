@@ -16,6 +16,8 @@ from raypipe.data.video.truncation import stated_size
 
 ODD_ASPECT = 8
 """Sample aspect ratios above this, or below its inverse, are taken for errors of the header."""
+HEADER = 4096
+"""Bytes that the header of a YUV4MPEG2 file has at most."""
 SEARCH = 3000
 """Packets that are searched for the first key frame."""
 
@@ -31,7 +33,7 @@ class Video:
         self.aspect = Fraction(1)
         self.rate: float | None = None
         self._note = note or (lambda text: None)
-        self._lost = 0
+        self._lost = self._size = 0
         self._start: int | None = None
 
     def __iter__(self) -> Iterator[av.VideoFrame]:
@@ -49,13 +51,25 @@ class Video:
                         count += 1
                         yield frame
         except (av.FFmpegError, OSError) as error:
-            raise UserError(f"{self.path}: not a readable video ({error.strerror or error})") from None
+            if not (count and self._after_raw_frames(count) > 0):
+                raise UserError(f"{self.path}: not a readable video ({error.strerror or error})") from None
         if count == 0:
             raise UserError(f"{self.path}: no frame of this video can be decoded")
         if self._lost:
             self._say(f"its first {self._lost} frames cannot be decoded (no key frame before them), left out")
         elif announced > count:
             self._say(f"its header announces {announced} frames, but it contains {count}")
+        rest = self._after_raw_frames(count)
+        if rest > 0:
+            self._say(f"its last {rest} bytes are no whole frame, left out")
+
+    def _after_raw_frames(self, count: int) -> int:
+        """Bytes after `count` frames of a YUV4MPEG2 file, which FFmpeg skips or refuses; 0 for other formats."""
+        with self.path.open("rb") as file:
+            header = file.readline(HEADER)
+        if not header.startswith(b"YUV4MPEG2 "):
+            return 0
+        return self.path.stat().st_size - len(header) - count * (len(b"FRAME\n") + self._size)
 
     def _say(self, text: str) -> None:
         self._note(f"{self.path}: {text}")
@@ -108,6 +122,7 @@ class Video:
         shape: tuple[int, int] | None = None
         count = 0
         for packet in self._packets(container, stream):
+            self._size = self._size or packet.size
             try:
                 frames = packet.decode()
             except av.FFmpegError:

@@ -1,5 +1,7 @@
 """Who is in which split: official lists, shares, and the laws of groups."""
 
+import os
+
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -159,6 +161,14 @@ def test_splits_one_folder_below_are_pointed_out(tmp_path):
     touch(tmp_path, ["UCF/train/1.mp4", "UCF/test/2.mp4"])
     with pytest.raises(ValueError, match=rf"none of train/, val/, test/; {tmp_path}/UCF does: give --data_dir"):
         found(tmp_path)
+
+
+def test_a_split_whose_name_is_not_utf8_is_named(tmp_path):
+    touch(tmp_path, ["train/1.mp4"])
+    os.mkdir(bytes(tmp_path) + b"/val\xff")
+    result = find_splits(tmp_path, Division())
+    assert [part.name for part in result.splits] == ["train"]
+    assert result.bad == (f"{tmp_path}/val\\xff: its name is not UTF-8; rename it",)
 
 
 def test_hidden_videos_alone_are_named(tmp_path):
