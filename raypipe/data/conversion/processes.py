@@ -45,8 +45,8 @@ def run_in_processes(
             process.start()
             theirs.close()
             every.append(process)
-            running[ours] = (process, waiting[-1])
-            ours.send(waiting.pop())
+            running[ours] = (process, waiting.pop())
+            _start(ours, *running[ours])
         while running:
             for connection in wait(list(running)):
                 assert isinstance(connection, Connection)
@@ -54,16 +54,15 @@ def run_in_processes(
                 try:
                     kind, content = connection.recv()
                 except (EOFError, OSError):
-                    process.join()
-                    raise ProcessDiedError(task, _how(process.exitcode)) from None
+                    raise _death(process, task) from None
                 if kind == "progress":
                     progress(content)
                 elif kind == "error":
                     raise content
                 else:
                     if waiting:
-                        running[connection] = (process, waiting[-1])
-                        connection.send(waiting.pop())
+                        running[connection] = (process, waiting.pop())
+                        _start(connection, *running[connection])
                     else:
                         del running[connection]
                         idle.append(connection)
@@ -75,6 +74,19 @@ def run_in_processes(
             process.join()
         for connection in [*running, *idle]:
             connection.close()
+
+
+def _start(connection: Connection, process: BaseProcess, task: Any) -> None:
+    """Give a worker a task. Raises ProcessDiedError if it died since its last task."""
+    try:
+        connection.send(task)
+    except OSError:
+        raise _death(process, task) from None
+
+
+def _death(process: BaseProcess, task: Any) -> ProcessDiedError:
+    process.join()
+    return ProcessDiedError(task, _how(process.exitcode))
 
 
 def _serve(connection: Connection, work: Callable[[Any, Progress], Any]) -> None:

@@ -30,6 +30,11 @@ def kill(task, report):
     return task
 
 
+def tell(task, report):
+    report(os.getpid())
+    return task
+
+
 def sleep(path, report):
     path.write_text(str(os.getpid()))
     while True:
@@ -72,6 +77,17 @@ def test_a_killed_process_is_noticed():
     with pytest.raises(ProcessDiedError, match="killed by SIGKILL") as error:
         list(run_in_processes(kill, list(range(9)), 2, lambda n: None))
     assert error.value.task == 3
+
+
+def test_a_worker_that_is_killed_between_two_tasks_is_named_with_the_next():
+    def kill_once_idle(pid):
+        time.sleep(0.5)  # the result is sent by then
+        os.kill(pid, signal.SIGKILL)
+        wait_for(lambda: not alive(pid))
+
+    with pytest.raises(ProcessDiedError, match="killed by SIGKILL") as caught:
+        list(run_in_processes(tell, [0, 1], 1, kill_once_idle))
+    assert caught.value.task == 1
 
 
 def test_leaving_early_stops_them_in_the_middle(tmp_path):
