@@ -1,27 +1,31 @@
-# `make demo`: the whole pipeline on the built-in dataset. `make test`: all checks and tests.
+# `make demo`: the whole pipeline on the built-in dataset. `make test`: all checks, and tests for ten minutes; `make
+# test-all`: all tests.
 # Both work on a machine with nothing but Python 3.11. DEMO_FLAGS: flags of experiments/pipeline.py.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check environment tests-without-ray tests-with-ray tests-of-demo
+.PHONY: demo test test-all check environment tests-without-ray tests-with-ray
 
 demo: environment
 	$(BIN)/python experiments/pipeline.py $(DEMO_FLAGS)
 
-# Three processes on two cores: tests with a Ray mostly wait for its processes to start.
+# Side by side: tests with a Ray mostly wait for its processes to start. Those that read the demo's results have a Ray
+# of their own. Without the tests that take minutes each.
 test: check
-	$(MAKE) --jobs 3 --output-sync=target tests-of-demo tests-with-ray tests-without-ray
-
-tests-of-demo:
-	$(BIN)/python -m pytest -m "cluster and demo"
+	$(MAKE) --jobs 2 --output-sync=target tests-with-ray tests-without-ray
 
 tests-with-ray:
-	$(BIN)/python -m pytest -m "cluster and not demo"
+	$(BIN)/python -m pytest -m "cluster and demo and not long"
+	$(BIN)/python -m pytest -m "cluster and not demo and not long"
 
 tests-without-ray:
 	$(BIN)/python -m pytest -m "not cluster"
+
+test-all: check tests-without-ray
+	$(BIN)/python -m pytest -m "cluster and demo"
+	$(BIN)/python -m pytest -m "cluster and not demo"
 
 check: environment
 	$(BIN)/ruff check

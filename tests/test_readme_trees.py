@@ -22,7 +22,7 @@ from raypipe.workspace.layout import Workspace
 from tests.raytools import ROOT, flags, outcome, save_autoencoder
 from tests.readmetools import COMMANDS, make_videos
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.usefixtures("two_cpus")]
+pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.long, pytest.mark.usefixtures("two_cpus")]
 
 CONVERT = "python -m raypipe.convert_to_h5 "
 NEXT = "next: python -m raypipe.train "

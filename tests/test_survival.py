@@ -177,6 +177,7 @@ def test_kill_9_of_a_trial(head, two_cpus, storage, values):
     check_kept(stage.workspace, seen["before"])
 
 
+@pytest.mark.long
 def test_kill_9_of_a_worker_of_a_trial(head, two_cpus, storage, values):
     """Of two. Ray Train begins again at its last checkpoint; here the rung, at least, is on record."""
     stage = make_stage(storage, values, **{"search.flow.trials": 1, "search.workers_per_trial": 2})
@@ -235,6 +236,7 @@ def test_a_machine_of_two_is_lost(storage, values, tmp_path, monkeypatch):
     check_kept(workspace, before)
 
 
+@pytest.mark.long
 def test_more_trials_go_on_from_a_finished_stage(two_cpus, storage, values):
     """Its trials and the finalists that were trained stand."""
     short = {"search.flow.steps": 12, "search.rungs": 1, "search.top_k": 1, "search.finalist_seeds": 1}
@@ -256,6 +258,7 @@ def test_more_trials_go_on_from_a_finished_stage(two_cpus, storage, values):
     assert outcome(partial(tune.search, "flow"), "tune_flow.py", more) == 2  # nothing is left to do
 
 
+@pytest.mark.long
 def test_two_searches_at_once_finish_on_two_cpus(head, storage, values, tmp_path):
     """On one Ray, each in its own experiment, with as many trials at a time as there are CPUs."""
     shutil.copytree(storage / "demo", storage / "second")

@@ -57,6 +57,7 @@ def searched(workspace):
 @pytest.mark.slow
 @pytest.mark.cluster
 @pytest.mark.demo
+@pytest.mark.long
 def test_a_search_of_another_dataset_begins_with_the_best_points_of_one_that_is_over(two_cpus, finished, tmp_path):
     first = Workspace(finished.storage, "demo")
     short = {

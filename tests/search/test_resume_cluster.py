@@ -20,7 +20,7 @@ from tests.raytools import TINY, flags, outcome, started, wait_for
 from tests.search.simulated import begin
 from tests.test_survival import check_kept, kept_rows, saved_step, study
 
-pytestmark = [pytest.mark.slow, pytest.mark.cluster]
+pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.long]
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
 

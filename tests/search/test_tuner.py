@@ -267,6 +267,7 @@ def test_trials_of_two_workers_finish_on_two_cpus(two_cpus, storage, values):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_with_two_objectives_all_that_are_best_for_their_cost_go_on(two_cpus, storage, values):
     """From the command to the finalists, with the sampler that is made for it; every trial integrates by its steps."""
     two = {
@@ -344,6 +345,7 @@ def ended(workspace):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_an_interrupted_search_goes_on_where_it_was(head, two_cpus, storage, values, tmp_path, capfd):
     trials, workspace = 5, Workspace(storage, "demo")
     one = {

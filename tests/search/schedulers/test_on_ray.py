@@ -21,7 +21,7 @@ from tests import raytools
 from tests.raytools import TINY, started, wait_for
 from tests.test_survival import DRIVE, check_whole, make_stage, saved_step, study
 
-pytestmark = [pytest.mark.slow, pytest.mark.cluster]
+pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.long]
 
 
 @pytest.fixture(scope="module")
