@@ -44,7 +44,7 @@ def parser() -> argparse.ArgumentParser:
     )
     to_folder.add_argument(
         "--component",
-        choices=config.COMPONENTS,
+        choices=config.REFERENCE_COMPONENTS,
         help="component in the file (default: diffusion if the file also contains a flow; else inferred from the "
         "numbers of channels: denoiser or flow)",
     )

@@ -89,6 +89,12 @@ def _new_record(folder: Path, meta: Meta) -> dict[str, Any]:
         wrapper, prefix = ("model", "module.") if meta.network == "vqvae" else ("state_dict", "")
         return {"wrapper": wrapper, "names": [], "routes": {prefix: ""}, "unused": {}, "rest": {}}
     assert meta.model is not None
+    if meta.component == "joint" or meta.model.backbone != "transformer":
+        found = "joint network" if meta.component == "joint" else f"{meta.model.backbone} backbone"
+        raise UserError(
+            f"{folder}: the reference code has no {found}; only flow, denoiser and diffusion with model.backbone: "
+            "transformer can be exported"
+        )
     if meta.model.time_input and meta.component != "denoiser":
         raise UserError(
             f"{folder}: the reference network has no time input; export a model trained with model.time_input: false"

@@ -65,6 +65,8 @@ class Meta:
     """Training steps done."""
     seed: int | None = None
     """Random seed of the training."""
+    noise: config.Noise | None = None
+    """How noise enters a joint network."""
     noise_std: float | None = None
     """s, the noise level in training."""
     loss: str | None = None
@@ -140,14 +142,14 @@ def copy_component(source: str | Path, folder: str | Path, **changes: Any) -> No
 
 
 def load_component(folder: str | Path) -> nn.Module:
-    """Load a flow, denoiser or diffusion, in eval mode, on the CPU.
+    """Load a flow, denoiser, diffusion or joint network, in eval mode, on the CPU.
 
     Raises UserError if the folder contains no component, or if a file is missing, damaged or does not fit the network.
     """
     meta = _read_kind(folder, "component")
     assert meta.component is not None and meta.model is not None
     with torch.device("meta"):  # no weight initialization, which would change the state of the global generator
-        module = build_component(meta.component, meta.model, meta.latent_channels)
+        module = build_component(meta.component, meta.model, meta.latent_channels, meta.noise or "additive")
     return fill(module, read_tensors(standing(Path(folder)) / MODEL), str(folder)).eval()
 
 

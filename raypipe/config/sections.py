@@ -11,14 +11,19 @@ from pydantic import BeforeValidator
 
 from raypipe.config.fields import Section, option, require, require_least
 
-Component = Literal["flow", "denoiser", "diffusion"]
-COMPONENTS: tuple[Component, ...] = ("flow", "denoiser", "diffusion")
+Component = Literal["flow", "denoiser", "diffusion", "joint"]
+COMPONENTS: tuple[Component, ...] = ("flow", "denoiser", "diffusion", "joint")
+REFERENCE_COMPONENTS: tuple[Component, ...] = COMPONENTS[:3]
+"""The components of the reference code."""
 LOSSES: Mapping[Component, tuple[str, ...]] = {
     "flow": ("nll", "mse"),
     "denoiser": (),
     "diffusion": ("regression", "nll"),
+    "joint": ("crps_energy", "crps", "energy"),
 }
 """The losses that each component can be trained with, the default first. The denoiser has a single, unnamed loss."""
+Backbone = Literal["transformer", "conv"]
+Noise = Literal["additive", "input"]
 
 
 @dataclass(frozen=True)
@@ -56,20 +61,26 @@ class Autoencoder(Section):
 
 @dataclass(frozen=True)
 class Model(Section):
-    """The architecture that the networks of flow, denoiser and diffusion have in common."""
+    """The architecture that the networks of flow, denoiser, diffusion and joint have in common."""
 
     num_input_frames: int = option(4, "K: number of given frames; the state consists of their latents")
-    inner_dim: int = option(64, "width of the transformer: features per token")
-    depth: int = option(1, "number of transformer blocks before the middle ones, and again after them")
-    mid_depth: int = option(1, "number of transformer blocks in the middle")
-    num_heads: int = option(2, "attention heads per block")
-    out_norm: Literal["ln", "bn"] = option("ln", "normalization in the output head; ln: LayerNorm, bn: BatchNorm")
-    dropout: float = option(0.0, "dropout probability in the transformer blocks")
+    inner_dim: int = option(64, "width of the network: features per latent pixel")
+    depth: int = option(1, "number of blocks before the middle ones, and again after them")
+    mid_depth: int = option(1, "number of blocks in the middle")
+    num_heads: int = option(2, "attention heads per block (transformer only)")
+    out_norm: Literal["ln", "bn"] = option(
+        "ln", "normalization in the output head (transformer only); ln: LayerNorm, bn: BatchNorm"
+    )
+    dropout: float = option(0.0, "dropout probability in the blocks")
     time_input: bool = option(
         True, "whether flow and diffusion get u, the time in [0, 1] within a frame interval, as an input"
     )
     logit_range: tuple[float, float] = option(
         (-9.0, 1.0), "[low, high]: range of log g, where g is the output of the diffusion network"
+    )
+    backbone: Backbone = option(
+        "transformer",
+        "transformer: the reference network; conv: residual convolutions, from 16x16 latents on as a small U-Net",
     )
 
     def __post_init__(self) -> None:
@@ -85,13 +96,22 @@ class Model(Section):
 class Train(Section):
     """The training of one component."""
 
-    component: Component = option("flow", "component to train: flow, denoiser or diffusion")
+    component: Component = option("flow", "component to train: flow, denoiser, diffusion or joint")
     noise_std: float = option(
         0.1, "s: standard deviation of the noise added to the state, relative to that of the latents"
     )
-    loss: Literal["nll", "mse", "regression"] | None = option(
-        None, "flow: nll or mse; diffusion: regression or nll; null: the first of these; a denoiser takes only null"
+    loss: Literal["nll", "mse", "regression", "crps_energy", "crps", "energy"] | None = option(
+        None,
+        "flow: nll or mse; diffusion: regression or nll; joint: score of its forecasts, crps, energy or crps_energy "
+        "(their sum); null: the first of these, crps_energy for joint; a denoiser takes only null",
     )
+    score_share: float = option(
+        0.7, "joint: fraction of the steps, the last ones, trained on the score of forecasts; before, on the velocity"
+    )
+    forecast_frames: int = option(
+        2, "joint: number of frames of a forecast whose score is trained on, at most evaluation.horizon"
+    )
+    forecast_members: int = option(2, "joint: members of a forecast whose score is trained on")
     steps: int = option(1500, "training steps")
     batch_size: int = option(16, "windows of K + 1 frames per training step, over all workers")
     learning_rate: float = option(3e-3, "peak learning rate")
@@ -126,6 +146,9 @@ class Train(Section):
         require(self.learning_rate > 0, "train.learning_rate", "above 0", self.learning_rate)
         require(self.clip_norm is None or self.clip_norm > 0, "train.clip_norm", "above 0, or null", self.clip_norm)
         require(0 <= self.ema < 1, "train.ema", "from 0 to below 1", self.ema)
+        require(0 <= self.score_share <= 1, "train.score_share", "from 0 to 1", self.score_share)
+        require_least(1, self, "train", "forecast_frames")
+        require_least(2, self, "train", "forecast_members")
         rule = f"a multiple of train.num_workers ({self.num_workers})"
         require(self.batch_size % self.num_workers == 0, "train.batch_size", rule, self.batch_size)
         share = self.batch_size // self.num_workers
@@ -219,8 +242,13 @@ class Latents(Section):
 
 @dataclass(frozen=True)
 class Sde(Section):
-    """Constants of the path between two states and of the losses; `raypipe.sde` defines them."""
+    """How noise acts, and constants of the path between two states and of the losses; `raypipe.sde` defines them."""
 
+    noise: Noise = option(
+        "input",
+        "how noise enters a joint network; additive: as g dW, with flow and diffusion as its two heads; input: the "
+        "network sees the Brownian increment of the frame interval beside the state, and g is left out",
+    )
     sigma: float = option(1e-7, "sigma: weight of the earlier state at the end of the path between two states")
     delta: float = option(1e-3, "delta: constant in the flow's nll loss, log((v - f)^2 + delta)")
     zero_share: float = option(0.3, "fraction of training samples at u = 0; no effect if model.time_input is false")
@@ -233,7 +261,7 @@ class Sde(Section):
 
 @dataclass(frozen=True)
 class Evaluation(Section):
-    """How trials, and combinations of flow, denoiser and diffusion, are scored."""
+    """How trials and combinations of components are scored."""
 
     windows: int = option(
         64, "validation windows (given and predicted frames of a clip) on which trials and combinations are scored"
@@ -246,11 +274,16 @@ class Evaluation(Section):
     members: int = option(4, "ensemble members per forecast on validation windows")
     test_members: int = option(4, "ensemble members per forecast on test windows")
     steps: list[int] = option(
-        [1, 2], "integration steps per frame; combinations are scored with each of them, trials with the first"
+        [1], "integration steps per frame; combinations are scored with each of them, trials with the first"
     )
     solvers: list[Solver] = option(
         ["euler_maruyama"],
         "SDE solvers (euler_maruyama, milstein, heun_drift); combinations are scored with each, trials with the first",
+    )
+    models: Literal["best", "all"] = option(
+        "all",
+        "which trainings of a joint network forecast; best: that of the best seed; all: combinations in which the "
+        "members take turns with the trainings of all seeds are scored too, at the same cost per member",
     )
     alphas: list[float] = option(
         [1.0], "values of alpha, the weight of the denoiser in the drift; combinations are scored with each of them"
@@ -265,7 +298,7 @@ class Evaluation(Section):
     climatology_members: int = option(
         16, "ensemble members of the climatology baseline, which are random training frames"
     )
-    finalists: int = option(4, "how many of the best combinations are also scored in pixels on the validation windows")
+    finalists: int = option(2, "how many of the best combinations are also scored in pixels on the validation windows")
     batch_size: int | None = option(
         None, "forecasts (windows x members) integrated at once; null: chosen from the free GPU memory, 64 on a CPU"
     )

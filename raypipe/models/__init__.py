@@ -1,1 +1,1 @@
-"""The networks: flow, denoiser and diffusion with their common backbone, and the autoencoders."""
+"""The networks: flow, denoiser, diffusion and joint with their backbones, and the autoencoders."""

@@ -1,4 +1,8 @@
-"""The networks of the SDE: flow, denoiser and diffusion, as defined in `raypipe.sde`."""
+"""The networks of the SDE: flow, denoiser, diffusion, and flow and diffusion in one, as defined in `raypipe.sde`.
+
+All are called as `module(x, u, noise)`, with the state x [b, K*C, h, w], the time u [b] within the frame interval and
+the noise of the interval, [b, C, h, w]; a network ignores what it does not use.
+"""
 
 from collections.abc import Callable, Mapping
 
@@ -6,17 +10,19 @@ import torch
 from torch import Tensor, nn
 
 from raypipe import config
-from raypipe.models.backbone import Backbone
+from raypipe.models.backbones import build_backbone
+from raypipe.sde import dynamics
+from raypipe.sde.dynamics import Dynamics, Evaluate, Field
 
 
 class Flow(nn.Module):
     """The flow f: velocity of the last frame of the state, in latent units per frame interval."""
 
-    def __init__(self, network: Backbone) -> None:
+    def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
 
-    def forward(self, x: Tensor, u: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, u: Tensor | None = None, noise: Tensor | None = None) -> Tensor:
         """State [b, K*C, h, w] and time u [b] within the frame interval -> velocity [b, C, h, w]."""
         out: Tensor = self.network(x, u)
         return out
@@ -25,12 +31,12 @@ class Flow(nn.Module):
 class Denoiser(nn.Module):
     """The denoiser d: an estimate of -eps, where eps is the noise in the state."""
 
-    def __init__(self, network: Backbone) -> None:
+    def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
 
-    def forward(self, x: Tensor, u: Tensor | None = None) -> Tensor:
-        """State [b, K*C, h, w] -> [b, K*C, h, w]. u is ignored, and accepted so that all networks are called alike."""
+    def forward(self, x: Tensor, u: Tensor | None = None, noise: Tensor | None = None) -> Tensor:
+        """State [b, K*C, h, w] -> [b, K*C, h, w]."""
         out: Tensor = self.network(x)
         return out
 
@@ -38,7 +44,7 @@ class Denoiser(nn.Module):
 class Diffusion(nn.Module):
     """The diffusion g: positive diffusion coefficient of the last frame of the state, with log g in `logit_range`."""
 
-    def __init__(self, network: Backbone, logit_range: tuple[float, float] = (-9.0, 1.0)) -> None:
+    def __init__(self, network: nn.Module, logit_range: tuple[float, float] = (-9.0, 1.0)) -> None:
         super().__init__()
         self.network = network
         self.logit_range = logit_range
@@ -50,55 +56,102 @@ class Diffusion(nn.Module):
 
     def log_g(self, x: Tensor, u: Tensor | None = None) -> Tensor:
         """log g = lo + (tanh(o) + 1)/2 (hi - lo), [b, C, h, w]."""
-        low, high = self.logit_range
-        return low + (torch.tanh(self.raw(x, u)) + 1) * ((high - low) / 2)
+        return bounded(self.raw(x, u), self.logit_range)
 
-    def forward(self, x: Tensor, u: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, u: Tensor | None = None, noise: Tensor | None = None) -> Tensor:
         """State [b, K*C, h, w] and time u [b] within the frame interval -> g [b, C, h, w]."""
         return self.log_g(x, u).exp()
 
 
-def _flow(model: config.Model, channels: int) -> nn.Module:
-    return Flow(_backbone(model, channels, channels, model.time_input))
+class Joint(nn.Module):
+    """Flow and noise in one network, evaluated once per step.
+
+    noise `additive`: one trunk with two heads, f and g; `input`: a flow f(X, u, xi) whose input includes the noise xi
+    of the frame interval, without g. channels: C.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        channels: int,
+        noise: config.Noise = "additive",
+        logit_range: tuple[float, float] = (-9.0, 1.0),
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.channels = channels
+        self.noise: config.Noise = noise
+        self.logit_range = logit_range
+
+    def forward(self, x: Tensor, u: Tensor | None = None, noise: Tensor | None = None) -> Tensor:
+        """State [b, K*C, h, w], time u [b] and noise xi [b, C, h, w] -> (f, g) [b, 2*C, h, w], or f [b, C, h, w].
+
+        noise None: xi = 0. xi is ignored if noise is additive.
+        """
+        if self.noise == "input":
+            xi = x.new_zeros(len(x), self.channels, *x.shape[2:]) if noise is None else noise
+            out: Tensor = self.network(torch.cat([x, xi], dim=1), u)
+            return out
+        f, o = self.network(x, u).chunk(2, dim=1)
+        return torch.cat([f, bounded(o, self.logit_range).exp()], dim=1)
+
+    def dynamics(
+        self,
+        denoiser: Field | None = None,
+        *,
+        alpha: float = 1.0,
+        beta: float = 1.0,
+        evaluate: Evaluate = dynamics.evaluate,
+    ) -> Dynamics:
+        """The SDE whose flow and noise are those of this network."""
+        seen = self.noise == "input"
+        return Dynamics(self, denoiser, None if seen else self, alpha, beta, seen, evaluate)
 
 
-def _denoiser(model: config.Model, channels: int) -> nn.Module:
-    return Denoiser(_backbone(model, channels, model.num_input_frames * channels, False))
+def bounded(raw: Tensor, logit_range: tuple[float, float]) -> Tensor:
+    """log g in `logit_range` from the raw output of a network."""
+    low, high = logit_range
+    return low + (torch.tanh(raw) + 1) * ((high - low) / 2)
 
 
-def _diffusion(model: config.Model, channels: int) -> nn.Module:
-    return Diffusion(_backbone(model, channels, channels, model.time_input), model.logit_range)
+def _flow(model: config.Model, channels: int, noise: config.Noise) -> nn.Module:
+    return Flow(build_backbone(model, model.num_input_frames * channels, channels, model.time_input))
 
 
-def _backbone(model: config.Model, latent_channels: int, out_channels: int, time_input: bool) -> Backbone:
-    return Backbone(
-        in_channels=model.num_input_frames * latent_channels,
-        out_channels=out_channels,
-        inner_dim=model.inner_dim,
-        depth=model.depth,
-        mid_depth=model.mid_depth,
-        num_heads=model.num_heads,
-        out_norm=model.out_norm,
-        dropout=model.dropout,
-        time_input=time_input,
-    )
+def _denoiser(model: config.Model, channels: int, noise: config.Noise) -> nn.Module:
+    state = model.num_input_frames * channels
+    return Denoiser(build_backbone(model, state, state, False))
 
 
-_BUILDERS: Mapping[str, Callable[[config.Model, int], nn.Module]] = {
+def _diffusion(model: config.Model, channels: int, noise: config.Noise) -> nn.Module:
+    network = build_backbone(model, model.num_input_frames * channels, channels, model.time_input)
+    return Diffusion(network, model.logit_range)
+
+
+def _joint(model: config.Model, channels: int, noise: config.Noise) -> nn.Module:
+    state, seen = model.num_input_frames * channels, channels if noise == "input" else 0
+    network = build_backbone(model, state + seen, channels if seen else 2 * channels, model.time_input)
+    return Joint(network, channels, noise, model.logit_range)
+
+
+_BUILDERS: Mapping[str, Callable[[config.Model, int, config.Noise], nn.Module]] = {
     "flow": _flow,
     "denoiser": _denoiser,
     "diffusion": _diffusion,
+    "joint": _joint,
 }
 
 
-def build_component(component: str, model: config.Model, latent_channels: int) -> nn.Module:
-    """Create a `flow`, `denoiser` or `diffusion` for latents of `latent_channels` channels.
+def build_component(
+    component: str, model: config.Model, latent_channels: int, noise: config.Noise = "additive"
+) -> nn.Module:
+    """Create a `flow`, `denoiser`, `diffusion` or `joint` for latents of `latent_channels` channels.
 
-    Its weights are drawn from torch's global generator, so call torch.manual_seed first. Raises ValueError for an
-    unknown component or if latent_channels is below 1.
+    noise: how noise enters a joint network; the others ignore it. The weights are drawn from torch's global generator,
+    so call torch.manual_seed first. Raises ValueError for an unknown component or if latent_channels is below 1.
     """
     if component not in _BUILDERS:
         raise ValueError(f"component: must be one of {', '.join(_BUILDERS)}, not {component!r}")
     if latent_channels < 1:
         raise ValueError(f"latent_channels: must be at least 1, not {latent_channels}")
-    return _BUILDERS[component](model, latent_channels)
+    return _BUILDERS[component](model, latent_channels, noise)

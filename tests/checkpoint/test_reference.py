@@ -83,7 +83,7 @@ def assert_equal_trees(found: Any, expected: Any) -> None:
 
 
 @pytest.mark.parametrize("ddp", ["", "module."])
-@pytest.mark.parametrize("component", config.COMPONENTS)
+@pytest.mark.parametrize("component", config.REFERENCE_COMPONENTS)
 def test_published_component_there_and_back(component: str, ddp: str, tmp_path: Path) -> None:
     original = published_file(component, ddp)
     torch.save(original, tmp_path / "in.pth")

@@ -11,49 +11,58 @@ import torch
 from torch import Tensor, nn
 
 from raypipe import config
-from raypipe.config import COMPONENTS
 from raypipe.data.batches import TrainBatch
 from raypipe.models.components import build_component
 from raypipe.training.component import ComponentTask
-from raypipe.training.loop import Progress, Schedule, fit
+from raypipe.training.forecast_task import ForecastTask
+from raypipe.training.loop import Progress, Schedule, Task, fit
+from tests.models.small import CHANNELS, KINDS, settings_of
 
-CASES = list(itertools.product(COMPONENTS, [False, True], [1, 2]))
-"""component, time_input, accumulate."""
-STEPS, TOTAL, CHANNELS = 3, 6, 3
-
-
-def case_name(component: str, time_input: bool, accumulate: int) -> str:
-    return f"{component}-{time_input}-{accumulate}"
+CASES = list(itertools.product(KINDS, [False, True], [1, 2]))
+"""kind, time_input, accumulate."""
+STEPS, TOTAL = 3, 6
 
 
-def experiment(component: str, **values: object) -> config.Experiment:
+def case_name(kind: str, time_input: bool, accumulate: int) -> str:
+    return f"{kind}-{time_input}-{accumulate}"
+
+
+def experiment(kind: str, **values: object) -> config.Experiment:
     """A tiny network on windows of two latents and the next."""
-    base = {"model.num_input_frames": 2, "model.inner_dim": 16, "train.component": component}
-    return config.replace(config.Experiment(), **(base | values))
+    base = {"model.num_input_frames": 2, "model.inner_dim": 16, "train.steps": STEPS, "train.warmup_steps": 0}
+    return config.replace(config.Experiment(), **(base | settings_of(kind) | values))
 
 
-def windows(step: int, scale: float = 1.0) -> Tensor:
-    """The global batch of a step: latents [TOTAL, 3, CHANNELS, 4, 6]."""
+def module_of(settings: config.Experiment) -> nn.Module:
+    torch.manual_seed(0)
+    return build_component(settings.train.component, settings.model, CHANNELS, settings.sde.noise)
+
+
+def windows(settings: config.Experiment, step: int, scale: float = 1.0) -> Tensor:
+    """The global batch of a step: latents [TOTAL, K + 1, CHANNELS, 4, 6], or K + 2 for a joint network."""
     generator = torch.Generator().manual_seed(100 + step)
-    return scale * torch.randn(TOTAL, 3, CHANNELS, 4, 6, generator=generator)
+    frames = 4 if settings.train.component == "joint" else 3
+    return scale * torch.randn(TOTAL, frames, CHANNELS, 4, 6, generator=generator)
 
 
-def task_of(settings: config.Experiment, module: nn.Module) -> ComponentTask:
+def task_of(settings: config.Experiment, module: nn.Module) -> Task:
+    if settings.train.component == "joint":
+        return ForecastTask(module, settings)
     torch.manual_seed(7)
     flow = build_component("flow", settings.model, CHANNELS).eval().requires_grad_(False)
     return ComponentTask(module, settings, flow=flow if settings.train.component == "diffusion" else None)
 
 
-def train(component: str, time_input: bool, accumulate: int, rank: int, world: int) -> dict[str, Tensor]:
+def train(kind: str, time_input: bool, accumulate: int, rank: int, world: int) -> dict[str, Tensor]:
     """The weights after some steps, and the loss reported at the end."""
-    settings = experiment(component, **{"model.time_input": time_input})
-    torch.manual_seed(0)
-    module = build_component(component, settings.model, CHANNELS)
+    settings = experiment(kind, **{"model.time_input": time_input})
+    module = module_of(settings)
     wrapped = nn.parallel.DistributedDataParallel(module) if world > 1 else module
     begin, end = (4, 6) if rank else (0, 4 if world > 1 else TOTAL)  # unequal parts, as at the end of an epoch
 
     def batches(step: int) -> TrainBatch:
-        return TrainBatch(windows(step)[begin:end], torch.zeros(end - begin, dtype=torch.long), TOTAL, begin, step)
+        data = windows(settings, step)[begin:end]
+        return TrainBatch(data, torch.zeros(end - begin, dtype=torch.long), TOTAL, begin, step)
 
     reports: list[Progress] = []
     # Plain descent: Adam enlarges the rounding errors that are all the gradient of a key's bias.

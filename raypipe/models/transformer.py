@@ -1,4 +1,4 @@
-"""The architecture of flow, denoiser and diffusion: a U-shaped transformer over the pixels of a latent frame.
+"""The backbone of the reference network: a U-shaped transformer over the pixels of a latent frame.
 
 Parameters are named as in the reference network. Released checkpoints load strictly, except for `time_projection`,
 which the reference network does not use and which does not exist here.
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from raypipe.common.errors import UserError
 from raypipe.models.attention import Linear, SelfAttention
+from raypipe.models.timeinput import check_time
 
 MAX_SIZE = 512
 """Largest height and width of a latent frame: the number of row and of column embeddings."""
@@ -73,7 +74,7 @@ class PositionEncoding(nn.Module):
         return torch.cat([columns, rows], dim=-1)
 
 
-class Backbone(nn.Module):
+class Transformer(nn.Module):
     """U-shaped transformer whose tokens are the pixels of the state.
 
     The output of each block before the middle is also an input of the corresponding block after it, as in a U-Net.
@@ -122,12 +123,7 @@ class Backbone(nn.Module):
         height, width = x.shape[-2:]
         tokens: Tensor = self.project_in(x) + self.position_encoding(height, width)
         if self.time_input is not None:
-            if u is None or u.shape != x.shape[:1]:
-                found = "missing" if u is None else f"of shape {list(u.shape)}"
-                raise UserError(
-                    f"u: a network with time_input needs one value per state, [{len(x)}], but it is {found}"
-                )
-            tokens = tokens + self.time_input(u[:, None])[:, None, None]
+            tokens = tokens + self.time_input(check_time(x, u)[:, None])[:, None, None]
         skips: list[Tensor] = []
         for block in self.in_blocks:
             tokens = block(tokens)

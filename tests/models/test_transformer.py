@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from raypipe.models.attention import Linear, linear
-from raypipe.models.backbone import MAX_SIZE, Backbone, Block, Dropout
+from raypipe.models.transformer import MAX_SIZE, Block, Dropout, Transformer
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -55,7 +55,7 @@ def test_linear_by_convolution_is_linear(shape: tuple[int, ...]) -> None:
 
 def test_positions_tell_rows_from_columns() -> None:
     torch.manual_seed(0)
-    network = Backbone(2, 2, inner_dim=8, depth=1, mid_depth=1, num_heads=2).eval()
+    network = Transformer(2, 2, inner_dim=8, depth=1, mid_depth=1, num_heads=2).eval()
     table = network.position_encoding(3, 5)
     assert table.shape == (3, 5, 8)
     torch.testing.assert_close(table[2, 4, :4], network.position_encoding.col_embed.weight[4])
@@ -63,13 +63,13 @@ def test_positions_tell_rows_from_columns() -> None:
 
 
 def test_frames_larger_than_the_table_are_refused() -> None:
-    network = Backbone(1, 1, inner_dim=4, depth=1, mid_depth=1, num_heads=1)
+    network = Transformer(1, 1, inner_dim=4, depth=1, mid_depth=1, num_heads=1)
     with pytest.raises(ValueError, match=f"at most {MAX_SIZE} high and wide, not 1 x {MAX_SIZE + 1}"):
         network(torch.zeros(1, 1, 1, MAX_SIZE + 1))
 
 
 def test_the_published_sizes_have_98_million_parameters() -> None:
     with torch.device("meta"):
-        network = Backbone(16, 4, inner_dim=768, depth=4, mid_depth=5, num_heads=8)
+        network = Transformer(16, 4, inner_dim=768, depth=4, mid_depth=5, num_heads=8)
     count = sum(parameter.numel() for parameter in network.parameters())
     assert count == pytest.approx(98e6, rel=0.01)
