@@ -94,7 +94,7 @@ def train(component: Component, seed: int, flow: nn.Module | None) -> nn.Module:
         **{**RECIPE, "train.component": component, "train.loss": COMPONENTS[component], "train.random_seed": seed},
     )
     torch.manual_seed(seed)
-    module = {"flow": Flow, "denoiser": Denoiser, "diffusion": Diffusion}[component](Mlp())  # type: ignore[arg-type]
+    module = {"flow": Flow, "denoiser": Denoiser, "diffusion": Diffusion}[component](Mlp())
     task = ComponentTask(module, experiment, flow=flow)
     windows = Windows(trajectories(), experiment.train.batch_size, seed)
     schedule = component_schedule(experiment.train)

@@ -1,15 +1,16 @@
 """PSNR of in-between frames, which training never sees: `python experiments/interpolation.py [--seeds 3]`.
 
-Trains a flow and a diffusion on every fifth frame of longer demo clips, predicts the four frames between the last known
-frame and the next one, and compares them with the true ones. Baselines: linear interpolation between the known and the
-predicted frame, of pixels and of latents, and between the known and the true next frame, which uses future data. Prints
-one JSON line; writes <storage>/interpolation.json and .png.
+Trains a flow and a diffusion, or with --joint a joint network that sees the noise, on every fifth frame of longer demo
+clips, predicts the four frames between the last known frame and the next one, and compares them with the true ones.
+Baselines: linear interpolation between the known and the predicted frame, of pixels and of latents, and between the
+known and the true next frame, which uses future data. Prints one JSON line; writes <storage>/interpolation.json and
+.png.
 """
 
 import json
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,7 @@ from raypipe.distributed.trainer import train_jobs
 from raypipe.forecast.film import strip
 from raypipe.forecast.windows import choose_windows
 from raypipe.metrics.frames import psnr
+from raypipe.models.components import Joint
 from raypipe.sde.dynamics import Dynamics
 from raypipe.sde.rollout import rollout
 from raypipe.workspace.dataset import ExperimentData
@@ -47,6 +49,7 @@ RECIPE = {
 }
 STEPS = 2
 """Integration steps per frame interval."""
+JOINT = {"train.component": "joint", "model.backbone": "conv", "model.depth": 2, "evaluation.steps": [STEPS]}
 BLEND = "its ends blended as frames"
 """Baseline of the reported gains: linear interpolation between the known frame and the one that the flow predicts."""
 
@@ -68,6 +71,17 @@ def test_windows(experiment: Experiment, data: ExperimentData) -> Windows:
     frames = to_float(torch.from_numpy(np.stack([shards.frames(c, slice(s, s + span)) for c, s in pairs])))
     last = (known - 1) * STRIDE
     return Windows(frames[:, : last + 1 : STRIDE], frames[:, last + 1 :])
+
+
+def train_joint(experiment: Experiment, workspace: Workspace, seed: int) -> Dynamics:
+    """Train a joint network."""
+    job = ComponentJob(
+        config.replace(experiment, **JOINT, **{"train.random_seed": seed}), workspace, f"seed{seed}", ParentModels()
+    )
+    train_jobs([job], run_settings(experiment, workspace, f"joint-seed{seed}"))
+    module = checkpoint.load_component(job.folder).to(choose_device())
+    assert isinstance(module, Joint)
+    return module.dynamics()
 
 
 def train_seed(experiment: Experiment, workspace: Workspace, seed: int) -> Dynamics:
@@ -100,7 +114,7 @@ def compare(dynamics: Dynamics, windows: Windows, workspace: Workspace, seed: in
     context = torch.cat(parts).view(*windows.given.shape[:2], *parts[0].shape[1:])
     share = torch.arange(1, STRIDE).view(-1, 1, 1, 1) / STRIDE
     made = {}
-    for name, driven in (("flow alone", Dynamics(dynamics.flow)), ("one member", dynamics)):
+    for name, driven in (("flow alone", replace(dynamics, beta=0.0)), ("one member", dynamics)):
         latents = rollout(
             driven, context, 1, steps=STEPS, members=1, seed=seed, interpolate=STRIDE, device=device
         )[:, 0]  # fmt: skip
@@ -118,7 +132,9 @@ def compare(dynamics: Dynamics, windows: Windows, workspace: Workspace, seed: in
 def main(argv: Sequence[str] | None = None) -> int:
     parser = cli.experiment_parser("interpolation.py", "Compare in-between frames with the true ones.")
     parser.add_argument("--seeds", type=cli.positive, default=3, metavar="N", help="seeds 0 to N - 1 (default: 3)")
+    parser.add_argument("--joint", action="store_true", help="train a joint network in place of flow and diffusion")
     args, overrides = cli.parse(parser, argv)
+    train = train_joint if args.joint else train_seed
     experiment, storage = cli.experiment(args, {**RECIPE, **overrides}), cli.storage_root(args)
     workspace = Workspace(storage, experiment.name)
     start_ray()
@@ -126,7 +142,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     windows = test_windows(experiment, data)
     each: dict[str, list[Tensor]] = {}
     for seed in range(args.seeds):
-        made = compare(train_seed(experiment, workspace, seed), windows, workspace, seed)
+        made = compare(train(experiment, workspace, seed), windows, workspace, seed)
         for name, frames in made.items():
             each.setdefault(name, []).append(psnr(frames.clamp(-1, 1), windows.after[:, :-1]).mean(1))
         if seed == 0:

@@ -109,7 +109,7 @@ VARIANTS = (  # their names are stored in time_input.jsonl; "published" means as
 class HeldDynamics(Dynamics):
     """The SDE, with the older frames of the state constant within an interval."""
 
-    def interval(self, start: Tensor) -> Interval:
+    def interval(self, start: Tensor, noise: Tensor | None = None) -> Interval:
         return HeldInterval(self, start)
 
 

@@ -1,6 +1,7 @@
 """The predictor, on tiny random components; the verb that shows what it predicts."""
 
 import json
+import shutil
 from dataclasses import asdict, replace
 
 import av
@@ -46,8 +47,8 @@ def save_model(folder, **changes):
     settings = config.Autoencoder(channels=CHANNELS, width=8)
     checkpoint.save_autoencoder(folder / "autoencoder", build_autoencoder(settings), settings)
     model = config.Model(num_input_frames=GIVEN, inner_dim=16)
-    for component in config.COMPONENTS:
-        if manifest[component] not in (None, "constant"):
+    for component in config.REFERENCE_COMPONENTS:
+        if manifest[component] not in (None, "constant", "joint"):
             module = build_component(component, model, CHANNELS)
             meta = checkpoint.Meta(CHANNELS, component=component, model=model)
             checkpoint.save_component(folder / component, module, meta)
@@ -106,9 +107,9 @@ def test_steps_default_to_the_manifests(predictor):
 def test_a_predictor_compiles_its_components_if_asked_to(best, predictor, monkeypatch):
     calls = []
 
-    def spy(fields, x, u):
+    def spy(fields, x, u, noise):
         calls.append(len(fields))
-        return evaluate(fields, x, u)
+        return evaluate(fields, x, u, noise)
 
     monkeypatch.setattr("raypipe.forecast.predictor.compiled_evaluate", lambda: spy)
     compiled = load_predictor(best, compile=True)
@@ -120,11 +121,37 @@ def test_a_predictor_compiles_its_components_if_asked_to(best, predictor, monkey
 
 def test_constant_diffusion(tmp_path):
     predictor = load_predictor(save_model(tmp_path, diffusion="constant", constant_std=[0.1, 0.2, 0.3, 0.4], beta=2.0))
-    dynamics = predictor.dynamics()
+    (dynamics,) = predictor.dynamics()
     assert isinstance(dynamics.diffusion, ConstantDiffusion)
     assert dynamics.diffusion.std.tolist() == pytest.approx([0.1, 0.2, 0.3, 0.4])
     assert (dynamics.alpha, dynamics.beta) == (1.0, 2.0)
     assert not torch.equal(*predictor.predict(context(1), 1, members=2)[0])
+
+
+def save_joints(folder, noise, count):
+    """A best/ with `count` trainings of a joint network."""
+    save_model(folder, flow="joint-00", denoiser=None, diffusion="joint", models=count)
+    shutil.rmtree(folder / "flow")
+    model = config.Model(num_input_frames=GIVEN, inner_dim=16, backbone="conv")
+    for number in range(1, count + 1):
+        torch.manual_seed(number)
+        module = build_component("joint", model, CHANNELS, noise)
+        meta = checkpoint.Meta(CHANNELS, component="joint", model=model, noise=noise)
+        checkpoint.save_component(folder / ("joint" if number == 1 else f"joint-{number}"), module, meta)
+    return folder
+
+
+@pytest.mark.parametrize("noise", ["additive", "input"])
+def test_a_joint_network_predicts_alone_and_with_those_of_other_seeds(noise, tmp_path):
+    one, two = (load_predictor(save_joints(tmp_path / str(count), noise, count)) for count in (1, 2))
+    alone, turns = (predictor.predict(context(), 3, members=3, interpolate=2) for predictor in (one, two))
+    assert alone.shape == turns.shape == (len(context()), 3, 6, 3, SIZE, SIZE)
+    assert not torch.equal(alone[:, 0], alone[:, 1])
+    torch.testing.assert_close(turns[:, 0], alone[:, 0], rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(turns[:, 1], alone[:, 1], atol=1e-3)
+    shutil.rmtree(tmp_path / "2" / "joint-2")
+    with pytest.raises(ValueError, match="joint-2"):
+        load_predictor(tmp_path / "2")
 
 
 def test_without_noise_members_are_equal(tmp_path):

@@ -70,7 +70,7 @@ class Trial:
 
     @property
     def dynamics(self) -> Dynamics:
-        return replace(self.predictor.dynamics(), evaluate=self.evaluate)
+        return replace(self.predictor.dynamics()[0], evaluate=self.evaluate)
 
     @property
     def frames(self) -> int:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from raypipe import checkpoint
@@ -11,6 +12,7 @@ from raypipe.config import Component, Evaluation, Experiment
 from raypipe.forecast import scoring
 from raypipe.forecast.windows import forecast_windows
 from raypipe.metrics.ensemble import Score
+from raypipe.models.components import Joint
 from raypipe.sde.dynamics import ConstantDiffusion, Dynamics
 from raypipe.sde.solvers import SOLVERS
 from raypipe.workspace.dataset import ExperimentData
@@ -21,8 +23,9 @@ from raypipe.workspace.layout import ParentModels
 class ComponentScore:
     """The score of a component on validation windows.
 
-    magnitude: fitted on training windows; for a diffusion beta, else the multiplier of the constant diffusion.
-    residual_std: [C], residual standard deviation of the flow on training windows at u = 0. nfe_per_frame: network
+    magnitude: fitted on training windows; for a diffusion or a joint network beta, else the multiplier of the constant
+    diffusion. residual_std: [C], residual standard deviation of the flow on training windows at u = 0; empty for a
+    joint network. nfe_per_frame: network
     evaluations per predicted frame.
     """
 
@@ -53,7 +56,8 @@ class ComponentScorer:
         """Score a component with the other components of its stage; the magnitude is fitted on training windows.
 
         A flow is combined with a constant diffusion, a denoiser with the parent flow and a constant diffusion, and a
-        diffusion with the parent flow and denoiser. module: None scores the parent flow without a denoiser.
+        diffusion with the parent flow and denoiser; a joint network forecasts alone. module: None scores the parent
+        flow without a denoiser.
         evaluation: section whose first `steps` and `solvers` are used, if the trial has its own; the windows remain
         those of the experiment.
         """
@@ -63,7 +67,7 @@ class ComponentScorer:
         make, std = _DYNAMICS[component](self, module)
         evaluation = evaluation or self._experiment.evaluation
         steps, solver = evaluation.steps[0], SOLVERS[evaluation.solvers[0]]
-        candidates = evaluation.betas if component == "diffusion" else evaluation.multipliers
+        candidates = evaluation.betas if component in ("diffusion", "joint") else evaluation.multipliers
         fitted = scoring.fit_magnitude(make, candidates, self._fitting, evaluation, steps)
         dynamics = make(fitted.value)
         result = scoring.score(dynamics, self._held_out, evaluation, steps)
@@ -92,6 +96,10 @@ class ComponentScorer:
         assert module is not None
         return lambda beta: Dynamics(flow, denoiser, module, beta=beta), self.constant(flow)
 
+    def _with_joint(self, module: nn.Module | None) -> tuple[Callable[[float], Dynamics], Tensor]:
+        assert isinstance(module, Joint)
+        return lambda beta: module.dynamics(beta=beta), torch.zeros(0)
+
 
 _DYNAMICS: Mapping[
     Component, Callable[[ComponentScorer, nn.Module | None], tuple[Callable[[float], Dynamics], Tensor]]
@@ -99,5 +107,6 @@ _DYNAMICS: Mapping[
     "flow": ComponentScorer._with_flow,
     "denoiser": ComponentScorer._with_denoiser,
     "diffusion": ComponentScorer._with_diffusion,
+    "joint": ComponentScorer._with_joint,
 }
 """For each stage, makes (magnitude -> dynamics) and the flow's residual standard deviation from a component."""

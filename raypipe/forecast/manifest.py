@@ -10,12 +10,14 @@ from pydantic import TypeAdapter, ValidationError
 
 from raypipe.common.errors import UserError
 from raypipe.common.files import write_json
-from raypipe.config import Solver
+from raypipe.config import Component, Solver
 from raypipe.data.conversion.preprocessing import Preprocessing
 
 MANIFEST = "manifest.json"
 CONSTANT = "constant"
 """Name of the constant diffusion, in a manifest and in combinations.parquet."""
+JOINT = "joint"
+"""The same for the noise of a joint network, which is both flow and diffusion."""
 
 
 @dataclass(frozen=True)
@@ -23,11 +25,12 @@ class Manifest:
     """The entries of `best/manifest.json` that describe the predictor; the file may have others.
 
     flow, denoiser, diffusion: name of the trial that trained the component; None: the predictor has no such component;
-    diffusion "constant": a constant diffusion. alpha, beta: factors of denoiser and diffusion, see `raypipe.sde`.
-    steps: integration steps per frame interval. num_input_frames: K. image_size: height and width of the frames.
-    frame_stride: frames of the dataset per frame interval. dataset: name of the dataset. constant_std: [C], standard
-    deviation of the constant diffusion. solver: name of the SDE solver. preprocessing: how the frames of the dataset
-    were made from videos; None if unknown, as in manifests of earlier versions.
+    diffusion "constant": a constant diffusion; "joint": the flow is a joint network, which has its own noise. alpha,
+    beta: factors of denoiser and diffusion, see `raypipe.sde`. steps: integration steps per frame interval.
+    num_input_frames: K. image_size: height and width of the frames. frame_stride: frames of the dataset per frame
+    interval. dataset: name of the dataset. constant_std: [C], standard deviation of the constant diffusion. solver:
+    name of the SDE solver. preprocessing: how the frames of the dataset were made from videos; None if unknown, as in
+    manifests of earlier versions. models: number of trainings of the flow that take turns, member by member.
     """
 
     flow: str | None
@@ -43,6 +46,12 @@ class Manifest:
     constant_std: list[float] | None = None
     solver: Solver = "euler_maruyama"
     preprocessing: Preprocessing | None = None
+    models: int = 1
+
+
+def model_folder(component: Component, number: int) -> str:
+    """Name of the folder in `best/` of a component, or of its training number `number`, which counts from 1."""
+    return component if number == 1 else f"{component}-{number}"
 
 
 def find_best(folder: Path) -> Path:
@@ -78,7 +87,7 @@ def read_manifest(folder: Path) -> Manifest:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "manifest"
         raise UserError(f"{path}: {where}: {first['msg']}; run python -m raypipe.evaluate again") from None
-    for name in ("steps", "num_input_frames", "image_size", "frame_stride"):
+    for name in ("steps", "num_input_frames", "image_size", "frame_stride", "models"):
         if getattr(manifest, name) < 1:
             raise UserError(f"{path}: {name}: must be at least 1, not {getattr(manifest, name)}")
     return manifest

@@ -1,6 +1,6 @@
 """Predict video with the result of a search: `load_predictor(folder).predict(frames, horizon)`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -11,8 +11,9 @@ from raypipe.common.device import autocast, choose_device
 from raypipe.common.errors import UserError
 from raypipe.config import SOLVERS, Component, Solver
 from raypipe.config.sections import solver_name
-from raypipe.forecast.manifest import CONSTANT, MANIFEST, Manifest, find_best, read_manifest
+from raypipe.forecast.manifest import CONSTANT, JOINT, MANIFEST, Manifest, find_best, model_folder, read_manifest
 from raypipe.models.autoencoder import Autoencoder
+from raypipe.models.components import Joint
 from raypipe.sde.compiled import compiled_evaluate
 from raypipe.sde.dynamics import ConstantDiffusion, Dynamics, Field, evaluate
 from raypipe.sde.rollout import rollout
@@ -24,7 +25,8 @@ FRAME_BATCH = 64
 class Predictor:
     """Predicts video with an autoencoder and the SDE's components, on the device chosen by `choose_device`.
 
-    compile: compile the components with torch.compile at the first prediction.
+    flow: may be a joint network; then there is no diffusion. more_flows: further ones, with which it takes turns,
+    member by member. compile: compile the components with torch.compile at the first prediction.
     """
 
     def __init__(
@@ -35,21 +37,25 @@ class Predictor:
         denoiser: nn.Module | None = None,
         diffusion: nn.Module | ConstantDiffusion | None = None,
         compile: bool = False,
+        more_flows: Sequence[nn.Module] = (),
     ) -> None:
         self.manifest = manifest
         self.device = choose_device()
         self.autoencoder = autoencoder.to(self.device)
-        self._flow = flow.to(self.device)
+        self._flows = [module.to(self.device) for module in (flow, *more_flows)]
         self._denoiser = None if denoiser is None else denoiser.to(self.device)
         self._diffusion: Field | None = diffusion.to(self.device) if isinstance(diffusion, nn.Module) else diffusion
         self._evaluate = compiled_evaluate() if compile else evaluate
 
-    def dynamics(self) -> Dynamics:
-        """The SDE, with alpha and beta of the manifest."""
-        manifest = self.manifest
-        return Dynamics(
-            self._flow, self._denoiser, self._diffusion, manifest.alpha, manifest.beta, evaluate=self._evaluate
-        )
+    def dynamics(self) -> list[Dynamics]:
+        """The SDE, with alpha and beta of the manifest, once for each flow."""
+        alpha, beta = self.manifest.alpha, self.manifest.beta
+        return [
+            flow.dynamics(self._denoiser, alpha=alpha, beta=beta, evaluate=self._evaluate)
+            if isinstance(flow, Joint)
+            else Dynamics(flow, self._denoiser, self._diffusion, alpha, beta, evaluate=self._evaluate)
+            for flow in self._flows
+        ]
 
     @torch.no_grad()
     def predict(
@@ -98,7 +104,8 @@ class Predictor:
                 first_frame=first_frame,
                 device=self.device,
             )
-        different = members if self.dynamics().stochastic else 1
+        dynamics = self.dynamics()
+        different = members if len(dynamics) > 1 or dynamics[0].stochastic else 1
         return self._decode(latents[:, :different]).expand(-1, members, -1, -1, -1, -1)
 
     def _check(self, frames: Tensor) -> None:
@@ -141,7 +148,8 @@ def load_predictor(folder: str | Path, *, compile: bool = False) -> Predictor:
     manifest = read_manifest(place)
     autoencoder = checkpoint.load_autoencoder(place / "autoencoder")
     channels = autoencoder.latent_channels
-    flow = _load(place, "flow", manifest, channels)
+    kind: Component = "joint" if manifest.diffusion == JOINT else "flow"
+    flow, *more = (_load(place, kind, manifest, channels, number) for number in range(1, manifest.models + 1))
     denoiser = None if manifest.denoiser is None else _load(place, "denoiser", manifest, channels)
     diffusion: nn.Module | ConstantDiffusion | None = None
     if manifest.diffusion == CONSTANT:
@@ -150,13 +158,13 @@ def load_predictor(folder: str | Path, *, compile: bool = False) -> Predictor:
                 f"{place / MANIFEST}: constant_std: must be a list of {channels} numbers, not {manifest.constant_std}"
             )
         diffusion = ConstantDiffusion(torch.tensor(manifest.constant_std))
-    elif manifest.diffusion is not None:
+    elif manifest.diffusion not in (None, JOINT):
         diffusion = _load(place, "diffusion", manifest, channels)
-    return Predictor(manifest, autoencoder, flow, denoiser, diffusion, compile)
+    return Predictor(manifest, autoencoder, flow, denoiser, diffusion, compile, more)
 
 
-def _load(place: Path, component: Component, manifest: Manifest, channels: int) -> nn.Module:
-    folder = place / component
+def _load(place: Path, component: Component, manifest: Manifest, channels: int, number: int = 1) -> nn.Module:
+    folder = place / model_folder(component, number)
     module, meta = checkpoint.load_component(folder), checkpoint.read_meta(folder)
     given = None if meta.model is None else meta.model.num_input_frames
     if meta.component != component:

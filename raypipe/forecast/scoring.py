@@ -37,7 +37,7 @@ def residual_std(flow: nn.Module, forecasts: Forecasts, sigma: float) -> Tensor:
 
 
 def forecast(
-    dynamics: Dynamics,
+    dynamics: Dynamics | Sequence[Dynamics],
     forecasts: Forecasts,
     evaluation: Evaluation,
     steps: int,
@@ -46,15 +46,17 @@ def forecast(
 ) -> Tensor:
     """Ensemble forecast of every window, [n, M, H, C, h, w].
 
-    steps: integration steps per frame. members: M (None: evaluation.members). solver: None: the first of
-    evaluation.solvers. The noise only depends on evaluation.seed, the index of the window, the member and the frame.
+    dynamics: the SDE, or several of them that take turns, see `rollout`. steps: integration steps per frame. members: M
+    (None: evaluation.members). solver: None: the first of evaluation.solvers. The noise only depends on
+    evaluation.seed, the index of the window, the member and the frame.
     """
     device = choose_device()
+    turns = [dynamics] if isinstance(dynamics, Dynamics) else dynamics
     if evaluation.compile:
-        dynamics = replace(dynamics, evaluate=compiled_evaluate())
+        turns = [replace(one, evaluate=compiled_evaluate()) for one in turns]
     with autocast(device):
         return rollout(
-            dynamics,
+            turns,
             forecasts.context,
             forecasts.truth.shape[1],
             steps=steps,
@@ -67,7 +69,7 @@ def forecast(
 
 
 def score(
-    dynamics: Dynamics,
+    dynamics: Dynamics | Sequence[Dynamics],
     forecasts: Forecasts,
     evaluation: Evaluation,
     steps: int,
@@ -88,7 +90,7 @@ class Fitted:
 
 
 def fit_magnitude(
-    make: Callable[[float], Dynamics],
+    make: Callable[[float], Dynamics | Sequence[Dynamics]],
     candidates: Sequence[float],
     forecasts: Forecasts,
     evaluation: Evaluation,

@@ -28,7 +28,7 @@ Path and targets (raypipe.sde.path)
     (X_{t+1} - (1-sigma) X_u) / (1 - (1-sigma) u), but is computed without the division, whose denominator
     approaches sigma as u approaches 1.
 
-Networks (raypipe.models.components; their common architecture is raypipe.models.backbone)
+Networks (raypipe.models.components, on a backbone of raypipe.models.backbones)
 
     f(X, u)  flow: velocity of the last frame                                                 [C, h, w]
     d(X)     denoiser: estimate of -eps                                                       [K*C, h, w]
@@ -39,10 +39,17 @@ Networks (raypipe.models.components; their common architecture is raypipe.models
     is used (raypipe.sde.dynamics.ConstantDiffusion). std, [C], is the root mean square of v - f(X_t, 0) per channel
     on training windows (raypipe.forecast.scoring), and m is a scalar, one of evaluation.multipliers.
 
-    Time input: if model.time_input is set, flow and diffusion also see u. One Linear(1, inner_dim) of u is added to
-    all tokens, and u is set to 0 in a fraction sde.zero_share of the training samples. The reference code has no time
-    input. Without it, the end of one interval and the start of the next are the same input with two different
-    velocities, and the network learns an average of the two. The denoiser never sees u.
+    A joint network takes the place of flow and diffusion, and is evaluated once where they are evaluated twice
+    (sde.noise):
+
+    (f, g)(X, u)  additive: one trunk with two heads                                          [2*C, h, w]
+    f(X, u, xi)   input: a flow that sees the noise xi of the frame interval; no g            [C, h, w]
+
+    Time input: if model.time_input is set, flow and diffusion also see u. In the transformer, one Linear(1, inner_dim)
+    of u is added to all tokens; in the convolutional network, one in every block. u is set to 0 in a fraction
+    sde.zero_share of the training samples. The reference code has no time input. Without it, the end of one interval
+    and the start of the next are the same input with two different velocities, and the network learns an average of
+    the two. The denoiser never sees u.
 
 Losses (raypipe.sde.losses, raypipe.training.component); mean is over the batch and all elements
 
@@ -51,6 +58,18 @@ Losses (raypipe.sde.losses, raypipe.training.component); mean is over the batch 
     denoiser               mean((d + eps)^2),  d = d(X~)
     diffusion  regression  mean((g - |r|)^2) + mean((log g - log(r^2 + 1e-6)/2)^2),  g = g(X~, u)
                nll         mean(r^2/(2 g^2) + log g)
+
+    joint      velocity    additive: mean((v - f)^2) + 0.1 mean(r^2/(2 g^2) + log g), with r = v - f as a constant
+                           input: mean((v - f(X~, u, xi))^2), xi ~ N(0, I)
+               crps        crps of a forecast of T frames with M members
+               energy      energy of the same
+               crps_energy crps + energy
+
+    A joint network is trained on its velocity in the first 1 - train.score_share of the steps. In the rest, forecasts
+    are made through the solver (T = train.forecast_frames, M = train.forecast_members), their scores are the loss, and
+    the gradient passes through all frames. The scores are almost fair (arXiv 2412.15832), see `Score`. On the velocity
+    alone, f(X, u, xi) learns to ignore xi; the scores teach it what xi is for. A network that sees one xi for a whole
+    frame can move a body as a whole, where g dW blurs it; the idea is that of FGN (arXiv 2506.10772).
 
     delta = 1e-3 (sde.delta). r = v - f(X~, u), [C, h, w], is the residual of a trained flow, whose weights are frozen.
 
@@ -64,6 +83,9 @@ Dynamics (raypipe.sde.dynamics)
     F = (z_{t-K+2} - z_{t-K+1}, ..., z_t - z_{t-1}, f)        drift                           [K*C, h, w]
     G = (0, ..., 0, g)                                        diagonal of the diffusion       [K*C, h, w]
     W   Brownian motion; only its last frame, [C, h, w], acts and is drawn                    [K*C, h, w]
+
+    With noise as an input it is a random differential equation, dX = [F(X, u, beta xi) + alpha d(X)] du, where
+    xi = W(1) - W(0), [C, h, w], is the increment of the Brownian motion over the frame interval.
 
     The older frames move along straight lines to their successors, which are known; only the last frame follows the
     flow and receives noise. alpha (evaluation.alphas) is the denoising magnitude. The derivation of the reference code
@@ -85,6 +107,11 @@ Score (raypipe.metrics.ensemble), on latents: M members y_1, ..., y_M of a forec
     y, y_i     truth and member i                                                             [N, C, h, w]
     crps       = mean_i |y_i - y| - sum_{i<j} |y_i - y_j| / (M (M-1))   fair CRPS per element [N, C, h, w]
     crps_ratio = mean(crps) / mean(|z_t - y|)
+
+    energy     = mean_i ||y_i - y|| - sum_{i<j} ||y_i - y_j|| / (M (M-1))   fair energy score of a frame  [N]
+
+    || || is the root mean square over a frame. The almost fair scores, for training, have (1 - (1-a)/M) times the
+    second term, a = 0.95.
 
     z_t, [C, h, w], is the last given frame. The denominator is the CRPS of persistence, the forecast that repeats z_t.
     Both means are over windows, predicted frames and elements. 0 is a perfect forecast; 1 is as good as persistence.

@@ -70,6 +70,11 @@ def brownian(keys: Tensor, frame: int, shape: Sequence[int]) -> Wiener:
     return wiener
 
 
+def brownian_end(keys: Tensor, frame: int, shape: Sequence[int]) -> Tensor:
+    """W(1) of the Brownian motions that `brownian` makes from these arguments, [b, *shape]: standard normal."""
+    return brownian(keys, frame, shape)([Fraction(1)])[0]
+
+
 def standard_normal(keys: Tensor, count: int) -> Tensor:
     """`count` standard normals for each key [b], float32 [b, count], by SplitMix64 and the Box-Muller transform.
 

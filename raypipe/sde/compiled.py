@@ -27,18 +27,19 @@ class CompiledEvaluate:
             evaluate, fullgraph=True, dynamic=True, recompile_limit=GRAPHS
         )
 
-    def __call__(self, fields: Sequence[Field], x: Tensor, u: Tensor) -> Sequence[Tensor]:
+    def __call__(self, fields: Sequence[Field], x: Tensor, u: Tensor, noise: Tensor | None = None) -> Sequence[Tensor]:
         from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 
         rows = len(x)
         if rows == 1:  # torch.compile would specialize a graph to batch size 1
             x, u = x.repeat(2, 1, 1, 1), u.repeat(2)
+            noise = None if noise is None else noise.repeat(2, 1, 1, 1)
         try:
-            answers = self._evaluate(tuple(fields), x, u)
+            answers = self._evaluate(tuple(fields), x, u, noise)
         except (TorchDynamoException, FailOnRecompileLimitHit) as error:
             log.warning("torch.compile failed, so the networks run uncompiled: %s", str(error).splitlines()[0])
             self._evaluate = evaluate
-            answers = evaluate(fields, x, u)
+            answers = evaluate(fields, x, u, noise)
         return [answer[:rows] for answer in answers]
 
 

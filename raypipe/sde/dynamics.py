@@ -8,24 +8,29 @@ from torch import Tensor
 
 from raypipe.sde.solvers import Solver
 
-Field = Callable[[Tensor, Tensor], Tensor]
-"""A network of the SDE: (X [b, K*C, h, w], u [b]) -> [b, C, h, w] (flow, diffusion) or [b, K*C, h, w] (denoiser)."""
+Field = Callable[..., Tensor]
+"""A network of the SDE: (X [b, K*C, h, w], u [b]) -> its output; where noise is an input, also xi [b, C, h, w].
 
-Evaluate = Callable[[Sequence[Field], Tensor, Tensor], Sequence[Tensor]]
-"""(fields, X, u) -> the output of each field."""
+The output is [b, C, h, w] (flow, diffusion), [b, 2*C, h, w] (flow and diffusion in one) or [b, K*C, h, w] (denoiser).
+"""
+
+Evaluate = Callable[[Sequence[Field], Tensor, Tensor, "Tensor | None"], Sequence[Tensor]]
+"""(fields, X, u, xi) -> the output of each field."""
 
 
-def evaluate(fields: Sequence[Field], x: Tensor, u: Tensor) -> tuple[Tensor, ...]:
-    """The output of each field for the input X [b, K*C, h, w], u [b]."""
-    return tuple(field(x, u) for field in fields)
+def evaluate(fields: Sequence[Field], x: Tensor, u: Tensor, noise: Tensor | None = None) -> tuple[Tensor, ...]:
+    """The output of each field for the input X [b, K*C, h, w], u [b], xi [b, C, h, w]."""
+    return tuple(field(x, u) if noise is None else field(x, u, noise) for field in fields)
 
 
 @dataclass(frozen=True)
 class Dynamics:
-    """The three components of the SDE and their magnitudes. Without a diffusion, the forecast is deterministic.
+    """The three components of the SDE and their magnitudes. Without noise, the forecast is deterministic.
 
-    alpha, beta: denoising and diffusion magnitude, at least 0. evaluate: function that evaluates the fields which
-    share an input, such as `raypipe.sde.compiled.compiled_evaluate()`.
+    diffusion: the same object as `flow` if one network computes both. noise_input: whether the flow sees the noise xi
+    of the frame interval; then there is no diffusion. alpha, beta: denoising and noise magnitude, at least 0; beta
+    multiplies g or xi. evaluate: function that evaluates the fields which share an input, such as
+    `raypipe.sde.compiled.compiled_evaluate()`.
     """
 
     flow: Field
@@ -33,7 +38,13 @@ class Dynamics:
     diffusion: Field | None = None
     alpha: float = 1.0
     beta: float = 1.0
+    noise_input: bool = False
     evaluate: Evaluate = evaluate
+
+    @property
+    def joint(self) -> bool:
+        """Whether one network computes flow and diffusion."""
+        return self.diffusion is self.flow
 
     @property
     def drift_fields(self) -> tuple[Field, ...]:
@@ -42,17 +53,27 @@ class Dynamics:
 
     @property
     def stochastic(self) -> bool:
-        """Whether noise acts: there is a diffusion and beta is above 0."""
-        return self.diffusion is not None and self.beta > 0
+        """Whether noise acts: there is a diffusion, or the flow sees the noise, and beta is above 0."""
+        return (self.diffusion is not None or self.noise_input) and self.beta > 0
+
+    @property
+    def additive(self) -> bool:
+        """Whether noise acts as g dW."""
+        return self.stochastic and not self.noise_input
 
     def evaluations(self, solver: Solver) -> int:
         """Number of network evaluations per step of the solver. A constant diffusion counts as none."""
-        diffusion_network = self.stochastic and not isinstance(self.diffusion, ConstantDiffusion)
+        if self.joint and self.stochastic:  # an evaluation gives drift and noise; some solvers need more of one
+            return max(solver.drifts, solver.noises) + solver.drifts * (len(self.drift_fields) - 1)
+        diffusion_network = self.additive and not isinstance(self.diffusion, ConstantDiffusion)
         return solver.drifts * len(self.drift_fields) + solver.noises * diffusion_network
 
-    def interval(self, start: Tensor) -> "Interval":
-        """The SDE within the frame interval that begins at the state `start`, [b, K*C, h, w]."""
-        return Interval(self, start)
+    def interval(self, start: Tensor, noise: Tensor | None = None) -> "Interval":
+        """The SDE within the frame interval that begins at the state `start`, [b, K*C, h, w].
+
+        noise: xi [b, C, h, w], the increment of the Brownian motion over the interval, if the flow sees it.
+        """
+        return Interval(self, start, noise if noise is None else self.beta * noise)
 
 
 class Interval:
@@ -62,13 +83,15 @@ class Interval:
     the last frame moves with the flow.
     """
 
-    def __init__(self, dynamics: Dynamics, start: Tensor) -> None:
+    def __init__(self, dynamics: Dynamics, start: Tensor, noise: Tensor | None = None) -> None:
         self._dynamics = dynamics
         self._start = start
+        self._noise_input = noise
 
     def drift(self, x: Tensor, u: float) -> Tensor:
         """F(X, u) + alpha d(X), [b, K*C, h, w]."""
-        return self._drift(*self._evaluate(self._dynamics.drift_fields, x, u))
+        f, *rest = self._evaluate(self._dynamics.drift_fields, x, u)
+        return self._drift(f.chunk(2, dim=1)[0] if self._dynamics.joint else f, *rest)
 
     def noise(self, x: Tensor, u: float) -> Callable[[Tensor | float], Tensor]:
         """The linear map dW [b, C, h, w] -> beta G(X, u) dW [b, K*C, h, w], which is zero except for the last frame.
@@ -76,17 +99,23 @@ class Interval:
         The map also takes a number, which stands for a dW with this value everywhere.
         """
         assert self._dynamics.diffusion is not None
-        return self._noise(x, *self._evaluate((self._dynamics.diffusion,), x, u))
+        (g,) = self._evaluate((self._dynamics.diffusion,), x, u)
+        return self._noise(x, g.chunk(2, dim=1)[1] if self._dynamics.joint else g)
 
     def drift_and_noise(self, x: Tensor, u: float) -> tuple[Tensor, Callable[[Tensor | float], Tensor]]:
         """`drift` and `noise` with a single call of `Dynamics.evaluate`."""
         dynamics = self._dynamics
         assert dynamics.diffusion is not None
-        *drift, g = self._evaluate((*dynamics.drift_fields, dynamics.diffusion), x, u)
-        return self._drift(*drift), self._noise(x, g)
+        if dynamics.joint:
+            both, *rest = self._evaluate(dynamics.drift_fields, x, u)
+            f, g = both.chunk(2, dim=1)
+        else:
+            f, *rest, g = self._evaluate((*dynamics.drift_fields, dynamics.diffusion), x, u)
+        return self._drift(f, *rest), self._noise(x, g)
 
     def _evaluate(self, fields: Sequence[Field], x: Tensor, u: float) -> Sequence[Tensor]:
-        return self._dynamics.evaluate(fields, x, torch.full((len(x),), u, device=x.device, dtype=x.dtype))
+        time = torch.full((len(x),), u, device=x.device, dtype=x.dtype)
+        return self._dynamics.evaluate(fields, x, time, self._noise_input)
 
     def _drift(self, flow: Tensor, denoising: Tensor | None = None) -> Tensor:
         channels = flow.shape[1]
@@ -105,7 +134,7 @@ class ConstantDiffusion:
 
     std: Tensor
 
-    def __call__(self, x: Tensor, u: Tensor) -> Tensor:
-        """State [b, K*C, h, w] -> g [b, C, h, w]. u is ignored."""
+    def __call__(self, x: Tensor, u: Tensor, noise: Tensor | None = None) -> Tensor:
+        """State [b, K*C, h, w] -> g [b, C, h, w]. u and noise are ignored."""
         std = self.std.to(x.device, x.dtype)[None, :, None, None]
         return std.expand(len(x), -1, *x.shape[2:])

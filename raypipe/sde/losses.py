@@ -5,6 +5,9 @@ import math
 import torch
 from torch import Tensor
 
+NOISE_WEIGHT = 0.1
+"""Weight of the diffusion's loss beside that of the flow, so that g does not spoil the trunk for f."""
+
 
 def flow_nll(prediction: Tensor, velocity: Tensor, delta: float) -> Tensor:
     """mean(log((v - f)^2 + delta) - log delta), v and f [b, C, h, w]: 0 if the flow is exact, robust to outliers."""
@@ -30,3 +33,11 @@ def diffusion_regression(g: Tensor, residual: Tensor) -> Tensor:
 def diffusion_nll(g: Tensor, residual: Tensor) -> Tensor:
     """mean(r^2/(2 g^2) + log g), g and r [b, C, h, w]: Gaussian NLL, minimized by the standard deviation of r."""
     return (residual.square() / (2 * g.square()) + torch.log(g)).mean()
+
+
+def joint(f: Tensor, g: Tensor, velocity: Tensor) -> Tensor:
+    """mean((v - f)^2) + 0.1 mean(r^2/(2 g^2) + log g), f, g and v [b, C, h, w], for flow and diffusion in one network.
+
+    r = v - f is a constant in the second term: otherwise, an error of f would count less wherever g is large.
+    """
+    return flow_mse(f, velocity) + NOISE_WEIGHT * diffusion_nll(g, (velocity - f).detach())

@@ -30,6 +30,11 @@ class Draws:
     time: Tensor
     normal: Tensor
 
+    def part(self, offset: int, count: int, device: torch.device) -> "Draws":
+        """The draws of `count` windows from number `offset` of the batch, on a device."""
+        mine = slice(offset, offset + count)
+        return Draws(self.time[mine].to(device), self.normal[mine].to(device))
+
 
 def stack(frames: Tensor) -> Tensor:
     """Concatenate latents [b, K, C, h, w] along the channels to the state [b, K*C, h, w]."""

@@ -15,7 +15,7 @@ from raypipe.sde.solvers import SOLVERS, Step, solve
 
 @torch.no_grad()
 def rollout(
-    dynamics: Dynamics,
+    dynamics: Dynamics | Sequence[Dynamics],
     context: Tensor,
     horizon: int,
     *,
@@ -31,6 +31,8 @@ def rollout(
 ) -> Tensor:
     """Ensemble forecasts of the `horizon` frames that follow each context of K latents.
 
+    dynamics: the SDE, or several of them, such as trainings with different seeds, which take turns: member m is
+        forecast by number m modulo their count.
     context: [n, K, C, h, w], or one context per member, [n, members, K, C, h, w].
     steps, solver: integration steps per frame interval, and a key of SOLVERS.
     members: forecasts per context. They are equal if the forecast is deterministic and their contexts are equal.
@@ -47,37 +49,48 @@ def rollout(
     """
     assert context.ndim in (5, 6) and horizon >= 1 and interpolate >= 1 and first_frame >= 0
     assert context.ndim == 5 or context.shape[1] == members
-    window_numbers = range(len(context)) if windows is None else windows
-    drawn = members if dynamics.stochastic or context.ndim == 6 else 1
-    if context.ndim == 6:
-        starts = rearrange(context, "n m k c h w -> (n m) k c h w")
-    else:
-        starts = repeat(context, "n k c h w -> (n m) k c h w", m=drawn)
-    window = torch.tensor([int(w) for w in window_numbers]).repeat_interleave(drawn)
-    member = torch.arange(drawn).repeat(len(context))
+    turns = [dynamics] if isinstance(dynamics, Dynamics) else list(dynamics)
     target = device or context.device
+    window = torch.tensor([int(w) for w in (range(len(context)) if windows is None else windows)], device=target)
+    frames = range(first_frame, first_frame + horizon)
+    step = SOLVERS[solver].step
+    members_of = [range(i, members, len(turns)) for i in range(min(members, len(turns)))]
+    parts = []
+    for one, numbers in zip(turns, members_of, strict=False):
+        drawn = numbers if one.stochastic or context.ndim == 6 else numbers[:1]
+        starts, keys = _starts(context, drawn), None
+        if one.stochastic:
+            member = torch.tensor(drawn, device=target).repeat(len(context))
+            keys = forecast_keys(seed, window.repeat_interleave(len(drawn)), member)
 
-    def run(rows: slice) -> Tensor:
-        keys = None
-        if dynamics.stochastic:
-            keys = forecast_keys(seed, window[rows].to(target), member[rows].to(target))
-        frames = range(first_frame, first_frame + horizon)
-        return _rollout(dynamics, starts[rows].to(target), keys, frames, SOLVERS[solver].step, steps, interpolate)
+        def run(rows: slice, one: Dynamics = one, starts: Tensor = starts, keys: Tensor | None = keys) -> Tensor:
+            mine = None if keys is None else keys[rows]
+            return integrate(one, starts[rows].to(target), mine, frames, step, steps, interpolate).cpu()
 
-    rolled = in_batches(run, len(starts), batch_size, target)
-    return rearrange(rolled, "(n m) t c h w -> n m t c h w", m=drawn).expand(-1, members, -1, -1, -1, -1)
+        rolled = in_batches(run, len(starts), batch_size, target)
+        made = rearrange(rolled, "(n m) t c h w -> n m t c h w", m=len(drawn))
+        parts.append(made.expand(-1, len(numbers), -1, -1, -1, -1))
+    order = torch.tensor([m for numbers in members_of for m in numbers]).argsort()
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)[:, order]
 
 
-def _rollout(
+def _starts(context: Tensor, members: range) -> Tensor:
+    """The contexts of these members of all windows, [n * len(members), K, C, h, w]; see `rollout` for `context`."""
+    if context.ndim == 6:
+        return rearrange(context[:, list(members)], "n m k c h w -> (n m) k c h w")
+    return repeat(context, "n k c h w -> (n m) k c h w", m=len(members))
+
+
+def integrate(
     dynamics: Dynamics,
     context: Tensor,
     keys: Tensor | None,
     frames: range,
     step: Step,
     steps: int,
-    interpolate: int,
+    interpolate: int = 1,
 ) -> Tensor:
-    """Forecast a batch: context [b, K, C, h, w] -> [b, len(frames) * interpolate, C, h, w].
+    """Forecast a batch: context [b, K, C, h, w] -> [b, len(frames) * interpolate, C, h, w]; differentiable.
 
     keys: keys of the noise, [b]; None: no noise.
     """
@@ -88,7 +101,9 @@ def _rollout(
     for frame in frames:
         state = torch.cat(known, dim=1)
         wiener = None if keys is None else brownian(keys, frame, shape)
-        solution = solve(step, dynamics.interval(state), state, wiener, steps=steps, readouts=readouts)
+        noise = wiener([Fraction(1)])[0] if wiener is not None and dynamics.noise_input else None
+        driving = wiener if dynamics.additive else None
+        solution = solve(step, dynamics.interval(state, noise), state, driving, steps=steps, readouts=readouts)
         out += [x[:, -shape[0] :] for x in (*solution.between, solution.end)]
         known = [*known[1:], out[-1]]
-    return torch.stack(out, dim=1).cpu()
+    return torch.stack(out, dim=1)

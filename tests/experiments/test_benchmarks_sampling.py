@@ -34,7 +34,7 @@ def storage(own_data):
 
 
 def test_lines(sampling, storage, capsys, monkeypatch):
-    shifted = lambda fields, x, u: [field(x, u) + 1e-3 for field in fields]  # noqa: E731  # quicker than to compile
+    shifted = lambda fields, x, u, noise: [field(x, u) + 1e-3 for field in fields]  # noqa: E731  # quicker than to compile
     monkeypatch.setattr(sampling, "CompiledEvaluate", lambda: shifted)
     assert cli.run(sampling.main, sampling.PROG, ["--storage", str(storage), "--quick"]) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]

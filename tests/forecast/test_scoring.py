@@ -180,9 +180,9 @@ def test_the_first_solver_is_taken_unless_another_is_given():
 def test_networks_are_compiled_where_the_config_says_so(monkeypatch):
     calls = []
 
-    def spy(fields, x, u):
+    def spy(fields, x, u, noise):
         calls.append(len(fields))
-        return evaluate(fields, x, u)
+        return evaluate(fields, x, u, noise)
 
     monkeypatch.setattr(scoring, "compiled_evaluate", lambda: spy)
     windows = toy(noise(5, 5, 2, 2, 2))

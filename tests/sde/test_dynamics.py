@@ -104,9 +104,9 @@ def test_evaluations_are_the_calls_made(dynamics, count, stochastic, name):
 def test_networks_that_see_the_same_input_are_evaluated_together(name, together):
     calls = []
 
-    def spy(fields, x, u):
+    def spy(fields, x, u, noise):
         calls.append((list(fields), x, u))
-        return evaluate(fields, x, u)
+        return evaluate(fields, x, u, noise)
 
     dynamics = Dynamics(flow, denoiser, diffusion, evaluate=spy)
     still = lambda times: [torch.zeros(1, 1, 1, 1) for _ in times]  # noqa: E731

@@ -258,3 +258,18 @@ def test_no_gradients(context):
     weight = torch.ones(1, requires_grad=True)
     forecast = rollout(Dynamics(lambda x, u: weight * x[:, -C:]), context, 1, steps=1, members=1, seed=0)
     assert not forecast.requires_grad
+
+
+@pytest.mark.parametrize("members", [1, 2, 5])
+def test_several_models_take_turns_member_by_member(context, members):
+    """Each member is what its model alone makes of it: with the same noise, whatever the other models are."""
+    models = [FULL, Dynamics(towards_zero, diffusion=diffusion), Dynamics(constant_velocity)]
+    settings = {"steps": 2, "seed": 3, "interpolate": 2}
+    mixed = rollout(models, context, 3, members=members, **settings)
+    for m in range(members):
+        alone = rollout(models[m % 3], context, 3, members=members, **settings)
+        torch.testing.assert_close(mixed[:, m], alone[:, m], rtol=1e-5, atol=1e-6)
+    each = mixed[:, :, -4:]  # go on from where every member is
+    starts = torch.cat([each[:, :, 1::2]], 2)
+    parts = rollout(models, starts, 1, members=members, first_frame=3, **settings)
+    assert parts.shape == (len(context), members, 2, *context.shape[2:])
