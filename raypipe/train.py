@@ -28,15 +28,15 @@ PROG = "raypipe.train"
 
 
 def make_parser() -> cli.Parser:
-    parser = cli.experiment_parser(PROG, "Train one component (flow, denoiser or diffusion) with Ray Train.")
+    parser = cli.experiment_parser(PROG, "Train one component (flow, denoiser, diffusion or joint) with Ray Train.")
     parser.add_argument("--run-name", metavar="NAME", help="name of the run, <component>-<noise>-<loss>: f-01-nll is a "
                         "flow at noise level 0.1 with loss nll, d-003 a denoiser at 0.03, g-01-regression a diffusion; "
                         "with --component, any name")  # fmt: skip
     parser.add_argument("--component", choices=config.COMPONENTS, help="component to train (default: that of the run "
                         "name, else train.component)")  # fmt: skip
     parser.add_argument("--noise-std", type=float, metavar="S", help="noise level, the field train.noise_std")
-    parser.add_argument("--loss", metavar="LOSS", help="nll or mse for a flow, regression or nll for a diffusion; the "
-                        "field train.loss")  # fmt: skip
+    parser.add_argument("--loss", metavar="LOSS", help="nll or mse for a flow, regression or nll for a diffusion, "
+                        "crps_energy, crps or energy for a joint network; the field train.loss")  # fmt: skip
     parser.add_argument("--flow", metavar="RUN", help="name of the flow run that a diffusion is trained on (default: "
                         "the experiment's best flow; without one, f-<noise>-nll, trained first)")  # fmt: skip
     parser.add_argument(

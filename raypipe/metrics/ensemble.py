@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -64,10 +65,12 @@ def ratio_of_means(top: Array, bottom: Array) -> Estimate:
     return Estimate(float(ratio), float(se))
 
 
-def fair_crps(members: Tensor, truth: Tensor) -> Tensor:
+def fair_crps(members: Tensor, truth: Tensor, fairness: float = 1.0) -> Tensor:
     """Fair CRPS, mean_i |y_i - y| - sum_{i<j} |y_i - y_j| / (M (M - 1)), per element (Ferro 2014).
 
     "Fair" means that its expectation does not depend on the number of members M. For M = 1 it is the absolute error.
+    fairness: a in a fair + (1 - a) plain CRPS, the almost fair CRPS, on which a network can be trained with few
+    members: the fair one has degenerate minima (arXiv 2412.15832).
 
     members: [n, M, ...]; truth: [n, ...]; returns [n, ...]. The dimensions after M broadcast, so members that are the
     same for all predicted frames can be passed once. The sum over pairs is computed from the sorted members.
@@ -79,7 +82,35 @@ def fair_crps(members: Tensor, truth: Tensor) -> Tensor:
     ordered = members.sort(dim=1).values
     weights = 2 * ordered.new_tensor(range(count)) - (count - 1)
     shaped = weights.view(1, count, *([1] * (truth.ndim - 1)))
-    return error - (ordered * shaped).sum(1) / (count * (count - 1))
+    return error - _weight(fairness, count) * (ordered * shaped).sum(1) / (count * (count - 1))
+
+
+def energy_score(members: Tensor, truth: Tensor, fairness: float = 1.0) -> Tensor:
+    """Fair energy score, mean_i ||y_i - y|| - sum_{i<j} ||y_i - y_j|| / (M (M - 1)), of whole frames.
+
+    It is the CRPS with the Euclidean norm over a frame in place of the absolute value of an element (Gneiting and
+    Raftery 2007), so it sees whether the elements of a member fit together. The norm is that of the root mean square,
+    so the scale is that of an element. fairness: see `fair_crps`.
+
+    members: [n, M, C, h, w]; truth: [n, C, h, w]; returns [n].
+    """
+    count = members.shape[1]
+    error = _norm(members - truth[:, None]).mean(1)
+    if count == 1:
+        return error
+    i, j = torch.triu_indices(count, count, 1, device=members.device)
+    pairs = _norm(members[:, i] - members[:, j]).sum(1)
+    return error - _weight(fairness, count) * pairs / (count * (count - 1))
+
+
+def _norm(difference: Tensor) -> Tensor:
+    """Root mean square over the last three dimensions. The square of 1e-4 keeps its gradient finite at 0."""
+    return (difference.square().mean((-3, -2, -1)) + 1e-8).sqrt()
+
+
+def _weight(fairness: float, count: int) -> float:
+    """Weight of the spread term in the almost fair score, 1 for the fair one and (M - 1)/M for the plain one."""
+    return 1 - (1 - fairness) / count
 
 
 def score(members: Tensor, truth: Tensor, last: Tensor) -> Score:

@@ -1,4 +1,4 @@
-"""Training of the SDE's components: flow, denoiser and diffusion."""
+"""Training of the SDE's components: flow, denoiser, diffusion, and flow and diffusion in one."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -17,7 +17,8 @@ from raypipe.data.windows import Sampler, WindowIndex
 from raypipe.models.components import build_component
 from raypipe.sde import losses
 from raypipe.sde.path import Draws, PathSample, draw, sample_path
-from raypipe.training.loop import Progress, Schedule
+from raypipe.training.forecast_task import ForecastTask
+from raypipe.training.loop import Progress, Schedule, Task
 from raypipe.training.monitor import Label
 from raypipe.training.network import NetworkTraining
 from raypipe.workspace.dataset import ExperimentData
@@ -68,8 +69,7 @@ class ComponentTask:
         shape = (window.shape[2] * (window.shape[1] - 1), *window.shape[3:])
         generator = step_generator(self._settings.train.random_seed, batch.step, 0)
         draws = draw(generator, batch.total, shape, self._zero_share)
-        mine = slice(batch.offset, batch.offset + len(window))
-        return Draws(draws.time[mine].to(window.device), draws.normal[mine].to(window.device))
+        return draws.part(batch.offset, len(window), window.device)
 
 
 def chosen_loss(component: Component, loss: str | None) -> str | None:
@@ -132,8 +132,9 @@ class ComponentTraining(NetworkTraining):
         self._data = data
         self._parents = parents
         torch.manual_seed(train.random_seed)
-        module = build_component(train.component, experiment.model, data.channels).to(device)
-        window, stride = experiment.model.num_input_frames + 1, experiment.dataset.frame_stride
+        module = build_component(train.component, experiment.model, data.channels, experiment.sde.noise).to(device)
+        predicted = min(train.forecast_frames, experiment.evaluation.horizon) if train.component == "joint" else 1
+        window, stride = experiment.model.num_input_frames + predicted, experiment.dataset.frame_stride
         shards = data.training_shards()
         index = WindowIndex(shards.lengths, window, stride)
         borders = index.borders(shards.shard_of)
@@ -144,9 +145,15 @@ class ComponentTraining(NetworkTraining):
             flow = checkpoint.load_component(parents.flow).to(device).requires_grad_(False)
         inner: nn.Module = torch.compile(module) if train.compile else module  # type: ignore[assignment]
         wrapped = inner if wrap is None else wrap(inner)
+        encode = data.encoder(train.random_seed, device)
+        task: Task = (
+            ForecastTask(wrapped, experiment, encode=encode)
+            if train.component == "joint"
+            else ComponentTask(wrapped, experiment, flow=flow, encode=encode)
+        )
         super().__init__(
             module,
-            ComponentTask(wrapped, experiment, flow=flow, encode=data.encoder(train.random_seed, device)),
+            task,
             WindowBatches(shards, window, stride, sampler, pin_memory=device.type == "cuda"),
             component_schedule(train),
             ema=train.ema,
@@ -173,6 +180,7 @@ class ComponentTraining(NetworkTraining):
             component=train.component,
             model=self.experiment.model,
             latent_channels=self._data.channels,
+            noise=self.experiment.sde.noise if train.component == "joint" else None,
             noise_std=train.noise_std,
             loss=chosen_loss(train.component, train.loss),
             step=self.step,

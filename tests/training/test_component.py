@@ -12,7 +12,9 @@ from raypipe.training.autoencoder import AutoencoderTask
 from raypipe.training.component import ComponentTask
 
 K, C, SIDE = 2, 3, 2
-CHOICES = [(component, loss) for component, losses in config.LOSSES.items() for loss in losses or (None,)]
+PARTS = ("flow", "denoiser", "diffusion")
+CHOICES = [(part, loss) for part in PARTS for loss in config.LOSSES[part] or (None,)]
+"""Joint networks: test_forecast_task.py."""
 
 
 def experiment(component="flow", loss=None, **more):
@@ -89,7 +91,7 @@ def test_each_loss_is_its_formula(component, loss):
     assert task.module.weight.grad.abs() > 0
 
 
-@pytest.mark.parametrize("component", config.COMPONENTS)
+@pytest.mark.parametrize("component", PARTS)
 def test_without_a_choice_the_loss_is_the_published_one(component):
     published = {"flow": "nll", "denoiser": None, "diffusion": "regression"}[component]
     task, data = task_of(component), windows(9)

@@ -1,0 +1,96 @@
+"""The loss of a joint network: first of its velocity, then of the forecasts that it makes through the solver."""
+
+from collections.abc import Callable
+
+import torch
+from einops import rearrange, repeat
+from torch import Tensor, nn
+
+from raypipe.common.seeds import step_generator, step_seed
+from raypipe.config import Experiment
+from raypipe.data.batches import TrainBatch
+from raypipe.metrics.ensemble import energy_score, fair_crps
+from raypipe.sde import losses
+from raypipe.sde.brownian import brownian_end, forecast_keys
+from raypipe.sde.dynamics import Dynamics
+from raypipe.sde.path import draw, sample_path
+from raypipe.sde.rollout import integrate
+from raypipe.sde.solvers import SOLVERS
+
+FAIRNESS = 0.95
+"""Weight of the fair score against the plain one, as in arXiv 2412.15832."""
+
+
+class ForecastTask:
+    """The loss of a joint network on windows of K + train.forecast_frames latents, [b, K+T, C, h, w].
+
+    In the first 1 - train.score_share of the steps, it is the loss of the velocity (`raypipe.sde.losses.joint`); from
+    then on, the score of an ensemble forecast of T frames, with the first of evaluation.steps and evaluation.solvers.
+    In turns, step by step, the two disturb each other (experiments/README.md). The noise
+    of a forecast depends on the step and on the number of its window in the global batch, not on the number of ranks.
+    encode: see `ExperimentData.encoder`; None: batches contain latents.
+    """
+
+    def __init__(
+        self, module: nn.Module, experiment: Experiment, *, encode: Callable[[TrainBatch], Tensor] | None = None
+    ) -> None:
+        self.module = module
+        self._settings = experiment
+        self._encode = encode
+        train = experiment.train
+        self._loss = train.loss or "crps_energy"
+        self._first_scored = round((1 - train.score_share) * train.steps)
+        seen = experiment.sde.noise == "input"
+        self._dynamics = Dynamics(module, diffusion=None if seen else module, noise_input=seen)
+
+    def loss(self, batch: TrainBatch) -> Tensor:
+        """The mean loss over this rank's windows, a scalar."""
+        window = batch.data if self._encode is None else self._encode(batch)
+        if self._settings.model.dropout > 0:  # a resumed training has the dropout masks of an uninterrupted one
+            torch.manual_seed(step_seed(self._settings.train.random_seed, batch.step, 3 + batch.offset))
+        if batch.step < self._first_scored:
+            return self._of_velocity(window[:, : self._settings.model.num_input_frames + 1], batch)
+        return self._of_forecast(window, batch)
+
+    def _of_velocity(self, window: Tensor, batch: TrainBatch) -> Tensor:
+        """Loss of the velocity at a point on the path of each window, [b, K+1, C, h, w]."""
+        settings = self._settings
+        shape = (window.shape[2] * (window.shape[1] - 1), *window.shape[3:])
+        generator = step_generator(settings.train.random_seed, batch.step, 0)
+        draws = draw(generator, batch.total, shape, settings.sde.zero_share)
+        mine = draws.part(batch.offset, len(window), window.device)
+        sample = sample_path(window, mine, settings.train.noise_std, settings.sde.sigma)
+        if not self._dynamics.noise_input:
+            f, g = self.module(sample.noisy, sample.time).float().chunk(2, dim=1)
+            return losses.joint(f, g, sample.velocity)
+        xi = brownian_end(self._keys(batch, window, 1), 0, window.shape[2:])
+        return losses.flow_mse(self.module(sample.noisy, sample.time, xi).float(), sample.velocity)
+
+    def _of_forecast(self, window: Tensor, batch: TrainBatch) -> Tensor:
+        """Score of the forecast of each window, [b, K+T, C, h, w]."""
+        settings = self._settings
+        given, members = settings.model.num_input_frames, settings.train.forecast_members
+        context, truth = window[:, :given], window[:, given:]
+        made = integrate(
+            self._dynamics,
+            repeat(context, "b k c h w -> (b m) k c h w", m=members),
+            self._keys(batch, window, members),
+            range(truth.shape[1]),
+            SOLVERS[settings.evaluation.solvers[0]].step,
+            settings.evaluation.steps[0],
+        )
+        ensemble = rearrange(made.float(), "(b m) t c h w -> (b t) m c h w", m=members)
+        target = rearrange(truth, "b t c h w -> (b t) c h w")
+        total = ensemble.new_zeros(())
+        if "crps" in self._loss:
+            total = total + fair_crps(ensemble, target, FAIRNESS).mean()
+        if "energy" in self._loss:
+            total = total + energy_score(ensemble, target, FAIRNESS).mean()
+        return total
+
+    def _keys(self, batch: TrainBatch, window: Tensor, members: int) -> Tensor:
+        """Keys of the noise of each member of each window, [b * members]."""
+        numbers = torch.arange(batch.offset, batch.offset + len(window), device=window.device)
+        seed = step_seed(self._settings.train.random_seed, batch.step, 1)
+        member = torch.arange(members, device=window.device).repeat(len(window))
+        return forecast_keys(seed, numbers.repeat_interleave(members), member)

@@ -1,0 +1,183 @@
+"""The training of joint networks on the score of their forecasts."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from raypipe import config
+from raypipe.data.batches import TrainBatch
+from raypipe.metrics.ensemble import energy_score, fair_crps
+from raypipe.models.components import Joint, build_component
+from raypipe.sde.brownian import forecast_keys
+from raypipe.sde.rollout import integrate, rollout
+from raypipe.sde.solvers import SOLVERS
+from raypipe.training.forecast_task import ForecastTask
+from tests.models.small import awake
+
+K, T, C, H, W = 2, 3, 2, 4, 4
+NOISES = pytest.mark.parametrize("noise", ["additive", "input"])
+
+
+def settings(noise: str, **values: object) -> config.Experiment:
+    base = {
+        "train.component": "joint",
+        "train.steps": 10,
+        "train.warmup_steps": 0,
+        "train.forecast_frames": T,
+        "model.num_input_frames": K,
+        "model.inner_dim": 16,
+        "model.backbone": "conv",
+        "sde.noise": noise,
+    }
+    return config.replace(config.Experiment(), **base | values)
+
+
+def network(experiment: config.Experiment) -> Joint:
+    torch.manual_seed(0)
+    module = build_component("joint", experiment.model, C, experiment.sde.noise)
+    assert isinstance(module, Joint)
+    return awake(module)  # type: ignore[return-value]
+
+
+def batch(step: int, count: int = 6, offset: int = 0, total: int = 6) -> TrainBatch:
+    data = torch.randn(total, K + T, C, H, W, generator=torch.Generator().manual_seed(step))
+    return TrainBatch(data[offset : offset + count], torch.zeros(count, dtype=torch.long), total, offset, step)
+
+
+@NOISES
+def test_the_score_takes_over_when_its_share_begins(noise: str) -> None:
+    experiment = settings(noise, **{"train.score_share": 0.5})
+    module = network(experiment)
+    losses = {}
+    for loss in ("crps", "energy", "crps_energy"):
+        task = ForecastTask(module, config.replace(experiment, **{"train.loss": loss}))
+        losses[loss] = [task.loss(batch(step)).item() for step in (4, 5)]
+    assert losses["crps"][0] == losses["energy"][0] == losses["crps_energy"][0]  # the velocity
+    assert losses["crps_energy"][1] == pytest.approx(losses["crps"][1] + losses["energy"][1], rel=1e-5)
+    assert losses["crps"][1] != losses["energy"][1]
+
+
+@NOISES
+@pytest.mark.parametrize("steps", [1, 2])
+def test_what_is_scored_are_the_forecasts_of_the_solver(noise: str, steps: int) -> None:
+    """Their gradient is that of finite differences."""
+    experiment = settings(noise, **{"train.score_share": 1.0, "evaluation.steps": [steps]})
+    module = network(experiment).double()
+    task = ForecastTask(module, experiment)
+    given = batch(9)
+    given = replace(given, data=given.data.double())
+    task.loss(given).backward()
+    weight = module.network.conv_in.weight
+    assert weight.grad is not None
+    direction = torch.randn(weight.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    slope, small = (weight.grad * direction).sum().item(), 1e-4
+    found = []
+    with torch.no_grad():
+        for sign in (1, -1):
+            weight.add_(sign * small * direction)
+            found.append(task.loss(given).item())
+            weight.sub_(sign * small * direction)
+    # The loss is computed in single precision.
+    assert (found[0] - found[1]) / (2 * small) == pytest.approx(slope, rel=0.02, abs=1e-3)
+
+
+@NOISES
+def test_ranks_draw_the_noise_of_the_global_batch(noise: str) -> None:
+    experiment = settings(noise, **{"train.score_share": 0.5})
+    task = ForecastTask(network(experiment), experiment)
+    for step in (0, 9):
+        whole = task.loss(batch(step)).item()
+        parts = [task.loss(batch(step, count, offset)).item() for count, offset in ((4, 0), (2, 4))]
+        assert (4 * parts[0] + 2 * parts[1]) / 6 == pytest.approx(whole, rel=1e-5)
+
+
+@NOISES
+def test_a_forecast_is_that_of_rollout(noise: str) -> None:
+    module = network(settings(noise)).eval()
+    context = batch(0).data[:, :K]
+    made = rollout(module.dynamics(), context, T, steps=2, members=1, seed=3)
+    keys = forecast_keys(3, torch.arange(6), torch.zeros(6, dtype=torch.long))
+    step = SOLVERS["euler_maruyama"].step
+    torch.testing.assert_close(integrate(module.dynamics(), context, keys, range(T), step, 2), made[:, 0])
+
+
+def test_with_noise_as_input_members_differ_and_beta_scales_it() -> None:
+    module = network(settings("input")).eval()
+    context = batch(0).data[:, :K]
+
+    def members(beta: float) -> torch.Tensor:
+        return rollout(module.dynamics(beta=beta), context, T, steps=1, members=4, seed=0)
+
+    assert not torch.equal(members(1.0)[:, 0], members(1.0)[:, 1])
+    assert torch.equal(members(0.0)[:, 0], members(0.0)[:, 1])
+    assert 0 < members(0.1).std(1).mean() < members(1.0).std(1).mean()
+
+
+@NOISES
+@pytest.mark.parametrize("solver", list(SOLVERS))
+def test_in_between_frames_do_not_change_the_others(noise: str, solver: str) -> None:
+    dynamics = network(settings(noise)).eval().dynamics()
+    context = batch(0).data[:, :K]
+    whole = rollout(dynamics, context, T, steps=2, members=2, seed=0, solver=solver)
+    finer = rollout(dynamics, context, T, steps=2, members=2, seed=0, solver=solver, interpolate=4)
+    assert torch.equal(finer[:, :, 3::4], whole)
+
+
+def test_one_step_of_an_additive_joint_network_is_one_evaluation() -> None:
+    counts = {}
+    for noise in ("additive", "input"):
+        dynamics = network(settings(noise)).dynamics()
+        counts[noise] = {name: dynamics.evaluations(solver) for name, solver in SOLVERS.items()}
+    assert counts["additive"] == {"euler_maruyama": 1, "milstein": 2, "heun_drift": 2}
+    assert counts["input"] == {"euler_maruyama": 1, "milstein": 1, "heun_drift": 2}
+
+
+@pytest.mark.parametrize(("share", "spread"), [(0.0, (0.0, 0.2)), (1.0, (0.6, 1.3))])
+def test_the_score_teaches_what_the_noise_is_for(share: float, spread: tuple[float, float]) -> None:
+    """All elements of the next frame are those of the last one plus the same standard normal number."""
+    experiment = settings(
+        "input", **{"train.score_share": share, "train.forecast_frames": 1, "train.forecast_members": 4}
+    )
+    module = network(experiment)
+    task, optimizer = ForecastTask(module, experiment), torch.optim.Adam(module.parameters(), 3e-3)
+    for step in range(150):
+        generator = torch.Generator().manual_seed(step)
+        context = 0.1 * torch.randn(32, K, C, H, W, generator=generator)
+        move = torch.randn(32, 1, 1, 1, generator=generator)
+        data = torch.cat([context, (context[:, -1] + move)[:, None]], dim=1)
+        number = step if share == 1 else 0
+        loss = task.loss(TrainBatch(data, torch.zeros(32, dtype=torch.long), 32, 0, number))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    context = 0.1 * torch.randn(64, K, C, H, W)
+    moved = rollout(module.eval().dynamics(), context, 1, steps=1, members=8, seed=0)[:, :, 0] - context[:, None, -1]
+    assert spread[0] <= moved.std(1).mean().item() <= spread[1]
+
+
+@pytest.mark.parametrize("fairness", [0.0, 0.5, 1.0])
+def test_almost_fair_scores_lie_between_the_plain_and_the_fair_one(fairness: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    members, truth = (torch.randn(5, *size, C, H, W, generator=generator) for size in ((3,), ()))
+    pairs = (members[:, :, None] - members[:, None]).abs().sum((1, 2))
+    plain = (members - truth[:, None]).abs().mean(1) - pairs / (2 * 9)
+    expected = fairness * fair_crps(members, truth) + (1 - fairness) * plain
+    torch.testing.assert_close(fair_crps(members, truth, fairness), expected)
+
+
+def test_the_energy_score_is_its_formula() -> None:
+    generator = torch.Generator().manual_seed(0)
+    members, truth = (torch.randn(5, *size, C, H, W, generator=generator) for size in ((3,), ()))
+
+    def norm(x: torch.Tensor) -> torch.Tensor:
+        return x.norm() / math.sqrt(x.numel())
+
+    for i in range(5):
+        error = sum(norm(m - truth[i]) for m in members[i]) / 3
+        spread = sum(norm(members[i, a] - members[i, b]) for a, b in ((0, 1), (0, 2), (1, 2))) / 6
+        torch.testing.assert_close(energy_score(members, truth)[i], error - spread)
+    same = members[:, :1].expand(-1, 2, -1, -1, -1).clone().requires_grad_()
+    energy_score(same, truth).sum().backward()
+    assert same.grad is not None and same.grad.isfinite().all()
