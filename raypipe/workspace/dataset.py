@@ -120,7 +120,7 @@ def check_dataset(workspace: Workspace, experiment: Experiment) -> None:
 
     Fast, as it reads no frames. The built-in dataset is not checked, as it is simulated on first use.
     """
-    if not _is_built_in(experiment):
+    if not is_simulated(experiment):
         root = workspace.dataset(experiment)
         _check_splits(root)
         _check_stride(root, experiment.dataset.frame_stride)
@@ -169,7 +169,7 @@ def prepare_dataset(workspace: Workspace, experiment: Experiment, progress: Call
     progress: called with the numbers of finished and of all clips. Raises ConfigError if a split has no shards.
     """
     root = workspace.dataset(experiment)
-    if _is_built_in(experiment):
+    if is_simulated(experiment):
         assert isinstance(root, Path)
         root.parent.mkdir(parents=True, exist_ok=True)
         with file_lock(str(root) + ".lock"):
@@ -178,7 +178,8 @@ def prepare_dataset(workspace: Workspace, experiment: Experiment, progress: Call
     return root
 
 
-def _is_built_in(experiment: Experiment) -> bool:
+def is_simulated(experiment: Experiment) -> bool:
+    """Whether the dataset is the built-in one, which is simulated."""
     return experiment.dataset.root is None and experiment.dataset.name == "demo"
 
 
