@@ -1,4 +1,4 @@
-"""Hyperparameter search of one stage (flow, denoiser or diffusion): ``python -m raypipe.tune flow``.
+"""Hyperparameter search of one stage (flow, denoiser, diffusion or joint): ``python -m raypipe.tune flow``.
 
 The best trials of a stage, its finalists, are retrained at full length with several seeds under TorchTrainer, scored,
 and ranked by their mean score over seeds. ``experiments/tune_*.py`` run the same commands.

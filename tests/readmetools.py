@@ -27,6 +27,7 @@ SHORT = TINY | {
     "autoencoder.steps": 20,
     "search.flow.trials": 1,
     "search.diffusion.trials": 1,
+    **{"search.joint.trials": 1, "search.joint.steps": 8, "search.joint.refit_steps": 8},
     "search.finalist_seeds": 1,
     "evaluation.finalists": 1,
 }

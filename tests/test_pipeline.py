@@ -10,7 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import raypipe
 from raypipe import checkpoint, cli, evaluate, generate, train, tune
-from raypipe.config import COMPONENTS, LOSSES, ConfigError
+from raypipe.config import LOSSES, REFERENCE_COMPONENTS, ConfigError
 from raypipe.search import opening, pipeline, records
 from raypipe.search.finalists import read_finalists
 from raypipe.search.first_points import default_point
@@ -84,7 +84,7 @@ def test_the_manifest_says_what_ran(workspace):
     assert "commit" in manifest and manifest["dataset"]
 
 
-@pytest.mark.parametrize("component", COMPONENTS)
+@pytest.mark.parametrize("component", REFERENCE_COMPONENTS)
 def test_every_stage_begins_with_the_published_default(trials, workspace, component):
     mine = [row for row in trials if row["stage"] == component and not row["refit"]]
     first = next(row for row in mine if row["trial"] == f"{component}-00")
@@ -113,7 +113,7 @@ def test_an_objective_is_a_forecast_score_never_a_training_loss(trials, workspac
 
 
 def test_winners_are_trained_again_with_every_seed(trials, workspace):
-    for component in COMPONENTS:
+    for component in REFERENCE_COMPONENTS:
         for f in read_finalists(workspace, component):
             if f.trial == "none":
                 continue
@@ -126,7 +126,7 @@ def test_winners_are_trained_again_with_every_seed(trials, workspace):
             assert meta.step == TINY[f"search.{component}.refit_steps"]
 
 
-@pytest.mark.parametrize("component", COMPONENTS)
+@pytest.mark.parametrize("component", REFERENCE_COMPONENTS)
 def test_tensorboard_and_wandb_have_every_training_wandb_by_stage(trials, workspace, component):
     """Trials and refits alike; a trial is one run of wandb's, whatever rungs it has."""
     names = {row["trial"] for row in trials if row["stage"] == component}
@@ -210,7 +210,7 @@ def test_persistence_is_the_unit_and_the_published_default_is_as_published(combi
 def test_best_predicts(workspace, combinations):
     (chosen,) = [row for row in combinations if row["split"] == "test" and row["chosen"]]
     manifest = json.loads((workspace.best / "manifest.json").read_text())
-    assert [manifest[name] for name in COMPONENTS] == [chosen[name] for name in COMPONENTS]
+    assert [manifest[name] for name in REFERENCE_COMPONENTS] == [chosen[name] for name in REFERENCE_COMPONENTS]
     predictor = raypipe.load_predictor(workspace.best)
     clip = torch.from_numpy(raypipe.open_shards(workspace.dataset(tiny()) / "test").clip(0))
     given = clip[None, :4].movedim(-1, 2) / 127.5 - 1

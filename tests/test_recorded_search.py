@@ -17,7 +17,7 @@ import torch
 import yaml
 
 import raypipe
-from raypipe.config import COMPONENTS
+from raypipe.config import REFERENCE_COMPONENTS
 from raypipe.data.conversion.preprocessing import Preprocessing
 from raypipe.evaluation.combinations import Combination
 from raypipe.evaluation.run import keep_best
@@ -56,13 +56,16 @@ def test_its_config_is_read_as_it_was(workspace):
 def test_it_opens_unchanged(storage, workspace, tmp_path):
     shutil.copytree(storage, tmp_path, dirs_exist_ok=True)
     copied = Workspace(tmp_path, "demo")
-    assert all(is_searched(copied, name, stage.trials) for name, stage in copied.experiment().search.stages.items())
+    assert copied.experiment().search.searched == REFERENCE_COMPONENTS
+    assert all(
+        is_searched(copied, name, copied.experiment().search.stages[name].trials) for name in REFERENCE_COMPONENTS
+    )
     before = (copied.folder / "config.yaml").read_bytes()
     assert adopt(copied, tiny(**{"search.max_concurrent": 1})) == {}
     assert (copied.folder / "config.yaml").read_bytes() == before
 
 
-@pytest.mark.parametrize("component", COMPONENTS)
+@pytest.mark.parametrize("component", REFERENCE_COMPONENTS)
 def test_its_stages_are_finished(workspace, component):
     assert ended_trials(workspace.study, component) == TINY[f"search.{component}.trials"]
     finalists = read_finalists(workspace, component)
@@ -73,7 +76,7 @@ def test_its_stages_are_finished(workspace, component):
 
 def test_its_tables_name_its_models(workspace):
     trials = pq.read_table(workspace.trials).to_pylist()
-    assert {row["stage"] for row in trials} == set(COMPONENTS)
+    assert {row["stage"] for row in trials} == set(REFERENCE_COMPONENTS)
     assert all(workspace.run(row["stage"], row["trial"]).is_dir() for row in trials)
 
 

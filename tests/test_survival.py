@@ -169,6 +169,7 @@ def killing(head, workspace, actor, steps) -> Iterator[dict[str, object]]:
         thread.join()
 
 
+@pytest.mark.long
 def test_kill_9_of_a_trial(head, two_cpus, storage, values):
     stage = make_stage(storage, values, **{"search.flow.trials": 1, "search.flow.steps": 3 * STEPS})
     with killing(head, stage.workspace, "ray::StageTrial", 3 * STEPS) as seen:
@@ -188,6 +189,7 @@ def test_kill_9_of_a_worker_of_a_trial(head, two_cpus, storage, values):
 
 
 @pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="only root may mount a small disk")
+@pytest.mark.long
 def test_a_full_disk_at_a_checkpoint(two_cpus, storage, values):
     """A disk of its own for the trials, filled up; what ran goes on once there is room again."""
     stage = make_stage(storage, values, **{"search.flow.trials": 2})

@@ -229,6 +229,7 @@ class DyingTrainee:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_jobs_side_by_side_come_out_as_one_after_the_other_even_if_a_worker_dies(
     workspace, values, reference, tmp_path
 ):
@@ -403,6 +404,7 @@ def test_bad_input_at_the_shell(tmp_path, argv, says):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_ctrl_c_leaves_a_run_that_resume_takes_to_the_same_end(
     cluster, storage, values, long_reference, tmp_path, capfd
 ):

@@ -221,6 +221,15 @@ def load(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Experi
     return from_dict(override(_read(path), overrides or {}), source=str(path))
 
 
+def load_stored(path: str | Path) -> Experiment:
+    """`load` for the config of an experiment that has begun: stages that did not exist at that time have no trials."""
+    tree = _read(path)
+    search = tree.get("search")
+    begun_with = search if isinstance(search, Mapping) else {}
+    later = {"search.joint.trials": 0} if "joint" not in begun_with else {}
+    return from_dict(override(tree, later), source=str(path))
+
+
 def stated(path: str | Path) -> dict[str, Any]:
     """The values of the fields that a YAML config states, by dotted name; not validated. Fields left out are omitted.
 

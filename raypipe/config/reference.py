@@ -122,11 +122,11 @@ def translate(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _search(steps: int, rates: Mapping[str, float]) -> dict[str, Any]:
-    """A `search` section for the config, since the reference code has none.
+    """A `search` section for the config, since the reference code has none, without a joint stage.
 
     Trials take a tenth of the training steps; learning rates are searched around those of the reference code.
     """
-    found: dict[str, Any] = {"rungs": 3}
+    found: dict[str, Any] = {"rungs": 3, "joint": {"trials": 0}}
     noise = {"low": 0.01, "high": 0.4, "log": True, "zero": True}
     for component, rate in rates.items():
         axes: dict[str, Any] = {"train.noise_std": noise}

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from pydantic import model_validator
 
 from raypipe.config.fields import Section, option, require, require_least
-from raypipe.config.sections import Objective
+from raypipe.config.sections import COMPONENTS, Component, Objective
 
 
 @dataclass(frozen=True)
@@ -83,12 +83,15 @@ def _stage(trials: int, steps: int, refit_steps: int, axes: Mapping[str, Axis]) 
 
 @dataclass(frozen=True)
 class Search(Section):
-    """The hyperparameter search: one stage each for flow, denoiser and diffusion, in this order."""
+    """The hyperparameter search: one stage each for flow, denoiser, diffusion and joint, in this order.
+
+    search.joint.trials = 0 omits the joint stage.
+    """
 
     flow: SearchStage = _stage(
-        trials=8,
-        steps=600,
-        refit_steps=1000,
+        trials=3,
+        steps=150,
+        refit_steps=250,
         axes={
             "train.noise_std": _noise_axis(),
             "train.loss": Axis(choices=["nll", "mse"]),
@@ -97,23 +100,38 @@ class Search(Section):
         },
     )
     denoiser: SearchStage = _stage(
-        trials=3,
-        steps=300,
-        refit_steps=400,
+        trials=1,
+        steps=100,
+        refit_steps=120,
         axes={
             "train.noise_std": Axis(low=0.03, high=0.4, log=True),
             "train.learning_rate": Axis(low=1e-3, high=4e-3, log=True),
         },
     )
     diffusion: SearchStage = _stage(
-        trials=6,
-        steps=400,
-        refit_steps=450,
+        trials=2,
+        steps=120,
+        refit_steps=160,
         axes={
             "train.noise_std": _noise_axis(),
             "train.loss": Axis(choices=["regression", "nll"]),
             "model.time_input": Axis(choices=[False, True]),
             "train.learning_rate": Axis(low=1e-3, high=4e-3, log=True),
+        },
+    )
+    joint: SearchStage = _stage(
+        trials=3,
+        steps=240,
+        refit_steps=2000,
+        axes={
+            "sde.noise": Axis(choices=["input", "additive"]),
+            "model.backbone": Axis(choices=["conv"]),
+            "model.inner_dim": Axis(choices=[64]),
+            "model.depth": Axis(choices=[2]),
+            "train.loss": Axis(choices=["crps_energy", "crps"]),
+            "train.score_share": Axis(low=0.7, high=0.9),
+            "train.noise_std": Axis(low=0.01, high=0.1, log=True),
+            "train.learning_rate": Axis(low=1e-3, high=5e-3, log=True),
         },
     )
     scheduler: Scheduler = option(
@@ -132,7 +150,7 @@ class Search(Section):
         "k: asha and halving keep the best 1/k of the trials at a rung; a rung has k times the steps of the one before",
     )
     top_k: int = option(
-        2,
+        1,
         "number of best trials of a stage that become finalists, in addition to the best trial of each loss; finalists "
         "are retrained from scratch with several seeds",
     )
@@ -182,7 +200,8 @@ class Search(Section):
         rule = "none with two objectives, unless search.rungs is 1"
         require(len(self.objectives) == 1 or plain, "search.scheduler", rule, self.scheduler)
         for name, stage in self.stages.items():
-            require_least(1, stage, f"search.{name}", "trials", "steps", "refit_steps")
+            require_least(0 if name == "joint" else 1, stage, f"search.{name}", "trials")
+            require_least(1, stage, f"search.{name}", "steps", "refit_steps")
             for field_name, axis in stage.axes.items():
                 self._check_conditions(f"search.{name}.axes: {field_name}: when", axis, stage.axes)
         # Tune does not hold the resources of a trial with several workers, so pausing the trial would not free them.
@@ -205,7 +224,11 @@ class Search(Section):
         return self.scheduler in PAUSING
 
     @property
-    def stages(self) -> dict[str, SearchStage]:
+    def stages(self) -> dict[Component, SearchStage]:
         """The stages by name, in the order in which they run."""
-        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return {name: value for name, value in values.items() if isinstance(value, SearchStage)}
+        return {component: getattr(self, component) for component in COMPONENTS}
+
+    @property
+    def searched(self) -> tuple[Component, ...]:
+        """The stages that have trials, in the order in which they run."""
+        return tuple(component for component, stage in self.stages.items() if stage.trials > 0)

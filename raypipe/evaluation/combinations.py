@@ -1,4 +1,4 @@
-"""Combinations of flow, denoiser and diffusion: their enumeration and their scores."""
+"""Combinations of flow, denoiser and diffusion, or joint networks: their enumeration and their scores."""
 
 import time
 from collections.abc import Sequence
@@ -13,16 +13,18 @@ from raypipe import checkpoint
 from raypipe.common.device import autocast, choose_device
 from raypipe.config import Component, Experiment, Solver
 from raypipe.data.frames import to_float
+from raypipe.evaluation.pixels import Pixels, pixels_of, score_frames
 from raypipe.forecast import scoring
-from raypipe.forecast.manifest import CONSTANT
+from raypipe.forecast.manifest import CONSTANT, JOINT
 from raypipe.forecast.windows import Forecasts, climatology, forecast_windows, read_window
-from raypipe.metrics import ensemble, frames
+from raypipe.metrics import ensemble
 from raypipe.metrics.ensemble import Score
 from raypipe.models.autoencoder import Autoencoder
+from raypipe.models.components import Joint
 from raypipe.sde.dynamics import ConstantDiffusion, Dynamics
 from raypipe.sde.solvers import SOLVERS
 from raypipe.search.finalists import NO_DENOISER, Finalist
-from raypipe.workspace.dataset import ExperimentData
+from raypipe.workspace.dataset import ExperimentData, is_simulated
 
 HeldOutSplit = Literal["val", "test"]
 """Splits on which combinations are scored."""
@@ -36,10 +38,12 @@ DECODE_BATCH = 256
 class Combination:
     """Components, and the settings with which they forecast; or a baseline.
 
-    flow, denoiser, diffusion: names of trials; None: no such component; diffusion `CONSTANT`: a constant diffusion.
+    flow, denoiser, diffusion: names of trials; None: no such component; diffusion `CONSTANT`: a constant diffusion;
+    `JOINT`: the flow is a joint network, which has its own noise.
     *_model: names of the model folders in the folder of the stage. alpha, beta: see `raypipe.sde`; with a constant
     diffusion, beta is its multiplier; None: not fitted yet. steps: integration steps per frame. residual_std: [C],
     residual standard deviation of the flow, the unit of the constant diffusion. baseline: None for candidates.
+    more_models: trainings of the joint network with other seeds, with which `flow_model` takes turns.
     """
 
     flow: str | None
@@ -54,11 +58,18 @@ class Combination:
     solver: Solver = "euler_maruyama"
     residual_std: tuple[float, ...] = ()
     baseline: Baseline | None = None
+    more_models: tuple[str, ...] = ()
+
+    @property
+    def flow_component(self) -> Component:
+        """The component that serves as the flow."""
+        return "joint" if self.diffusion == JOINT else "flow"
 
     @property
     def key(self) -> str:
         """Unique within an experiment. Does not contain beta, so it is the same before and after the fit."""
-        parts = (self.baseline, self.flow_model, self.denoiser_model, self.diffusion_model, self.diffusion)
+        models = "+".join([str(self.flow_model), *self.more_models])
+        parts = (self.baseline, models, self.denoiser_model, self.diffusion_model, self.diffusion)
         return "/".join(str(part) for part in (*parts, f"{self.alpha:g}", self.steps, self.solver))
 
 
@@ -66,10 +77,13 @@ def combinations(
     flows: Sequence[Finalist],
     denoisers: Sequence[Finalist],
     diffusions: Sequence[Finalist],
+    joints: Sequence[Finalist],
     experiment: Experiment,
     top_k: int,
 ) -> list[Combination]:
     """All candidates: the product of the top k flows, denoisers and diffusions, with all settings to evaluate.
+
+    The top k joint networks take the place of a flow and its diffusion.
 
     The settings are evaluation.alphas, evaluation.solvers and evaluation.steps. "No denoiser" is always one of the k
     denoisers; for k = 1 the best denoiser is added. A flow is combined with the constant diffusion and with the
@@ -78,25 +92,36 @@ def combinations(
     evaluation = experiment.evaluation
     chosen_flows = [f for f in flows if f.handed_on][:top_k]
     chosen_denoisers = [None, *[d for d in denoisers if d.handed_on and d.trial != NO_DENOISER][: max(1, top_k - 1)]]
-    found = []
+    found: list[Combination] = []
+
+    def add(f: Finalist, d: Finalist | None, g: Finalist | str, more: tuple[str, ...] = ()) -> None:
+        for alpha in evaluation.alphas if d else evaluation.alphas[:1]:
+            made = [_combination(f, d, g, alpha, steps) for steps in evaluation.steps]
+            found.extend(replace(c, solver=solver, more_models=more) for solver in evaluation.solvers for c in made)
+
     for f in chosen_flows:
         own = [g for g in diffusions if g.handed_on and g.flow == f.model][:top_k]
         for d in chosen_denoisers:
-            for g in (None, *own):
-                for alpha in evaluation.alphas if d else evaluation.alphas[:1]:
-                    made = [_combination(f, d, g, alpha, steps) for steps in evaluation.steps]
-                    found += [replace(c, solver=solver) for solver in evaluation.solvers for c in made]
+            add(f, d, CONSTANT)
+            for g in own:
+                add(f, d, g)
+    for joint in [j for j in joints if j.handed_on][:top_k]:
+        for d in chosen_denoisers:
+            add(joint, d, JOINT)
+            if evaluation.models == "all" and len(joint.models) > 1:
+                add(joint, d, JOINT, joint.models[1:])
     return found
 
 
-def _combination(f: Finalist, d: Finalist | None, g: Finalist | None, alpha: float, steps: int) -> Combination:
+def _combination(f: Finalist, d: Finalist | None, g: Finalist | str, alpha: float, steps: int) -> Combination:
+    """g: a diffusion, or `CONSTANT` or `JOINT`."""
     return Combination(
         flow=f.trial,
         denoiser=d.trial if d else None,
-        diffusion=g.trial if g else CONSTANT,
+        diffusion=g if isinstance(g, str) else g.trial,
         flow_model=f.model,
         denoiser_model=d.model if d else None,
-        diffusion_model=g.model if g else None,
+        diffusion_model=None if isinstance(g, str) else g.model,
         alpha=alpha,
         steps=steps,
         residual_std=f.residual_std,
@@ -123,16 +148,7 @@ class Result:
     score: Score
     nfe_per_frame: int
     seconds_per_frame: float
-    pixels: "Pixels | None" = None
-
-
-@dataclass(frozen=True)
-class Pixels:
-    """Scores of decoded frames. psnr (dB) and ssim are those of single members, averaged over all members."""
-
-    crps_ratio: float
-    psnr: float
-    ssim: float
+    pixels: Pixels | None = None
 
 
 class CombinationScorer:
@@ -157,7 +173,7 @@ class CombinationScorer:
         made = self.dynamics(replace(combination, beta=1.0))
         candidates = evaluation.multipliers if combination.diffusion == CONSTANT else evaluation.betas
         fitted = scoring.fit_magnitude(
-            lambda beta: replace(made, beta=beta),
+            lambda beta: [replace(one, beta=beta) for one in made],
             candidates,
             fitting,
             evaluation,
@@ -186,19 +202,26 @@ class CombinationScorer:
             train = self._data.latents("train")
             return climatology(train, held_out, evaluation.climatology_members, evaluation.seed), 0
         dynamics = self.dynamics(combination)
-        members = 1 if not dynamics.stochastic else evaluation.test_members if self._split == "test" else None
+        members = 1 if not dynamics[0].stochastic else evaluation.test_members if self._split == "test" else None
         made = scoring.forecast(dynamics, held_out, evaluation, combination.steps, members, combination.solver)
-        return made, dynamics.evaluations(SOLVERS[combination.solver])
+        return made, dynamics[0].evaluations(SOLVERS[combination.solver])
 
-    def dynamics(self, combination: Combination) -> Dynamics:
-        """The SDE of a combination, with its models loaded. A beta of None is taken as 1."""
+    def dynamics(self, combination: Combination) -> list[Dynamics]:
+        """The SDE of a combination, with its models loaded, once for each training. A beta of None is taken as 1."""
+        names = (combination.flow_model, *combination.more_models)
+        return [self._dynamics(combination, name) for name in names]
+
+    def _dynamics(self, combination: Combination, flow_model: str | None) -> Dynamics:
         beta = 1.0 if combination.beta is None else combination.beta
-        flow = self._load("flow", combination.flow_model)
+        flow = self._load(combination.flow_component, flow_model)
+        denoiser = self._load("denoiser", combination.denoiser_model)
         assert flow is not None
+        if isinstance(flow, Joint):
+            return flow.dynamics(denoiser, alpha=combination.alpha, beta=beta)
         diffusion: nn.Module | ConstantDiffusion | None = self._load("diffusion", combination.diffusion_model)
         if combination.diffusion == CONSTANT:
             diffusion = ConstantDiffusion(torch.tensor(combination.residual_std))
-        return Dynamics(flow, self._load("denoiser", combination.denoiser_model), diffusion, combination.alpha, beta)
+        return Dynamics(flow, denoiser, diffusion, combination.alpha, beta)
 
     def _load(self, component: Component, model: str | None) -> nn.Module | None:
         if model is None:
@@ -212,15 +235,12 @@ class CombinationScorer:
         """
         autoencoder = checkpoint.load_autoencoder(self._data.workspace.autoencoder).to(choose_device())
         truth, last = true_frames(self._data, self._split, self._held_out)
-        crps, reference, psnr, ssim = [], [], [], []
+        scored = []
         for forecasts, true, before in zip(members, truth, last, strict=True):
-            target = to_float(true)
-            decoded = to_float(before)[None, None] if repeat_last else decode_frames(autoencoder, forecasts)
-            crps.append(ensemble.fair_crps(decoded[None], target[None]).mean().item())
-            reference.append((target - to_float(before)).abs().mean().item())
-            psnr.append(frames.psnr(decoded, target).mean().item())
-            ssim.append(frames.ssim(decoded, target).mean().item())
-        return Pixels(float(np.mean(crps) / np.mean(reference)), float(np.mean(psnr)), float(np.mean(ssim)))
+            target, still = to_float(true), to_float(before)[None, None]
+            decoded = still if repeat_last else decode_frames(autoencoder, forecasts)
+            scored.append(score_frames(decoded, target, still[0, 0]))
+        return pixels_of(scored, bodies=is_simulated(self._data.experiment))
 
 
 def true_frames(data: ExperimentData, split: HeldOutSplit, windows: Forecasts) -> tuple[Tensor, Tensor]:

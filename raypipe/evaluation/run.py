@@ -10,7 +10,7 @@ import torch
 from raypipe.common import terminal
 from raypipe.common.errors import ConfigError
 from raypipe.common.files import atomic_folder
-from raypipe.config import COMPONENTS, Experiment
+from raypipe.config import REFERENCE_COMPONENTS, Experiment
 from raypipe.distributed.failures import plain_errors
 from raypipe.distributed.waiting import Waiting, waiting_for
 from raypipe.evaluation.combinations import (
@@ -23,7 +23,7 @@ from raypipe.evaluation.combinations import (
 )
 from raypipe.evaluation.samples import save_samples
 from raypipe.evaluation.table import SPLIT_NAMES, Table
-from raypipe.forecast.manifest import MANIFEST, Manifest, write_manifest
+from raypipe.forecast.manifest import CONSTANT, JOINT, MANIFEST, Manifest, model_folder, write_manifest
 from raypipe.search import records
 from raypipe.search.finalists import Finalist, read_finalists
 from raypipe.workspace.dataset import ExperimentData, dataset_preprocessing
@@ -33,15 +33,19 @@ from raypipe.workspace.manifest import manifest
 
 @dataclass(frozen=True)
 class StageFinalists:
-    """The finalists of the three stages."""
+    """The finalists of the stages."""
 
     flows: list[Finalist]
     denoisers: list[Finalist]
     diffusions: list[Finalist]
+    joints: list[Finalist]
 
     @classmethod
     def read(cls, workspace: Workspace) -> "StageFinalists":
-        return cls(*(read_finalists(workspace, component) for component in COMPONENTS))
+        """Those of an experiment. Raises ConfigError if a stage is not finished; only the joint stage may be absent."""
+        joints = read_finalists(workspace, "joint") if workspace.finalists("joint").is_file() else []
+        flows, denoisers, diffusions = (read_finalists(workspace, component) for component in REFERENCE_COMPONENTS)
+        return cls(flows, denoisers, diffusions, joints)
 
 
 def run_evaluation(experiment: Experiment, workspace: Workspace, top_k: int) -> list[records.Row]:
@@ -52,7 +56,7 @@ def run_evaluation(experiment: Experiment, workspace: Workspace, top_k: int) -> 
     combinations.parquet. Raises ConfigError if a stage is not finished.
     """
     data, handed = ExperimentData(experiment, workspace), StageFinalists.read(workspace)
-    candidates = combinations(handed.flows, handed.denoisers, handed.diffusions, experiment, top_k)
+    candidates = combinations(handed.flows, handed.denoisers, handed.diffusions, handed.joints, experiment, top_k)
     evaluation, table = experiment.evaluation, Table(workspace)
     defaults = [default_combination(handed.flows, handed.denoisers, handed.diffusions, n) for n in evaluation.steps]
     _score_split(data, "val", [*candidates, *defaults], evaluation.windows, table, decode=False)
@@ -62,9 +66,10 @@ def run_evaluation(experiment: Experiment, workspace: Workspace, top_k: int) -> 
     _score_split(data, "val", finalists, evaluation.windows, table, decode=True)
 
     chosen = table.fitted("val", ranked[0])
-    alone = replace(
-        chosen, denoiser=None, denoiser_model=None, diffusion=None, diffusion_model=None, beta=None, baseline="flow"
+    without_noise = (
+        {"beta": 0.0} if chosen.diffusion == JOINT else {"beta": None, "diffusion": None, "diffusion_model": None}
     )
+    alone = replace(chosen, denoiser=None, denoiser_model=None, more_models=(), baseline="flow", **without_noise)
     nothing = Combination(flow=None, denoiser=None, diffusion=None, steps=0)
     tested = [
         chosen,
@@ -123,15 +128,16 @@ def keep_best(data: ExperimentData, chosen: Combination) -> None:
     workspace, experiment = data.workspace, data.experiment
     with atomic_folder(workspace.best) as folder:
         shutil.copytree(workspace.autoencoder, folder / "autoencoder")
-        for component, model in (
-            ("flow", chosen.flow_model),
-            ("denoiser", chosen.denoiser_model),
-            ("diffusion", chosen.diffusion_model),
+        for component, models in (
+            (chosen.flow_component, (chosen.flow_model, *chosen.more_models)),
+            ("denoiser", (chosen.denoiser_model,)),
+            ("diffusion", (chosen.diffusion_model,)),
         ):
-            if model is not None:
-                shutil.copytree(workspace.folder / component / model, folder / component)
+            for number, model in enumerate(models, 1):
+                if model is not None:
+                    shutil.copytree(workspace.folder / component / model, folder / model_folder(component, number))
         assert chosen.beta is not None
-        constant = [s * chosen.beta for s in chosen.residual_std] if chosen.diffusion_model is None else None
+        constant = [s * chosen.beta for s in chosen.residual_std] if chosen.diffusion == CONSTANT else None
         best = Manifest(
             flow=chosen.flow,
             denoiser=chosen.denoiser,
@@ -146,10 +152,11 @@ def keep_best(data: ExperimentData, chosen: Combination) -> None:
             frame_stride=experiment.dataset.frame_stride,
             dataset=experiment.dataset.name,
             preprocessing=dataset_preprocessing(workspace.dataset(experiment)),
+            models=1 + len(chosen.more_models),
         )
         write_manifest(folder / MANIFEST, best, ran=manifest(experiment))
 
 
 def is_searched(workspace: Workspace) -> bool:
-    """Whether all stages are finished."""
-    return all(workspace.finalists(component).is_file() for component in COMPONENTS)
+    """Whether all stages are finished, apart from the joint stage, which may be absent."""
+    return all(workspace.finalists(component).is_file() for component in REFERENCE_COMPONENTS)

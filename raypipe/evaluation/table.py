@@ -49,7 +49,8 @@ class CombinationRow:
 
     difference, behind_chosen: crps_ratio minus that of the default and that of the chosen combination, paired by
     window. *_se: standard errors. crps_ratio_by_step: [H], crps_ratio of each predicted frame. crps_ratio_pixels, psnr
-    (dB), ssim: scores of decoded frames; None if they were not decoded. See `Combination` and `Result`.
+    (dB), ssim, energy_ratio_pixels, bodies_kept: scores of decoded frames, the last one at the last frame; None if they
+    were not decoded. trainings: number of trainings of the flow that take turns. See `Combination` and `Result`.
     """
 
     key: str
@@ -76,6 +77,10 @@ class CombinationRow:
     difference_se: float | None = None
     behind_chosen: float | None = None
     behind_chosen_se: float | None = None
+    energy_ratio_pixels: float | None = None
+    bodies_kept: float | None = None
+    bodies_kept_by_step: list[float] | None = None
+    trainings: int = 1
 
 
 class Table:
@@ -84,8 +89,9 @@ class Table:
     def __init__(self, workspace: Workspace) -> None:
         self._path = workspace.evaluation / "combinations.parquet"
         self._scores = workspace.evaluation / "scores"
-        names = [field.name for field in fields(CombinationRow)]  # tables of earlier versions may have other columns
-        kept = [CombinationRow(**{name: row[name] for name in names}) for row in records.read_rows(self._path)]
+        names = {field.name for field in fields(CombinationRow)}  # tables of earlier versions have other columns
+        rows = records.read_rows(self._path)
+        kept = [CombinationRow(**{name: value for name, value in row.items() if name in names}) for row in rows]
         self._rows = {(row.split, row.key): row for row in kept}
 
     @property
@@ -121,11 +127,15 @@ class Table:
             steps=c.steps or None,
             solver=c.solver if c.steps else None,
             baseline=c.baseline,
+            trainings=1 + len(c.more_models),
             crps_ratio=score.ratio.value,
             crps_ratio_se=score.ratio.se,
             crps_ratio_pixels=pixels.crps_ratio if pixels else None,
             psnr=pixels.psnr if pixels else None,
             ssim=pixels.ssim if pixels else None,
+            energy_ratio_pixels=pixels.energy_ratio if pixels else None,
+            bodies_kept=pixels.bodies_kept[-1] if pixels and pixels.bodies_kept else None,
+            bodies_kept_by_step=pixels.bodies_kept if pixels else None,
             spread_skill=score.spread_skill,
             nfe_per_frame=result.nfe_per_frame,
             seconds_per_frame=result.seconds_per_frame,

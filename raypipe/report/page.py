@@ -11,7 +11,6 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from raypipe.common.files import write_atomic
-from raypipe.config import COMPONENTS
 from raypipe.evaluation import table
 from raypipe.forecast import film
 from raypipe.report import figures
@@ -50,7 +49,7 @@ def write_report(workspace: Workspace) -> Path:
         shown=SHOWN_ROWS,
         horizon=horizon_plot(combinations),
         samples=[film.read_sample(path) for path in sorted((workspace.folder / "samples").glob("*.npz"))[:SAMPLES]],
-        stages=[stage(workspace, trials, component) for component in COMPONENTS],
+        stages=[stage(workspace, trials, component) for component in experiment.search.searched],
         ran=flat(json.loads(manifest.read_text())) if manifest.is_file() else [],
         config=(workspace.folder / "config.yaml").read_text(),
     )  # fmt: skip

@@ -7,7 +7,7 @@ from raypipe.config import Experiment
 from raypipe.evaluation import table
 from raypipe.evaluation.run import run_evaluation
 from raypipe.report.page import write_report
-from raypipe.report.tables import BASELINES
+from raypipe.report.tables import BASELINES, flow_name
 from raypipe.search import records
 from raypipe.workspace.layout import Workspace
 
@@ -19,7 +19,7 @@ def validation_table(rows: Sequence[records.Row]) -> str:
     """Text table of the combinations on validation, best first. rows: rows of combinations.parquet."""
     mine = sorted((r for r in rows if r["split"] == "validation"), key=lambda r: r["crps_ratio"])
     columns = ["flow", "denoiser", "diffusion", "alpha", "beta", "steps", "solver"]
-    named = [{**r, "denoiser": r["denoiser"] or "none"} for r in mine]
+    named = [{**r, "flow": flow_name(r), "denoiser": r["denoiser"] or "none"} for r in mine]
     body = [[*(r[c] for c in columns), *_scores(r), r["spread_skill"], r["nfe_per_frame"], _note(r)] for r in named]
     return terminal.table(body, [*columns, *SCORED, "spread/skill", "NFE", ""])
 
@@ -27,9 +27,11 @@ def validation_table(rows: Sequence[records.Row]) -> str:
 def test_table(rows: Sequence[records.Row]) -> str:
     """Text table of the chosen combination and the baselines on test, best first."""
     mine = sorted((r for r in rows if r["split"] == "test"), key=lambda r: r["crps_ratio"])
-    columns = ["crps_ratio_pixels", "psnr", "ssim", "spread_skill", "nfe_per_frame"]
+    shown = ["crps_ratio_pixels", "energy_ratio_pixels", "bodies_kept", "psnr", "ssim", "spread_skill"]
+    columns = [*shown, "nfe_per_frame"]
     body = [[_note(r), *_scores(r), *(r[c] for c in columns), 1000 * r["seconds_per_frame"]] for r in mine]
-    return terminal.table(body, ["test", *SCORED, "in pixels", "psnr", "ssim", "spread/skill", "NFE", "ms/frame"])
+    names = ["in pixels", "energy", "bodies kept", "psnr", "ssim", "spread/skill", "NFE", "ms/frame"]
+    return terminal.table(body, ["test", *SCORED, *names])
 
 
 def _scores(row: records.Row) -> list[str]:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from raypipe.forecast.manifest import CONSTANT
+from raypipe.forecast.manifest import CONSTANT, JOINT
 from raypipe.search.records import Row
 
 BASELINES = {
@@ -93,6 +93,9 @@ SCORES = [
     Column("behind_chosen", "Δ chosen", number(3), "difference from the chosen one, paired by window; above 0 is worse",
            "behind_chosen_se"),
     Column("crps_ratio_pixels", "in pixels", number(3), "CRPS ratio of decoded frames"),
+    Column("energy_ratio_pixels", "energy", number(3), "fair energy score of whole decoded frames over persistence's"),
+    Column("bodies_kept", "bodies kept", number(2), "share of the bodies that members show at the last frame with 0.4 "
+           "to 2.5 times their area"),
     Column("psnr", "PSNR", number(2), "peak signal-to-noise ratio of single members, dB"),
     Column("ssim", "SSIM", number(3), "structural similarity of single members"),
     Column("spread_skill", "spread/skill", number(2), "spread of the ensemble / error of its mean; 1 is reliable"),
@@ -120,7 +123,7 @@ TRIALS = [
 ]
 
 
-_NOT_SHOWN = {"combination", "flow", "denoiser", "diffusion", "split", "baseline", "chosen", "fps"}
+_NOT_SHOWN = {"combination", "trainings", "flow", "denoiser", "diffusion", "split", "baseline", "chosen", "fps"}
 """Columns of combinations.parquet that the page does not show; all other numeric columns get a column."""
 
 
@@ -128,8 +131,16 @@ def describe(row: Mapping[str, Any]) -> str:
     """The name of a combination on the page. row: row of combinations.parquet."""
     if row["baseline"] is not None:
         return BASELINES.get(row["baseline"], str(row["baseline"]))
-    diffusion = "constant diffusion" if row["diffusion"] == CONSTANT else row["diffusion"]
-    return " + ".join(str(name) for name in (row["flow"], row["denoiser"], diffusion) if name) or "–"
+    names = {CONSTANT: "constant diffusion", JOINT: None}
+    diffusion = names.get(row["diffusion"], row["diffusion"])
+    names_of_parts = (flow_name(row), row["denoiser"], diffusion)
+    return " + ".join(str(name) for name in names_of_parts if name) or "–"
+
+
+def flow_name(row: Mapping[str, Any]) -> str | None:
+    """The name of the flow of a combination, with the number of its trainings if several take turns."""
+    trainings = row.get("trainings") or 1
+    return f"{row['flow']} x{trainings}" if row["flow"] and trainings > 1 else row["flow"]
 
 
 def score_table(rows: Sequence[Row], without: str | None = None) -> Table | None:

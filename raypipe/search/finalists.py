@@ -18,7 +18,7 @@ NO_DENOISER = "none"
 
 @dataclass(frozen=True)
 class Finalist:
-    """A retrained configuration, with the model of its best seed.
+    """A retrained configuration, with the model of its best seed. models: those of all seeds, the best first.
 
     objective: mean of `objectives`, the score of each seed. magnitude: multiplier of the constant diffusion, or beta
     for a diffusion. residual_std: residual standard deviation of the flow, [C]. flow: name of the flow that a diffusion
@@ -39,6 +39,7 @@ class Finalist:
     published: bool = False
     handed_on: bool = True
     closer: float | None = None
+    models: tuple[str, ...] = ()
 
 
 def write_finalists(workspace: Workspace, component: Component, finalists: Sequence[Finalist]) -> None:

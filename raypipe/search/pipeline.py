@@ -7,7 +7,7 @@ from pathlib import Path
 
 from raypipe import config
 from raypipe.common import terminal
-from raypipe.config import COMPONENTS, Axis, Component, ConfigError, Experiment, Search
+from raypipe.config import Axis, Component, ConfigError, Experiment, Search
 from raypipe.distributed.prepare import prepare
 from raypipe.search import finalists, records
 from raypipe.search.changes import adopt, check_changes, field_text
@@ -32,10 +32,10 @@ def is_searched(workspace: Workspace, component: Component, trials: int) -> bool
 
 def is_unfinished(workspace: Workspace, search: Search) -> bool:
     """Whether a stage is not searched, or its finalists are newer than `best/`, which the evaluation makes of them."""
-    if not all(is_searched(workspace, component, search.stages[component].trials) for component in COMPONENTS):
+    if not all(is_searched(workspace, component, search.stages[component].trials) for component in search.searched):
         return True
     best = workspace.best / "manifest.json"
-    newest = max(workspace.finalists(component).stat().st_mtime_ns for component in COMPONENTS)
+    newest = max(workspace.finalists(component).stat().st_mtime_ns for component in search.searched)
     return not best.is_file() or best.stat().st_mtime_ns < newest
 
 
@@ -58,7 +58,8 @@ def run_stage(stage: Stage, extra: Mapping[str, Axis]) -> None:
             f"{workspace.trials}: every trial of the {component} stage failed, see its error column; remove the cause, "
             f"then run more trials with --resume --search.{component}.trials N"
         )
-    chosen = finalists.select_finalists(ranked, experiment.search.top_k)
+    top_k = experiment.search.top_k
+    chosen = ranked[:top_k] if component == "joint" else finalists.select_finalists(ranked, top_k)
     if len(experiment.search.objectives) > 1:
         chosen += [trial for trial in finalists.pareto_front(ranked) if trial not in chosen]
     write_finalists(workspace, component, refit(stage, chosen))
@@ -85,7 +86,7 @@ def make_stage(experiment: Experiment, workspace: Workspace, component: Componen
 
     Raises ConfigError if an earlier stage is not finished.
     """
-    if component == "flow":
+    if component in ("flow", "joint"):
         return Stage(experiment, workspace, component), {}
     parents = fix_parents(workspace, component)
     if component == "denoiser":

@@ -61,7 +61,7 @@ def _jobs(stage: Stage, chosen: Sequence[Trial]) -> dict[str, list[ComponentJob]
     """The training jobs of each chosen trial and of the default, by trial name, one per seed."""
     search, component, full = stage.experiment.search, stage.component, stage.settings.refit_steps
     names = [trial.name for trial in chosen]
-    if component != "diffusion" and _values(stage, default_trial(component)) is not None:
+    if component in ("flow", "denoiser") and _values(stage, default_trial(component)) is not None:
         names.append(default_trial(component))
     seeds = range(search.finalist_seeds)
     length = {"train.steps": full, "train.warmup_steps": max(1, full // 20)}
@@ -147,8 +147,9 @@ def _finalist(
         noise_std=0.0 if train is None else train.noise_std,
         loss=None if train is None else train.loss,
         flow=None if train is None else train.flow,
-        published=is_default(name) and (component != "diffusion" or name == DEFAULT_DIFFUSION),
+        published=is_default(name) and component != "joint" and (component != "diffusion" or name == DEFAULT_DIFFUSION),
         closer=sum(final) / len(final) if closer else None,
+        models=tuple(jobs[i].name for i in sorted(range(len(jobs)), key=lambda i: final[i])),
     )
 
 

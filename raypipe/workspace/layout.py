@@ -78,7 +78,7 @@ class Workspace:
         path = self.folder / "config.yaml"
         if not path.is_file():
             raise ConfigError(f"{self.folder}: no experiment here (no config.yaml); run experiments/pipeline.py first")
-        return config.load(path)
+        return config.load_stored(path)
 
 
 def demo_key(experiment: Experiment) -> str:

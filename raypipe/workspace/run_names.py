@@ -15,19 +15,19 @@ class RunName:
     loss: str | None
 
 
-LETTERS: dict[str, Component] = {"f": "flow", "d": "denoiser", "g": "diffusion"}
+LETTERS: dict[str, Component] = {"f": "flow", "d": "denoiser", "g": "diffusion", "j": "joint"}
 
 
 def parse_run_name(name: str) -> RunName:
     """Parse a run name. The reference code writes `null` for nll. Raises ConfigError for an invalid name."""
-    match = re.fullmatch(r"([a-z]+)-(\d+)(?:-([a-z]+))?", name)
+    match = re.fullmatch(r"([a-z]+)-(\d+)(?:-([a-z_]+))?", name)
     component = LETTERS.get(match[1]) if match else None
     losses = LOSSES[component] if component else ()
     loss = "nll" if match and match[3] == "null" else match[3] if match else None
     if match is None or component is None or (loss is not None and loss not in losses) or (losses and loss is None):
         if match is not None and component == "denoiser" and loss == "nll":
             return RunName(component, _noise(match[2]), None)
-        choices = "f-<noise>-nll|mse, d-<noise> or g-<noise>-regression|nll"
+        choices = "f-<noise>-nll|mse, d-<noise>, g-<noise>-regression|nll or j-<noise>-crps_energy|crps|energy"
         raise ConfigError(
             f"--run-name: must be {choices}, such as f-01-nll (s = 0.1), not {name!r}; for other names also give "
             "--component, --noise-std and --loss"

@@ -7,6 +7,7 @@ import yaml
 
 from raypipe import cli, config
 from raypipe.config import Axis, ConfigError, Experiment, from_dict, load, replace, stated
+from raypipe.config.old_names import STAGES
 
 AXES = {"train.loss": {"choices": ["nll", "mse"]}, "train.noise_std": {"low": 0.02, "high": 0.3, "log": True}}
 OLD = {
@@ -38,7 +39,7 @@ def test_a_file_with_old_names_is_read_as_one_with_the_current_ones(tmp_path, du
     old, new = write(tmp_path / "old.yaml", dump(OLD)), write(tmp_path / "new.yaml", dump(NEW))
     assert load(old) == load(new) == from_dict(OLD) == from_dict(NEW)
     assert stated(old) == stated(new)
-    flow, denoiser, diffusion = load(old).search.stages.values()
+    flow, denoiser, diffusion, _ = load(old).search.stages.values()
     assert (flow.trials, flow.steps, flow.refit_steps) == (4, 60, 90)
     assert flow.axes["train.loss"] == Axis(choices=["nll", "mse"])
     assert (denoiser.trials, denoiser.axes) == (2, {})
@@ -49,14 +50,14 @@ def test_a_stored_config_with_old_names_is_read_exactly():
     """As `config.to_dict` wrote it: every field of every stage, so that no default is used."""
     values = {
         f"search.{stage}.{name}": 10 * i + j
-        for i, stage in enumerate(config.COMPONENTS, 1)
+        for i, stage in enumerate(STAGES, 1)
         for j, name in enumerate(("trials", "steps", "refit_steps"))
     }
     experiment = replace(
         Experiment(), **values, **{"search.diffusion.axes": AXES | {"train.loss": {"choices": ["nll"]}}}
     )
     tree = config.to_dict(experiment)
-    for stage in config.COMPONENTS:
+    for stage in STAGES:
         settings = tree["search"].pop(stage)
         tree["search"][stage] = settings.pop("axes")
         tree["search"] |= {f"{stage}_{name}": value for name, value in settings.items()}

@@ -100,6 +100,7 @@ def expected(data, split, i):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_worker_that_dies_is_replaced_and_nothing_finished_is_done_twice(two_cpus, data, tmp_path, capfd):
     prepare_latents(dying(data, tmp_path))
     at_death = {name: tuple(stat) for name, stat in json.loads((tmp_path / "mark").read_text()).items()}
@@ -122,6 +123,7 @@ def test_a_worker_that_dies_is_replaced_and_nothing_finished_is_done_twice(two_c
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_shard_that_kills_every_worker_is_named_and_what_is_done_is_kept(two_cpus, data, tmp_path):
     deadly = dying(data, tmp_path, always=True)
     with pytest.raises(ConfigError, match=r"train/shard_0004\.hdf5: 2 workers died encoding it.*the same command"):

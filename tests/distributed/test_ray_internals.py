@@ -83,6 +83,7 @@ def job(two_cpus, tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.cluster
+@pytest.mark.long
 def test_a_ctrl_c_that_comes_before_the_training_runs_is_not_lost(head, job, monkeypatch, tmp_path):
     before, register = signal.getsignal(signal.SIGINT), ray_internals.LeanTorchTrainer._register_sigint_handler
 
@@ -102,6 +103,7 @@ def test_a_ctrl_c_that_comes_before_the_training_runs_is_not_lost(head, job, mon
 
 @pytest.mark.slow
 @pytest.mark.cluster
+@pytest.mark.long
 def test_a_training_asks_its_own_cluster_whether_it_still_runs(head, job, tmp_path):
     """Ray's record of the last `ray start` names a cluster that has ended, which would be asked, in vain."""
     before = os.environ["RAY_ADDRESS"]

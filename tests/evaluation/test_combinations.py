@@ -18,7 +18,7 @@ from raypipe.evaluation.combinations import (
     true_frames,
 )
 from raypipe.forecast import scoring
-from raypipe.forecast.manifest import CONSTANT
+from raypipe.forecast.manifest import CONSTANT, JOINT
 from raypipe.forecast.windows import forecast_windows
 from raypipe.metrics import ensemble
 from raypipe.models.components import build_component
@@ -65,7 +65,7 @@ def parts(found):
 
 
 def test_combinations_of_the_top_two():
-    found = combinations(FLOWS, DENOISERS, DIFFUSIONS, settings(), 2)
+    found = combinations(FLOWS, DENOISERS, DIFFUSIONS, [], settings(), 2)
     expected = {
         (f, d, g, alpha, steps)
         for f, own in (("f1", ("g1", "g3")), ("f2", ("g2",)))
@@ -85,20 +85,20 @@ def test_combinations_of_the_top_two():
 
 def test_every_solver_that_is_asked_for():
     solvers = ["heun_drift", "euler_maruyama"]
-    found = combinations(FLOWS, DENOISERS, DIFFUSIONS, settings(**{"evaluation.solvers": solvers}), 2)
-    plain = combinations(FLOWS, DENOISERS, DIFFUSIONS, settings(), 2)
+    found = combinations(FLOWS, DENOISERS, DIFFUSIONS, [], settings(**{"evaluation.solvers": solvers}), 2)
+    plain = combinations(FLOWS, DENOISERS, DIFFUSIONS, [], settings(), 2)
     assert {c for c in found if c.solver == "euler_maruyama"} == set(plain)
     assert {replace(c, solver="euler_maruyama") for c in found if c.solver == "heun_drift"} == set(plain)
     assert len(found) == 2 * len(plain) == len({c.key for c in found})
 
 
 def test_more_than_two_denoisers_are_tried_where_k_allows():
-    denoisers = {c.denoiser for c in combinations(FLOWS, DENOISERS, DIFFUSIONS, settings(), 3)}
+    denoisers = {c.denoiser for c in combinations(FLOWS, DENOISERS, DIFFUSIONS, [], settings(), 3)}
     assert denoisers == {None, "d1", "d2"}  # "no denoiser" is one of the three
 
 
 def test_the_best_alone():
-    found = combinations(FLOWS, DENOISERS, DIFFUSIONS, settings(**{"evaluation.steps": [3]}), 1)
+    found = combinations(FLOWS, DENOISERS, DIFFUSIONS, [], settings(**{"evaluation.steps": [3]}), 1)
     assert set(parts(found)) == {
         ("f1", d, g, alpha, 3)
         for d, alphas in ((None, (1.0,)), ("d1", (1.0, 1.5)))
@@ -108,12 +108,12 @@ def test_the_best_alone():
 
 
 def test_without_denoisers_or_diffusions_the_flow_goes_alone():
-    found = combinations(FLOWS[:1], DENOISERS[2:3], [], settings(**{"evaluation.steps": [1]}), 2)
+    found = combinations(FLOWS[:1], DENOISERS[2:3], [], [], settings(**{"evaluation.steps": [1]}), 2)
     assert parts(found) == [("f1", None, CONSTANT, 1.0, 1)]
 
 
 def test_keys_tell_combinations_apart_but_not_their_betas():
-    found = combinations(FLOWS, DENOISERS, DIFFUSIONS, settings(), 3)
+    found = combinations(FLOWS, DENOISERS, DIFFUSIONS, [], settings(), 3)
     everything = [
         *found,
         default_combination(FLOWS, DENOISERS, DIFFUSIONS, 1),
@@ -285,3 +285,22 @@ def test_members(data, scorer):
     assert found.score.crps.shape == (5, 3)
     assert np.isfinite([found.pixels.crps_ratio, found.pixels.psnr, found.pixels.ssim]).all()
     assert found.pixels.crps_ratio != pytest.approx(1.0, abs=1e-3)
+
+
+def test_a_joint_network_takes_the_place_of_a_flow_and_its_diffusion():
+    joints = [finalist("j1"), finalist("j2", handed_on=False), finalist("j3")]
+    found = combinations(FLOWS[:1], DENOISERS[1:3], [], joints, settings(**{"evaluation.steps": [1]}), 2)
+    rows = [(c.flow_model, c.denoiser, c.diffusion, c.flow_component) for c in found if c.diffusion == JOINT]
+    assert [row for row in rows if row[1] is None] == [(f"{j}-s1", None, JOINT, "joint") for j in ("j1", "j3")]
+    assert {row[1] for row in rows} == {None, "d1"}
+    assert {c.flow_component for c in found if c.diffusion != JOINT} == {"flow"}
+
+
+def test_trainings_of_a_joint_network_with_several_seeds_are_tried_alone_and_in_turns():
+    joints = [finalist("j1", models=("j1-s1", "j1-s0"))]
+    both = combinations(FLOWS[:1], [], [], joints, settings(**{"evaluation.steps": [1]}), 1)
+    found = [(c.flow_model, c.more_models) for c in both if c.diffusion == JOINT]
+    assert found == [("j1-s1", ()), ("j1-s1", ("j1-s0",))]
+    assert len({c.key for c in both}) == len(both)
+    one = combinations(FLOWS[:1], [], [], joints, settings(**{"evaluation.models": "best"}), 1)
+    assert all(c.more_models == () for c in one)

@@ -80,4 +80,5 @@ def test_a_search_that_stands_still_says_what_it_waits_for(tmp_path, monkeypatch
     log.close()
     line = "waiting for 1 trial with 1 CPU each: the cluster has 2 CPUs (0 free)"
     assert stream.getvalue().count(line) == 1
-    assert ("flow-03 at step 0 of 600" in stream.getvalue()) == (status == "RUNNING")
+    steps = Experiment().search.flow.steps
+    assert (f"flow-03 at step 0 of {steps}" in stream.getvalue()) == (status == "RUNNING")

@@ -109,6 +109,7 @@ def scored(stage, model, **evaluation):
 
 @pytest.mark.slow
 @pytest.mark.cluster
+@pytest.mark.long
 def test_rivals_are_scored_again_on_more_windows_and_members(stage, finalists):
     by_name = {f.trial: f for f in finalists}
     assert sorted(by_name) == sorted(RATES)
@@ -125,6 +126,7 @@ def test_rivals_are_scored_again_on_more_windows_and_members(stage, finalists):
 
 @pytest.mark.slow
 @pytest.mark.cluster
+@pytest.mark.long
 def test_who_is_clearly_behind_is_not_looked_at_again_and_ranks_last(stage, finalists):
     assert finalists[-1].trial == "flow-02"
     assert finalists[-1].closer is None
@@ -135,6 +137,7 @@ def test_who_is_clearly_behind_is_not_looked_at_again_and_ranks_last(stage, fina
 
 @pytest.mark.slow
 @pytest.mark.cluster
+@pytest.mark.long
 def test_what_is_on_record_of_a_refit_is_the_score_that_all_share(stage, finalists):
     rows = {row["trial"]: row for row in records.read_rows(stage.workspace.trials) if row["refit"]}
     assert sorted(rows) == sorted(f"{name}-s{seed}" for name in RATES for seed in range(2))

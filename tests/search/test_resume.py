@@ -11,6 +11,7 @@ import yaml
 
 from raypipe import cli, config, tune
 from raypipe.config import Axis, ConfigError, Experiment, Search, SearchStage
+from raypipe.config.old_names import STAGES
 from raypipe.search import pipeline
 from raypipe.search.changes import FREE
 from raypipe.search.opening import open_workspace
@@ -215,7 +216,7 @@ def test_an_edited_config_is_taken(storage, tmp_path):
 def with_old_names(experiment):
     """The config as earlier versions wrote it: a stage's axes alone in its section, its other settings beside it."""
     tree = config.to_dict(experiment)
-    for stage in experiment.search.stages:
+    for stage in STAGES:
         settings = tree["search"].pop(stage)
         tree["search"][stage] = settings.pop("axes")
         tree["search"] |= {f"{stage}_{name}": value for name, value in settings.items()}
