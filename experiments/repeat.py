@@ -24,7 +24,10 @@ from raypipe.search import records
 from raypipe.workspace.layout import Workspace
 from raypipe.workspace.manifest import manifest
 
-METRICS = ("crps_ratio", "crps_ratio_pixels", "psnr", "ssim", "spread_skill", "nfe_per_frame")
+METRICS = (
+    *("crps_ratio", "crps_ratio_pixels", "energy_ratio_pixels", "bodies_kept"),
+    *("psnr", "ssim", "spread_skill", "nfe_per_frame"),
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
