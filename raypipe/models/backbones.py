@@ -5,8 +5,6 @@ add one, write its module and name it here and in `raypipe.config.sections.Backb
 tests/models/test_conformance.py checks it.
 """
 
-from collections.abc import Callable, Mapping
-
 from torch import nn
 
 from raypipe import config
@@ -16,36 +14,11 @@ from raypipe.models.transformer import Transformer
 
 def build_backbone(model: config.Model, in_channels: int, out_channels: int, time_input: bool) -> nn.Module:
     """The backbone that `model.backbone` names. time_input: whether it sees u."""
-    return _BACKBONES[model.backbone](model, in_channels, out_channels, time_input)
-
-
-def _transformer(model: config.Model, in_channels: int, out_channels: int, time_input: bool) -> nn.Module:
-    return Transformer(
-        in_channels=in_channels,
-        out_channels=out_channels,
-        inner_dim=model.inner_dim,
-        depth=model.depth,
-        mid_depth=model.mid_depth,
-        num_heads=model.num_heads,
-        out_norm=model.out_norm,
-        dropout=model.dropout,
-        time_input=time_input,
-    )
-
-
-def _conv(model: config.Model, in_channels: int, out_channels: int, time_input: bool) -> nn.Module:
-    return ConvNet(
-        in_channels=in_channels,
-        out_channels=out_channels,
-        inner_dim=model.inner_dim,
-        depth=model.depth,
-        mid_depth=model.mid_depth,
-        dropout=model.dropout,
-        time_input=time_input,
-    )
-
-
-_BACKBONES: Mapping[config.Backbone, Callable[[config.Model, int, int, bool], nn.Module]] = {
-    "transformer": _transformer,
-    "conv": _conv,
-}
+    sizes = (in_channels, out_channels, model.inner_dim, model.depth, model.mid_depth)
+    match model.backbone:
+        case "conv":
+            return ConvNet(*sizes, dropout=model.dropout, time_input=time_input)
+        case "transformer":
+            return Transformer(
+                *sizes, model.num_heads, out_norm=model.out_norm, dropout=model.dropout, time_input=time_input
+            )

@@ -1,47 +1,13 @@
-"""A convolutional backbone: residual blocks, arranged as a small U-Net on larger latents.
-
-At equal CPU time it learns several times as much as the transformer on small latents; experiments/README.md has the
-figures.
-"""
-
-from typing import cast
+"""A convolutional backbone: residual blocks, arranged as a small U-Net on larger latents."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from raypipe.models.timeinput import check_time
-from raypipe.models.transformer import PositionEncoding
+from raypipe.models.inputs import PositionEncoding, check_time
+from raypipe.models.residual import ResidualBlock, group_norm
 
 HALVED_FROM = 16
 """Smallest height and width at which the middle blocks run at half the resolution."""
-GROUPS = 8
-
-
-class TimedBlock(nn.Module):
-    """Residual block of two (GroupNorm, SiLU, 3x3 convolution) layers; initialized to the identity.
-
-    time_input: a linear function of u is added between the two convolutions.
-    """
-
-    def __init__(self, dim: int, time_input: bool, dropout: float) -> None:
-        super().__init__()
-        groups = GROUPS if dim % GROUPS == 0 else 1
-        self.norm1 = nn.GroupNorm(groups, dim)
-        self.conv1 = nn.Conv2d(dim, dim, 3, padding=1)
-        self.time = nn.Linear(1, dim) if time_input else None
-        self.norm2 = nn.GroupNorm(groups, dim)
-        self.dropout = nn.Dropout(dropout) if dropout > 0 else nn.Identity()
-        self.conv2 = nn.Conv2d(dim, dim, 3, padding=1)
-        nn.init.zeros_(self.conv2.weight)
-        nn.init.zeros_(cast(Tensor, self.conv2.bias))
-
-    def forward(self, x: Tensor, u: Tensor | None) -> Tensor:
-        """[b, dim, h, w] and u [b] -> [b, dim, h, w]."""
-        hidden = self.conv1(F.silu(self.norm1(x)))
-        if self.time is not None and u is not None:
-            hidden = hidden + self.time(u[:, None])[:, :, None, None]
-        out: Tensor = x + self.conv2(self.dropout(F.silu(self.norm2(hidden))))
-        return out
 
 
 class ConvNet(nn.Module):
@@ -65,7 +31,7 @@ class ConvNet(nn.Module):
         super().__init__()
 
         def blocks(count: int) -> nn.ModuleList:
-            return nn.ModuleList(TimedBlock(inner_dim, time_input, dropout) for _ in range(count))
+            return nn.ModuleList(ResidualBlock(inner_dim, time_input=time_input, dropout=dropout) for _ in range(count))
 
         self.time_input = time_input
         self.conv_in = nn.Conv2d(in_channels, inner_dim, 3, padding=1)
@@ -73,7 +39,7 @@ class ConvNet(nn.Module):
         for table in (self.position_encoding.col_embed, self.position_encoding.row_embed):
             nn.init.zeros_(table.weight)
         self.in_blocks, self.mid_blocks, self.out_blocks = blocks(depth), blocks(mid_depth), blocks(depth)
-        self.norm = nn.GroupNorm(GROUPS if inner_dim % GROUPS == 0 else 1, inner_dim)
+        self.norm = group_norm(inner_dim)
         self.conv_out = nn.Conv2d(inner_dim, out_channels, 3, padding=1)
 
     def forward(self, x: Tensor, u: Tensor | None = None) -> Tensor:

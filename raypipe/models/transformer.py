@@ -11,12 +11,8 @@ import torch.nn.functional as F
 from einops.layers.torch import Rearrange
 from torch import Tensor, nn
 
-from raypipe.common.errors import UserError
 from raypipe.models.attention import Linear, SelfAttention
-from raypipe.models.timeinput import check_time
-
-MAX_SIZE = 512
-"""Largest height and width of a latent frame: the number of row and of column embeddings."""
+from raypipe.models.inputs import PositionEncoding, check_time
 
 
 class Dropout(nn.Dropout):
@@ -53,25 +49,6 @@ class Block(nn.Module):
         hidden = self.dropout(F.gelu(self.linear1(self.norm2(x))))
         out: Tensor = x + self.dropout(self.linear2(hidden))
         return out
-
-
-class PositionEncoding(nn.Module):
-    """Learned embeddings of column and row, dim / 2 features each, concatenated."""
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.col_embed = nn.Embedding(MAX_SIZE, dim // 2)
-        self.row_embed = nn.Embedding(MAX_SIZE, dim // 2)
-        nn.init.uniform_(self.col_embed.weight)
-        nn.init.uniform_(self.row_embed.weight)
-
-    def forward(self, height: int, width: int) -> Tensor:
-        """The embeddings of all pixels, [height, width, dim]. Raises UserError above MAX_SIZE."""
-        if max(height, width) > MAX_SIZE:
-            raise UserError(f"latent frames: must be at most {MAX_SIZE} high and wide, not {height} x {width}")
-        columns = self.col_embed.weight[:width].expand(height, -1, -1)
-        rows = self.row_embed.weight[:height, None].expand(-1, width, -1)
-        return torch.cat([columns, rows], dim=-1)
 
 
 class Transformer(nn.Module):

@@ -3,7 +3,8 @@ import torch
 from torch import nn
 
 from raypipe.models.attention import Linear, linear
-from raypipe.models.transformer import MAX_SIZE, Block, Dropout, Transformer
+from raypipe.models.inputs import MAX_SIZE
+from raypipe.models.transformer import Block, Dropout, Transformer
 
 
 @pytest.mark.parametrize("training", [False, True])
