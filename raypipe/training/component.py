@@ -10,17 +10,17 @@ from torch import Tensor, nn
 from raypipe import checkpoint, config
 from raypipe.checkpoint import Meta
 from raypipe.common.device import choose_device
-from raypipe.common.seeds import step_generator, step_seed
 from raypipe.config import Component, Experiment
 from raypipe.data.batches import TrainBatch, WindowBatches
 from raypipe.data.windows import Sampler, WindowIndex
 from raypipe.models.components import build_component
 from raypipe.sde import losses
-from raypipe.sde.path import Draws, PathSample, draw, sample_path
+from raypipe.sde.path import PathSample
 from raypipe.training.forecast_task import ForecastTask
 from raypipe.training.loop import Progress, Schedule, Task
 from raypipe.training.monitor import Label
 from raypipe.training.network import NetworkTraining
+from raypipe.training.sampling import Encoder, begin_step, sample_paths
 from raypipe.workspace.dataset import ExperimentData
 from raypipe.workspace.layout import ParentModels, Workspace
 
@@ -28,9 +28,7 @@ from raypipe.workspace.layout import ParentModels, Workspace
 class ComponentTask:
     """The loss of a component on windows of K + 1 latents, [b, K+1, C, h, w]; see `raypipe.sde`.
 
-    flow: the frozen flow whose residual a diffusion is trained on. encode: see `ExperimentData.encoder`; None: batches
-    contain latents. All ranks draw the noise of the global batch from (seed, step) and use their slice of it, so the
-    noise does not depend on the number of ranks.
+    flow: the frozen flow whose residual a diffusion is trained on. encode: see `begin_step`.
     """
 
     def __init__(
@@ -39,7 +37,7 @@ class ComponentTask:
         experiment: Experiment,
         *,
         flow: nn.Module | None = None,
-        encode: Callable[[TrainBatch], Tensor] | None = None,
+        encode: Encoder | None = None,
     ) -> None:
         self.module = module
         self._settings = experiment
@@ -47,29 +45,18 @@ class ComponentTask:
         self._encode = encode
         component = experiment.train.component
         self._loss = _LOSSES[component, chosen_loss(component, experiment.train.loss)]
-        self._zero_share = experiment.sde.zero_share if experiment.model.time_input else 0.0
         assert (component == "diffusion") == (flow is not None)
 
     def loss(self, batch: TrainBatch) -> Tensor:
         """The mean loss over this rank's windows, a scalar."""
-        window = batch.data if self._encode is None else self._encode(batch)
-        if self._settings.model.dropout > 0:  # a resumed training has the dropout masks of an uninterrupted one
-            torch.manual_seed(step_seed(self._settings.train.random_seed, batch.step, 3 + batch.offset))
-        draws = self._draws(batch, window)
-        sample = sample_path(window, draws, self._settings.train.noise_std, self._settings.sde.sigma)
+        window = begin_step(self._settings, batch, self._encode)
+        sample = sample_paths(self._settings, batch, window)
         output = self.module(sample.noisy, sample.time)
         residual = None
         if self._flow is not None:
             with torch.no_grad():
                 residual = sample.velocity - self._flow(sample.noisy, sample.time)
         return self._loss(output.float(), sample, residual, self._settings.sde.delta)
-
-    def _draws(self, batch: TrainBatch, window: Tensor) -> Draws:
-        """This rank's slice of the random numbers of the global batch."""
-        shape = (window.shape[2] * (window.shape[1] - 1), *window.shape[3:])
-        generator = step_generator(self._settings.train.random_seed, batch.step, 0)
-        draws = draw(generator, batch.total, shape, self._zero_share)
-        return draws.part(batch.offset, len(window), window.device)
 
 
 def chosen_loss(component: Component, loss: str | None) -> str | None:

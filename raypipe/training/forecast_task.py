@@ -1,21 +1,19 @@
 """The loss of a joint network: first of its velocity, then of the forecasts that it makes through the solver."""
 
-from collections.abc import Callable
-
 import torch
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
-from raypipe.common.seeds import step_generator, step_seed
+from raypipe.common.seeds import step_seed
 from raypipe.config import Experiment
 from raypipe.data.batches import TrainBatch
 from raypipe.metrics.ensemble import energy_score, fair_crps
 from raypipe.sde import losses
 from raypipe.sde.brownian import brownian_end, forecast_keys
 from raypipe.sde.dynamics import Dynamics
-from raypipe.sde.path import draw, sample_path
 from raypipe.sde.rollout import integrate
 from raypipe.sde.solvers import SOLVERS
+from raypipe.training.sampling import Encoder, begin_step, sample_paths
 
 FAIRNESS = 0.95
 """Weight of the fair score against the plain one, as in arXiv 2412.15832."""
@@ -26,14 +24,11 @@ class ForecastTask:
 
     In the first 1 - train.score_share of the steps, it is the loss of the velocity (`raypipe.sde.losses.joint`); from
     then on, the score of an ensemble forecast of T frames, with the first of evaluation.steps and evaluation.solvers.
-    In turns, step by step, the two disturb each other (experiments/README.md). The noise
-    of a forecast depends on the step and on the number of its window in the global batch, not on the number of ranks.
-    encode: see `ExperimentData.encoder`; None: batches contain latents.
+    In turns, step by step, the two disturb each other (experiments/README.md). The noise of a forecast depends on the
+    step and on the number of its window in the global batch, not on the number of ranks. encode: see `begin_step`.
     """
 
-    def __init__(
-        self, module: nn.Module, experiment: Experiment, *, encode: Callable[[TrainBatch], Tensor] | None = None
-    ) -> None:
+    def __init__(self, module: nn.Module, experiment: Experiment, *, encode: Encoder | None = None) -> None:
         self.module = module
         self._settings = experiment
         self._encode = encode
@@ -45,21 +40,14 @@ class ForecastTask:
 
     def loss(self, batch: TrainBatch) -> Tensor:
         """The mean loss over this rank's windows, a scalar."""
-        window = batch.data if self._encode is None else self._encode(batch)
-        if self._settings.model.dropout > 0:  # a resumed training has the dropout masks of an uninterrupted one
-            torch.manual_seed(step_seed(self._settings.train.random_seed, batch.step, 3 + batch.offset))
+        window = begin_step(self._settings, batch, self._encode)
         if batch.step < self._first_scored:
             return self._of_velocity(window[:, : self._settings.model.num_input_frames + 1], batch)
         return self._of_forecast(window, batch)
 
     def _of_velocity(self, window: Tensor, batch: TrainBatch) -> Tensor:
         """Loss of the velocity at a point on the path of each window, [b, K+1, C, h, w]."""
-        settings = self._settings
-        shape = (window.shape[2] * (window.shape[1] - 1), *window.shape[3:])
-        generator = step_generator(settings.train.random_seed, batch.step, 0)
-        draws = draw(generator, batch.total, shape, settings.sde.zero_share)
-        mine = draws.part(batch.offset, len(window), window.device)
-        sample = sample_path(window, mine, settings.train.noise_std, settings.sde.sigma)
+        sample = sample_paths(self._settings, batch, window)
         if not self._dynamics.noise_input:
             f, g = self.module(sample.noisy, sample.time).float().chunk(2, dim=1)
             return losses.joint(f, g, sample.velocity)

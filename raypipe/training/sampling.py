@@ -1,0 +1,38 @@
+"""What all components are trained on: windows of latents, and a random point on the path of each."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from raypipe.common.seeds import step_generator, step_seed
+from raypipe.config import Experiment
+from raypipe.data.batches import TrainBatch
+from raypipe.sde.path import PathSample, draw, sample_path
+
+Encoder = Callable[[TrainBatch], Tensor]
+"""See `ExperimentData.encoder`."""
+
+
+def begin_step(experiment: Experiment, batch: TrainBatch, encode: Encoder | None) -> Tensor:
+    """The windows of a batch as latents, [b, frames, C, h, w]. encode: None: the batch contains latents.
+
+    Also seeds dropout, so that a resumed training has the masks of an uninterrupted one.
+    """
+    window = batch.data if encode is None else encode(batch)
+    if experiment.model.dropout > 0:
+        torch.manual_seed(step_seed(experiment.train.random_seed, batch.step, 3 + batch.offset))
+    return window
+
+
+def sample_paths(experiment: Experiment, batch: TrainBatch, window: Tensor) -> PathSample:
+    """A point on the path of each window of K + 1 latents, [b, K+1, C, h, w].
+
+    All ranks draw the random numbers of the global batch from (seed, step) and use their slice of it, so these do not
+    depend on the number of ranks.
+    """
+    shape = (window.shape[2] * (window.shape[1] - 1), *window.shape[3:])
+    generator = step_generator(experiment.train.random_seed, batch.step, 0)
+    draws = draw(generator, batch.total, shape, experiment.sde.zero_share if experiment.model.time_input else 0.0)
+    mine = draws.part(batch.offset, len(window), window.device)
+    return sample_path(window, mine, experiment.train.noise_std, experiment.sde.sigma)
