@@ -1,21 +1,19 @@
 """A named training run of one component: new or resumed, and the flow that a diffusion is trained on."""
 
 import json
-import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from raypipe import checkpoint, config
-from raypipe.common.errors import RESUME
 from raypipe.config import Component, ConfigError, Experiment
 from raypipe.distributed.jobs import ComponentJob, run_settings
 from raypipe.distributed.trainer import train_jobs
 from raypipe.distributed.training_job import Settings, finished
-from raypipe.workspace.claims import LOCK, contents, locked, some
+from raypipe.workspace.claims import contents, resumable, some
 from raypipe.workspace.layout import ParentModels, Workspace
 from raypipe.workspace.run_names import run_name
 
@@ -77,23 +75,9 @@ def begun(settings: Settings) -> Iterator[None]:
     """
     folder = settings.storage / settings.name
     made = [path for path in (folder, *folder.parents) if not path.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
     busy = "is training this run; wait until it ends, or choose another --run-name"
-    try:
-        with locked(folder / LOCK, busy):
-            try:
-                yield
-            except KeyboardInterrupt:
-                raise KeyboardInterrupt(RESUME) from None
-            except BaseException:
-                if os.listdir(folder) == [LOCK]:
-                    (folder / LOCK).unlink()
-                raise
-    except BaseException:
-        with suppress(OSError):  # of the first that is not empty
-            for path in made:
-                path.rmdir()
-        raise
+    with resumable(folder, busy, lambda: False, made):
+        yield
 
 
 def keep_aside(settings: Settings, folder: Path) -> Settings:

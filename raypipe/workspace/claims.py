@@ -4,7 +4,7 @@ import itertools
 import os
 import socket
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from raypipe.common.errors import RESUME
@@ -38,8 +38,19 @@ def hold(workspace: Workspace) -> Iterator[None]:
     kept, so that --resume finds it.
     """
     folder = workspace.folder
-    folder.mkdir(parents=True, exist_ok=True)
     busy = "is running this search; wait until it ends, or start another search with a different --name"
+    with resumable(folder, busy, lambda: (folder / "config.yaml").exists(), [folder]):
+        yield
+
+
+@contextmanager
+def resumable(folder: Path, busy: str, begun: Callable[[], bool], made: Sequence[Path]) -> Iterator[None]:
+    """Create and lock the folder of something that --resume continues, for the duration of a `with` block.
+
+    After Ctrl-C or a kill the folder stays, so that --resume finds it. If the block fails before `begun()` is true, the
+    lock file and those of the folders `made` that are empty are removed, the first one first. busy: see `locked`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
     try:
         with locked(folder / LOCK, busy):
             try:
@@ -47,12 +58,13 @@ def hold(workspace: Workspace) -> Iterator[None]:
             except KeyboardInterrupt:
                 raise KeyboardInterrupt(RESUME) from None
             except BaseException:
-                if not (folder / "config.yaml").exists() and os.listdir(folder) in ([], [LOCK]):
+                if not begun() and os.listdir(folder) in ([], [LOCK]):
                     (folder / LOCK).unlink(missing_ok=True)
                 raise
     except BaseException:
-        if not os.listdir(folder):
-            folder.rmdir()
+        with suppress(OSError):  # of the first that is not empty
+            for path in made:
+                path.rmdir()
         raise
 
 
