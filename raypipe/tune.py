@@ -67,13 +67,18 @@ def search(component: Component, argv: Sequence[str] | None = None, prog: str | 
         begun = workspace.finalists(component).is_file()
         return not begun and all(workspace.finalists(stage).is_file() for stage in earlier)
 
+    def check(experiment: Experiment) -> None:
+        if experiment.search.stages[component].trials == 0:
+            raise ConfigError(f"{field}: 0, so there is nothing to search; give --trials N")
+        start(experiment)
+
     source = warm_start(args)
     experiment, workspace = open_workspace(
-        args, overrides, unfinished, ready if earlier else None, check=start, extend="--trials"
+        args, overrides, unfinished, ready if earlier else None, check=check, extend="--trials"
     )
     with hold(workspace):
         run_stages(experiment, workspace, [*earlier, component], warm_start=source, wandb=args.wandb)
-    following = [*COMPONENTS[COMPONENTS.index(component) + 1 :]]
+    following = [c for c in experiment.search.searched if COMPONENTS.index(c) > COMPONENTS.index(component)]
     step = f"python experiments/tune_{following[0]}.py" if following else "python -m raypipe.evaluate"
     terminal.say(f"\nnext   {step}")
     return 0

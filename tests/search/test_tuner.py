@@ -331,6 +331,14 @@ def test_bad_flags_are_one_line(tmp_path, capfd, argv, says):
     assert raytools.listing(tmp_path) == []
 
 
+def test_a_stage_without_trials_is_not_searched(tmp_path, capfd):
+    argv = ["--storage", tmp_path, "--search.joint.trials", 0]
+    assert outcome(partial(tune.search, "joint"), "tune_joint.py", argv) == 2
+    said = "tune_joint.py: error: search.joint.trials: 0, so there is nothing to search; give --trials N\n"
+    assert capfd.readouterr().err == said
+    assert list(tmp_path.iterdir()) == []
+
+
 # ---- Ctrl-C
 
 
