@@ -21,14 +21,14 @@ from raypipe.config import REFERENCE_COMPONENTS
 from raypipe.data.conversion.preprocessing import Preprocessing
 from raypipe.evaluation.combinations import Combination
 from raypipe.evaluation.run import keep_best
-from raypipe.forecast.manifest import CONSTANT, read_manifest
+from raypipe.forecast.manifest import CONSTANT, JOINT, read_manifest
 from raypipe.search.changes import adopt
 from raypipe.search.finalists import read_finalists
 from raypipe.search.pipeline import is_searched
 from raypipe.search.study import ended_trials
 from raypipe.workspace.dataset import ExperimentData
 from raypipe.workspace.layout import Workspace
-from tests.raytools import TINY, tiny
+from tests.raytools import TINY, flags, started, tiny
 
 RECORDED = Path(__file__).parent / "recorded" / "search.tar.gz"
 
@@ -139,3 +139,23 @@ def test_its_winner_kept_again_says_how_its_videos_were_converted(storage, works
     keep_best(ExperimentData(experiment, place), chosen)
     assert read_manifest(place.best).preprocessing == made
     assert raypipe.load_predictor(place.folder).manifest.flow == flow.trial
+
+
+@pytest.mark.slow
+@pytest.mark.cluster
+@pytest.mark.long
+def test_it_is_extended_by_a_joint_stage_and_keeps_the_rest(storage, workspace, head, tmp_path):
+    """An experiment of an earlier version goes on with what there was not at its time."""
+    shutil.copytree(storage, tmp_path / "storage", dirs_exist_ok=True)
+    place = Workspace(tmp_path / "storage", "demo")
+    extension = flags({"search.joint.trials": 1, "search.joint.steps": 8, "search.joint.refit_steps": 8})
+    argv = ["experiments/pipeline.py", "--storage", place.storage, "--name", "demo", "--resume", *extension]
+    with started(tmp_path / "log", argv, place.storage, **head.variables) as process:
+        assert process.finish() == 0, process.err[-4000:]
+    key = TABLES["trials.parquet"]
+    before, after = (read_table(folder / "trials.parquet", key) for folder in (workspace.folder, place.folder))
+    assert {name: after[name] for name in before} == {name: after[name] | row for name, row in before.items()}
+    assert {row["stage"] for name, row in after.items() if name not in before} == {"joint"}
+    rows = pq.read_table(place.evaluation / "combinations.parquet").to_pylist()
+    assert any(row["diffusion"] == JOINT for row in rows)
+    assert place.experiment().search.joint.trials == 1

@@ -131,6 +131,8 @@ def read_pickle(file: Path) -> tuple[Any, list[str]]:
     skipped: dict[str, None] = {}
     try:
         _refuse_torchscript(file)
+        # weights_only=True would refuse files that hold objects of unknown classes, such as callbacks of Lightning. The
+        # pickle module given here builds placeholders for them, and otherwise only what ALLOWED lists.
         with file.open("rb") as opened, warnings.catch_warnings(action="ignore"):
             content = torch.load(opened, map_location="cpu", weights_only=False, pickle_module=_restricted(skipped))
     except UserError:

@@ -27,7 +27,7 @@ class FileLock(filelock.FileLock):
     """A `filelock.FileLock` that names the folder if its file system has no locks, and says what it waits for."""
 
     def acquire(self, timeout: float | None = None, *args: Any, **settings: Any) -> Any:
-        """As `filelock.FileLock.acquire`. Raises UserError if the file system has no locks."""
+        """Acquire the lock, as `filelock.FileLock` does. Raises UserError if the file system has no locks."""
         waits = timeout is None and self.timeout < 0 and self.blocking and settings.get("blocking", True)
         try:
             if waits:

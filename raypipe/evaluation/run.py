@@ -42,7 +42,10 @@ class StageFinalists:
 
     @classmethod
     def read(cls, workspace: Workspace) -> "StageFinalists":
-        """Those of an experiment. Raises ConfigError if a stage is not finished; only the joint stage may be absent."""
+        """Read the finalists of an experiment. The joint stage may be absent.
+
+        Raises ConfigError if another stage is not finished.
+        """
         joints = read_finalists(workspace, "joint") if workspace.finalists("joint").is_file() else []
         flows, denoisers, diffusions = (read_finalists(workspace, component) for component in REFERENCE_COMPONENTS)
         return cls(flows, denoisers, diffusions, joints)

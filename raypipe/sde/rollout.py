@@ -53,23 +53,23 @@ def rollout(
     target = device or context.device
     window = torch.tensor([int(w) for w in (range(len(context)) if windows is None else windows)], device=target)
     frames = range(first_frame, first_frame + horizon)
-    step = SOLVERS[solver].step
-    members_of = [range(i, members, len(turns)) for i in range(min(members, len(turns)))]
-    parts = []
-    for one, numbers in zip(turns, members_of, strict=False):
-        drawn = numbers if one.stochastic or context.ndim == 6 else numbers[:1]
-        starts, keys = _starts(context, drawn), None
-        if one.stochastic:
-            member = torch.tensor(drawn, device=target).repeat(len(context))
-            keys = forecast_keys(seed, window.repeat_interleave(len(drawn)), member)
 
-        def run(rows: slice, one: Dynamics = one, starts: Tensor = starts, keys: Tensor | None = keys) -> Tensor:
-            mine = None if keys is None else keys[rows]
+    def forecast(one: Dynamics, numbers: range) -> Tensor:
+        """The members with these numbers, [n, len(numbers), T, C, h, w]."""
+        drawn = numbers if one.stochastic or context.ndim == 6 else numbers[:1]
+        starts, member = _starts(context, drawn), torch.tensor(drawn, device=target).repeat(len(context))
+        keys = forecast_keys(seed, window.repeat_interleave(len(drawn)), member) if one.stochastic else None
+
+        def run(rows: slice) -> Tensor:
+            mine, step = None if keys is None else keys[rows], SOLVERS[solver].step
             return integrate(one, starts[rows].to(target), mine, frames, step, steps, interpolate).cpu()
 
         rolled = in_batches(run, len(starts), batch_size, target)
         made = rearrange(rolled, "(n m) t c h w -> n m t c h w", m=len(drawn))
-        parts.append(made.expand(-1, len(numbers), -1, -1, -1, -1))
+        return made.expand(-1, len(numbers), -1, -1, -1, -1)
+
+    members_of = [range(i, members, len(turns)) for i in range(min(members, len(turns)))]
+    parts = [forecast(turns[i], numbers) for i, numbers in enumerate(members_of)]
     order = torch.tensor([m for numbers in members_of for m in numbers]).argsort()
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)[:, order]
 
