@@ -16,12 +16,12 @@ from raypipe.common import terminal
 from raypipe.common.errors import UserError
 from raypipe.common.locks import Timeout, file_lock
 from raypipe.data.conversion import resuming
-from raypipe.data.conversion.find import readable
 from raypipe.data.conversion.shard import LAYOUTS, Options, plan
 from raypipe.data.conversion.splits import DATASETS, Division, Split, find_splits, split_folders
 from raypipe.data.conversion.summary import Summary, summarize
 from raypipe.data.splits import SPLITS
 from raypipe.data.video.fitting import MODES
+from raypipe.data.video.folders import readable
 from raypipe.distributed.conversion import convert_all
 
 PROG = "raypipe.convert_to_h5"

@@ -12,13 +12,14 @@ from pathlib import Path
 import numpy as np
 
 from raypipe.common.errors import UserError
-from raypipe.data.conversion.find import find_clips, is_shard_folder, readable, source_of
+from raypipe.data.conversion.find import find_clips, is_shard_folder, source_of
 from raypipe.data.conversion.preprocessing import Preprocessing, every, read_preprocessing
 from raypipe.data.conversion.reader import Sampling, SourceReader
 from raypipe.data.conversion.source import Source
 from raypipe.data.shards import open_shards
 from raypipe.data.shards.storage import Folder, RemoteFolder
 from raypipe.data.video.fitting import Fit, Frames
+from raypipe.data.video.folders import readable
 from raypipe.forecast.manifest import Manifest
 
 

@@ -13,7 +13,7 @@ DEFAULT_DIFFUSION = "published"
 def default_values(component: Component) -> Mapping[str, Any]:
     """The settings of the default by dotted name; the experiment determines all other settings.
 
-    The reference code has no joint network: the first trial of that stage has the settings that proved best.
+    The reference code has no joint network. The first trial of that stage has the settings of experiments/README.md.
     """
     if component == "joint":
         return {

@@ -281,6 +281,9 @@ CASES = {
     ),
     # what cannot be read
     "not UTF-8": Case(make.not_utf8, {"a.mp4": 16}, ("its name is not UTF-8",), 1, left=("caf\\xe9.mp4",)),
+    "a frame not UTF-8": Case(
+        make.not_utf8_frame, {"a": 5}, ("its name is not UTF-8",), 1, left=("005\\xe9.png",)
+    ),
     "dangling links": Case(make.dangling_links, {"a.mp4": 16}, ("a link to /nowhere/b.mp4",), 1, left=("b.mp4", "c")),
     "a loop of links": Case(make.link_loop, {"a.mp4": 16}, ("a link to a folder that contains it",), 1, left=("up",)),
     "links in a circle": Case(

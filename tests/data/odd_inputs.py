@@ -92,6 +92,12 @@ def not_utf8(root):
     os.rename(bytes(root / "train/b.mp4"), bytes(root / "train") + b"/caf\xe9.mp4")
 
 
+def not_utf8_frame(root):
+    """Five frames with good names, and a sixth."""
+    images(root / "train/a")
+    os.rename(bytes(root / "train/a/005.png"), bytes(root / "train/a") + b"/005\xe9.png")
+
+
 def dangling_links(root):
     video(root / "train/a.mp4")
     os.symlink("/nowhere/b.mp4", root / "train/b.mp4")

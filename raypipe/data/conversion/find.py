@@ -15,7 +15,7 @@ from raypipe.data.shards import open_shards
 from raypipe.data.shards.index import INDEX
 from raypipe.data.shards.reference import MANIFEST
 from raypipe.data.shards.writer import PATTERN
-from raypipe.data.video.folders import frame_names, image_suffix, natural
+from raypipe.data.video.folders import frame_names, image_suffix, natural, readable
 from raypipe.data.video.images import is_film, opened
 from raypipe.data.video.kinds import IMAGE_SUFFIXES, PLAIN_IMAGES, Kind, kind_of
 
@@ -240,11 +240,6 @@ def _problem(entry: os.DirEntry[str], above: frozenset[str]) -> str | None:
             return "a link to a folder that contains it"
         return None
     return None if entry.is_file() else "neither a file nor a folder"
-
-
-def readable(name: str) -> str:
-    """A name with the bytes that are not UTF-8 written as \\xNN."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def without_repeats(sources: Sequence[Source]) -> tuple[list[Source], list[str]]:

@@ -10,9 +10,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from raypipe.common.errors import UserError
-from raypipe.data.conversion.find import find_clips, readable, without_repeats
+from raypipe.data.conversion.find import find_clips, without_repeats
 from raypipe.data.conversion.source import Found, Source
 from raypipe.data.splits import SPLITS
+from raypipe.data.video.folders import readable
 from raypipe.data.video.kinds import kind_of
 
 CLEVRER = {"train": "video_train", "val": "video_validation", "test": "video_test"}

@@ -30,10 +30,18 @@ def image_suffix(name: str) -> str:
 
 
 def frame_names(folder: str | Path, suffix: str) -> list[str]:
-    """Names of the files in a folder with this `image_suffix`, in natural order; hidden files are left out."""
+    """Names of the files in a folder with this `image_suffix`, in natural order.
+
+    Hidden files, and those whose names are not UTF-8, are left out; the search for clips names them.
+    """
     with os.scandir(folder) as entries:
         names = [entry.name for entry in entries if not entry.name.startswith(".") and not entry.is_dir()]
-    return sorted((name for name in names if image_suffix(name) == suffix), key=natural)
+    return sorted((n for n in names if image_suffix(n) == suffix and readable(n) == n), key=natural)
+
+
+def readable(name: str) -> str:
+    """A name with the bytes that are not UTF-8 written as \\xNN."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def iter_images(folder: str | Path, suffix: str, names: Sequence[str] | None = None) -> Iterator[Image.Image]:
