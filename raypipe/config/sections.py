@@ -15,11 +15,13 @@ Component = Literal["flow", "denoiser", "diffusion", "joint"]
 COMPONENTS: tuple[Component, ...] = ("flow", "denoiser", "diffusion", "joint")
 REFERENCE_COMPONENTS: tuple[Component, ...] = COMPONENTS[:3]
 """The components of the reference code."""
+SCORES = ("crps_energy", "crps", "energy")
+"""The losses that are scores of forecasts."""
 LOSSES: Mapping[Component, tuple[str, ...]] = {
     "flow": ("nll", "mse"),
     "denoiser": (),
-    "diffusion": ("regression", "nll"),
-    "joint": ("crps_energy", "crps", "energy"),
+    "diffusion": ("regression", "nll", *SCORES),
+    "joint": SCORES,
 }
 """The losses that each component can be trained with, the default first. The denoiser has a single, unnamed loss."""
 Backbone = Literal["transformer", "conv"]
@@ -102,16 +104,19 @@ class Train(Section):
     )
     loss: Literal["nll", "mse", "regression", "crps_energy", "crps", "energy"] | None = option(
         None,
-        "flow: nll or mse; diffusion: regression or nll; joint: score of its forecasts, crps, energy or crps_energy "
-        "(their sum); null: the first of these, crps_energy for joint; a denoiser takes only null",
+        "flow: nll or mse; diffusion: regression, nll or the score of forecasts with its flow, crps, energy or "
+        "crps_energy (their sum); joint: the score of its forecasts; null: the first of these, crps_energy for joint; "
+        "a denoiser takes only null",
     )
     score_share: float = option(
-        0.7, "joint: fraction of the steps, the last ones, trained on the score of forecasts; before, on the velocity"
+        0.7,
+        "fraction of the steps, the last ones, trained on the score of forecasts, if that is the loss; before, on the "
+        "velocity (a diffusion: nll)",
     )
     forecast_frames: int = option(
-        2, "joint: number of frames of a forecast whose score is trained on, at most evaluation.horizon"
+        2, "number of frames of a forecast whose score is trained on, at most evaluation.horizon"
     )
-    forecast_members: int = option(2, "joint: members of a forecast whose score is trained on")
+    forecast_members: int = option(2, "members of a forecast whose score is trained on")
     steps: int = option(1500, "training steps")
     batch_size: int = option(16, "windows of K + 1 frames per training step, over all workers")
     learning_rate: float = option(3e-3, "peak learning rate")
@@ -157,6 +162,11 @@ class Train(Section):
         choices = LOSSES[self.component]
         rule = f"{' or '.join(choices) or 'left out'} for a {self.component}"
         require(self.loss is None or self.loss in choices, "train.loss", rule, self.loss)
+
+    @property
+    def scores_forecasts(self) -> bool:
+        """Whether the loss is the score of forecasts."""
+        return self.component == "joint" or self.loss in SCORES
 
 
 def solver_name(name: Any) -> Any:

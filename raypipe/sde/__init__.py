@@ -58,6 +58,7 @@ Losses (raypipe.sde.losses, raypipe.training.component); mean is over the batch 
     denoiser               mean((d + eps)^2),  d = d(X~)
     diffusion  regression  mean((g - |r|)^2) + mean((log g - log(r^2 + 1e-6)/2)^2),  g = g(X~, u)
                nll         mean(r^2/(2 g^2) + log g)
+               crps, energy, crps_energy: as for joint, after nll, in forecasts with the frozen flow f
 
     joint      velocity    additive: mean((v - f)^2) + 0.1 mean(r^2/(2 g^2) + log g), with r = v - f as a constant
                            input: mean((v - f(X~, u, xi))^2), xi ~ N(0, I)
@@ -65,7 +66,7 @@ Losses (raypipe.sde.losses, raypipe.training.component); mean is over the batch 
                energy      energy of the same
                crps_energy crps + energy
 
-    A joint network is trained on its velocity in the first 1 - train.score_share of the steps. In the rest, forecasts
+    If the loss is a score, the first 1 - train.score_share of the steps train on the velocity. In the rest, forecasts
     are made through the solver (T = train.forecast_frames, M = train.forecast_members), their scores are the loss, and
     the gradient passes through all frames. The scores are almost fair (arXiv 2412.15832), see `Score`. On the velocity
     alone, f(X, u, xi) learns to ignore xi; the scores teach it what xi is for. A network that sees one xi for a whole

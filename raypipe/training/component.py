@@ -120,7 +120,7 @@ class ComponentTraining(NetworkTraining):
         self._parents = parents
         torch.manual_seed(train.random_seed)
         module = build_component(train.component, experiment.model, data.channels, experiment.sde.noise).to(device)
-        predicted = min(train.forecast_frames, experiment.evaluation.horizon) if train.component == "joint" else 1
+        predicted = min(train.forecast_frames, experiment.evaluation.horizon) if train.scores_forecasts else 1
         window, stride = experiment.model.num_input_frames + predicted, experiment.dataset.frame_stride
         shards = data.training_shards()
         index = WindowIndex(shards.lengths, window, stride)
@@ -133,10 +133,8 @@ class ComponentTraining(NetworkTraining):
         inner: nn.Module = torch.compile(module) if train.compile else module  # type: ignore[assignment]
         wrapped = inner if wrap is None else wrap(inner)
         encode = data.encoder(train.random_seed, device)
-        task: Task = (
-            ForecastTask(wrapped, experiment, encode=encode)
-            if train.component == "joint"
-            else ComponentTask(wrapped, experiment, flow=flow, encode=encode)
+        task: Task = (ForecastTask if train.scores_forecasts else ComponentTask)(
+            wrapped, experiment, flow=flow, encode=encode
         )
         super().__init__(
             module,

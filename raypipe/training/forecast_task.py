@@ -1,4 +1,4 @@
-"""The loss of a joint network: first of its velocity, then of the forecasts that it makes through the solver."""
+"""Training on the score of forecasts made through the solver, after a part that is trained on the velocity."""
 
 import torch
 from einops import rearrange, repeat
@@ -20,23 +20,35 @@ FAIRNESS = 0.95
 
 
 class ForecastTask:
-    """The loss of a joint network on windows of K + train.forecast_frames latents, [b, K+T, C, h, w].
+    """The loss of a joint network or a diffusion on windows of K + train.forecast_frames latents, [b, K+T, C, h, w].
 
-    In the first 1 - train.score_share of the steps, it is the loss of the velocity (`raypipe.sde.losses.joint`); from
-    then on, the score of an ensemble forecast of T frames, with the first of evaluation.steps and evaluation.solvers.
-    In turns, step by step, the two disturb each other (experiments/README.md). The noise of a forecast depends on the
-    step and on the number of its window in the global batch, not on the number of ranks. encode: see `begin_step`.
+    In the first 1 - train.score_share of the steps, it is the loss of the velocity (`raypipe.sde.losses.joint`, for a
+    diffusion `diffusion_nll`); from then on, the score of an ensemble forecast of T frames, with the first of
+    evaluation.steps and evaluation.solvers. In turns, step by step, the two disturb each other
+    (experiments/README.md). The noise of a forecast depends on the step and on the number of its window in the global
+    batch, not on the number of ranks.
+
+    flow: the frozen flow of a diffusion. encode: see `begin_step`.
     """
 
-    def __init__(self, module: nn.Module, experiment: Experiment, *, encode: Encoder | None = None) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        experiment: Experiment,
+        *,
+        flow: nn.Module | None = None,
+        encode: Encoder | None = None,
+    ) -> None:
         self.module = module
         self._settings = experiment
+        self._flow = flow
         self._encode = encode
         train = experiment.train
+        assert (train.component == "diffusion") == (flow is not None)
         self._loss = train.loss or "crps_energy"
         self._first_scored = round((1 - train.score_share) * train.steps)
-        seen = experiment.sde.noise == "input"
-        self._dynamics = Dynamics(module, diffusion=None if seen else module, noise_input=seen)
+        seen = flow is None and experiment.sde.noise == "input"
+        self._dynamics = Dynamics(flow or module, diffusion=None if seen else module, noise_input=seen)
 
     def loss(self, batch: TrainBatch) -> Tensor:
         """The mean loss over this rank's windows, a scalar."""
@@ -48,6 +60,10 @@ class ForecastTask:
     def _of_velocity(self, window: Tensor, batch: TrainBatch) -> Tensor:
         """Loss of the velocity at a point on the path of each window, [b, K+1, C, h, w]."""
         sample = sample_paths(self._settings, batch, window)
+        if self._flow is not None:
+            with torch.no_grad():
+                residual = sample.velocity - self._flow(sample.noisy, sample.time)
+            return losses.diffusion_nll(self.module(sample.noisy, sample.time).float(), residual)
         if not self._dynamics.noise_input:
             f, g = self.module(sample.noisy, sample.time).float().chunk(2, dim=1)
             return losses.joint(f, g, sample.velocity)

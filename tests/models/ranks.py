@@ -39,18 +39,17 @@ def module_of(settings: config.Experiment) -> nn.Module:
 
 
 def windows(settings: config.Experiment, step: int, scale: float = 1.0) -> Tensor:
-    """The global batch of a step: latents [TOTAL, K + 1, CHANNELS, 4, 6], or K + 2 for a joint network."""
+    """The global batch of a step: latents [TOTAL, K + 1, CHANNELS, 4, 6], or K + 2 if a score is the loss."""
     generator = torch.Generator().manual_seed(100 + step)
-    frames = 4 if settings.train.component == "joint" else 3
+    frames = 4 if settings.train.scores_forecasts else 3
     return scale * torch.randn(TOTAL, frames, CHANNELS, 4, 6, generator=generator)
 
 
 def task_of(settings: config.Experiment, module: nn.Module) -> Task:
-    if settings.train.component == "joint":
-        return ForecastTask(module, settings)
     torch.manual_seed(7)
     flow = build_component("flow", settings.model, CHANNELS).eval().requires_grad_(False)
-    return ComponentTask(module, settings, flow=flow if settings.train.component == "diffusion" else None)
+    task = ForecastTask if settings.train.scores_forecasts else ComponentTask
+    return task(module, settings, flow=flow if settings.train.component == "diffusion" else None)
 
 
 def train(kind: str, time_input: bool, accumulate: int, rank: int, world: int) -> dict[str, Tensor]:

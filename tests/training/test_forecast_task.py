@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 
 from raypipe import config
 from raypipe.data.batches import TrainBatch
@@ -13,6 +14,7 @@ from raypipe.models.components import Joint, build_component
 from raypipe.sde.brownian import forecast_keys
 from raypipe.sde.rollout import integrate, rollout
 from raypipe.sde.solvers import SOLVERS
+from raypipe.training.component import ComponentTask
 from raypipe.training.forecast_task import ForecastTask
 from tests.models.small import awake
 
@@ -155,6 +157,46 @@ def test_the_score_teaches_what_the_noise_is_for(share: float, spread: tuple[flo
     context = 0.1 * torch.randn(64, K, C, H, W)
     moved = rollout(module.eval().dynamics(), context, 1, steps=1, members=8, seed=0)[:, :, 0] - context[:, None, -1]
     assert spread[0] <= moved.std(1).mean().item() <= spread[1]
+
+
+def diffusion_task(share: float, still: bool) -> tuple[ForecastTask, ComponentTask, nn.Module]:
+    """The score of a diffusion as its loss, its nll, and its frozen flow. still: the flow is zero everywhere."""
+    values = {"train.component": "diffusion", "train.loss": "crps", "train.noise_std": 0.0, "train.score_share": share}
+    experiment = settings("additive", **values, **{"train.forecast_frames": 1, "model.time_input": False})
+    torch.manual_seed(0)
+    flow = awake(build_component("flow", experiment.model, C)).requires_grad_(False)
+    for parameter in flow.parameters() if still else ():
+        parameter.zero_()
+    module = awake(build_component("diffusion", experiment.model, C))
+    nll = ComponentTask(module, config.replace(experiment, **{"train.loss": "nll"}), flow=flow)
+    return ForecastTask(module, experiment, flow=flow), nll, flow
+
+
+def test_before_its_score_a_diffusion_is_trained_on_its_likelihood() -> None:
+    task, nll, _ = diffusion_task(share=0.5, still=False)
+    given = batch(4)
+    windows = replace(given, data=given.data[:, : K + 1])
+    assert task.loss(windows).item() == nll.loss(windows).item()
+    scored = replace(windows, step=5)
+    assert task.loss(scored).item() != nll.loss(scored).item()
+
+
+def test_the_score_of_forecasts_with_a_frozen_flow_finds_the_deviation_of_its_residual() -> None:
+    """The flow predicts no movement, and successive frames differ by normal noise."""
+    task, _, flow = diffusion_task(share=1.0, still=True)
+    module = task.module
+    optimizer = torch.optim.Adam(module.parameters(), 5e-3)
+    for step in range(200):
+        data = torch.randn(32, K + 1, C, H, W, generator=torch.Generator().manual_seed(step))
+        data[:, K] = data[:, K - 1] + 0.3 * data[:, K]
+        loss = task.loss(TrainBatch(data, torch.zeros(32, dtype=torch.long), 32, 0, 9))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert all(parameter.grad is None for parameter in flow.parameters())
+    state = torch.randn(64, K * C, H, W, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        assert module(state).mean().item() == pytest.approx(0.3, rel=0.1)
 
 
 @pytest.mark.parametrize("fairness", [0.0, 0.5, 1.0])
