@@ -27,7 +27,8 @@ class TrialResult:
     objective: the score, infinite if the trial failed or was halted. train_step: training steps so far; for a failed
     trial at least those of the last rung, so that schedulers treat it as ended. values: the configuration, as JSON.
     magnitude: the fitted multiplier or beta. failure: why the trial failed. halt: why the whole search must stop.
-    exploited: the trial whose weights this one took over since the previous rung.
+    exploited: the trial whose weights this one took over since the previous rung. trained: training steps since the
+    previous report, in `training` seconds; scoring: seconds of the score; 0 if the score was saved before.
     """
 
     objective: float
@@ -42,6 +43,9 @@ class TrialResult:
     failure: str | None = None
     halt: str | None = None
     exploited: str | None = None
+    trained: int = 0
+    training: float = 0.0
+    scoring: float = 0.0
 
 
 class TrialRun:
@@ -125,14 +129,16 @@ class TrialRun:
         self._unreported_rung = None
         if step < target:
             advance(self, target)
+        trained = time.perf_counter()
         scored = score(self)
+        spent: dict[str, Any] = {"training": trained - self._began, "scoring": time.perf_counter() - trained}
         objective = scored.score.ratio.value
         if not math.isfinite(objective):
             return self._result(failure="the forecast is not finite")
         records.save_score(self.folder, target, scored.score)
         self.monitor().score(target, objective)
         fitted: dict[str, Any] = {"magnitude": scored.magnitude, "nfe_per_frame": scored.nfe_per_frame}
-        result = self._result(objective=objective, **fitted)
+        result = self._result(objective=objective, **fitted, **spent, trained=target - step)
         self._seconds = result.seconds
         self.training.save(
             self.folder,

@@ -1,0 +1,51 @@
+"""How many training steps and scores a search still needs, for `budget.Budget`. Estimates, from the config alone."""
+
+from raypipe.config import REFERENCE_COMPONENTS, Component, Experiment
+from raypipe.search.budget import StageWork, Work
+from raypipe.search.schedulers import spaced
+
+START_UP = 15.0
+"""Seconds of a worker group under Ray Train beyond its training steps, about as measured on two CPUs."""
+
+
+def stage_work(experiment: Experiment, component: Component, trials: int, places: int) -> StageWork:
+    """What is left of a stage. trials: number of trials that have not ended. places: what runs concurrently."""
+    search = experiment.search
+    stage = search.stages[component]
+    at_once = max(1, min(places, trials))
+    rungs = len(spaced(search, stage.steps))
+    jobs = _finalists(experiment, component) * search.finalist_seeds
+    together = max(1, min(places, jobs))
+    return StageWork(
+        Work(trials * stage.steps / at_once, trials * rungs / at_once),
+        Work(jobs * stage.refit_steps / together, jobs / together, START_UP),
+    )
+
+
+def _finalists(experiment: Experiment, component: Component) -> int:
+    """About as many configurations as are retrained: the top k, one more for each further loss, and the default."""
+    search = experiment.search
+    trials, top_k = search.stages[component].trials, search.top_k
+    if component == "joint":
+        return min(trials, top_k)
+    losses = search.stages[component].axes.get("train.loss")
+    further = 0 if losses is None else len(losses.choices or ()) - 1
+    if component == "diffusion":
+        return min(trials, top_k + further) + 1
+    return min(trials, top_k + further + 1)
+
+
+def evaluation_work(experiment: Experiment, places: int) -> Work:
+    """The scores of the evaluation: all combinations on validation, then the best of them, and five on test, decoded.
+
+    A decoded score counts as two.
+    """
+    search, evaluation = experiment.search, experiment.evaluation
+    k = search.top_k
+    denoised = 1 + len(evaluation.alphas) * max(1, k - 1)
+    settings = len(evaluation.steps) * len(evaluation.solvers)
+    found = k * denoised * (1 + k) * settings
+    if "joint" in search.searched:
+        found += k * denoised * settings * (2 if evaluation.models == "all" else 1)
+    decoded = evaluation.finalists + 1 + len(REFERENCE_COMPONENTS) + 2
+    return Work(scores=(found + len(evaluation.steps) + 2 * decoded) / max(1, places))
