@@ -1,14 +1,17 @@
 """Search all stages, then evaluate: `python experiments/pipeline.py [--config C] [--resume]`."""
 
+import time
 from collections.abc import Sequence
 
 from raypipe import cli, tune
 from raypipe.report import summary
 from raypipe.search import opening, pipeline
+from raypipe.search.budget import Budget
 from raypipe.workspace.claims import hold
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    began = time.monotonic()
     parser = tune.make_parser(
         "pipeline.py", "Search flow, denoiser, diffusion and joint, then evaluate their combinations."
     )
@@ -16,8 +19,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     source = opening.warm_start(args)
     experiment, workspace = opening.open_workspace(args, overrides, pipeline.is_unfinished, check=tune.start)
     with hold(workspace):
-        pipeline.run_stages(experiment, workspace, experiment.search.searched, warm_start=source, wandb=args.wandb)
-        summary.finish(experiment, workspace, experiment.search.top_k)
+        budget, stages = Budget(experiment.search.minutes, began), experiment.search.searched
+        pipeline.run_stages(
+            experiment, workspace, stages, budget=budget, evaluates=True, warm_start=source, wandb=args.wandb
+        )
+        summary.finish(experiment, workspace, experiment.search.top_k, budget)
     return 0
 
 

@@ -5,6 +5,7 @@ and ranked by their mean score over seeds. ``experiments/tune_*.py`` run the sam
 """
 
 import sys
+import time
 from collections.abc import Sequence
 
 from raypipe import cli
@@ -12,6 +13,7 @@ from raypipe.common import terminal
 from raypipe.config import COMPONENTS, Component, ConfigError, Experiment, Search
 from raypipe.distributed.capacity import check_search
 from raypipe.distributed.connection import start_ray
+from raypipe.search.budget import Budget
 from raypipe.search.opening import open_workspace, warm_start
 from raypipe.search.pipeline import is_searched, run_stages
 from raypipe.workspace.claims import hold
@@ -46,6 +48,7 @@ def start(experiment: Experiment) -> None:
 
 def search(component: Component, argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     """Search the stage of a component, after any earlier stage that is not finished; returns the exit code."""
+    began = time.monotonic()
     parser = make_parser(
         prog or f"tune_{component}.py", f"Search the {component} stage; run unfinished earlier stages first."
     )
@@ -60,7 +63,7 @@ def search(component: Component, argv: Sequence[str] | None = None, prog: str | 
     earlier = COMPONENTS[: COMPONENTS.index(component)]
 
     def unfinished(workspace: Workspace, settings: Search) -> bool:
-        return not is_searched(workspace, component, settings.stages[component].trials)
+        return not is_searched(workspace, component, settings)
 
     def ready(workspace: Workspace) -> bool:
         """Whether all earlier stages are finished and this one is not."""
@@ -77,7 +80,10 @@ def search(component: Component, argv: Sequence[str] | None = None, prog: str | 
         args, overrides, unfinished, ready if earlier else None, check=check, extend="--trials"
     )
     with hold(workspace):
-        run_stages(experiment, workspace, [*earlier, component], warm_start=source, wandb=args.wandb)
+        budget, stages = Budget(experiment.search.minutes, began), [*earlier, component]
+        run_stages(experiment, workspace, stages, budget=budget, warm_start=source, wandb=args.wandb)
+    if (line := budget.overrun()) is not None:
+        terminal.say(line)
     following = [c for c in experiment.search.searched if COMPONENTS.index(c) > COMPONENTS.index(component)]
     step = f"python experiments/tune_{following[0]}.py" if following else "python -m raypipe.evaluate"
     terminal.say(f"\nnext   {step}")

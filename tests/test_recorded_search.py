@@ -57,9 +57,7 @@ def test_it_opens_unchanged(storage, workspace, tmp_path):
     shutil.copytree(storage, tmp_path, dirs_exist_ok=True)
     copied = Workspace(tmp_path, "demo")
     assert copied.experiment().search.searched == REFERENCE_COMPONENTS
-    assert all(
-        is_searched(copied, name, copied.experiment().search.stages[name].trials) for name in REFERENCE_COMPONENTS
-    )
+    assert all(is_searched(copied, name, copied.experiment().search) for name in REFERENCE_COMPONENTS)
     before = (copied.folder / "config.yaml").read_bytes()
     assert adopt(copied, tiny(**{"search.max_concurrent": 1})) == {}
     assert (copied.folder / "config.yaml").read_bytes() == before

@@ -164,6 +164,18 @@ class Search(Section):
     max_concurrent: int | None = option(
         None, "largest number of concurrent trials; null: as many as fit on the cluster"
     )
+    minutes: float | None = option(
+        None,
+        "wall-clock minutes of each call of a search command, also with --resume; null: no bound; the time is divided "
+        "among the trials, the retraining and the evaluation that are left, by measured durations; a stage whose share "
+        "is used up goes on with the trials that it has, at least one, and --resume runs the others",
+    )
+    patience: int | None = option(
+        None,
+        "a stage ends when its best score has not improved in this many trials, in the order of their ends; failed "
+        "trials, and the first ones, which the sampler draws at random, do not count; null: no such end; --resume runs "
+        "the other trials of the stage once this is raised or null",
+    )
     seed: int = option(0, "seed of the sampler and the scheduler")
     sampler: Literal["tpe", "gp", "nsga2", "random"] = option(
         "tpe", "Optuna sampler that proposes the trials: tpe, gp (Gaussian process), nsga2 or random"
@@ -192,6 +204,7 @@ class Search(Section):
                 least = 2 if f.name == "reduction_factor" else 1
                 require(value >= least, f"search.{f.name}", f"at least {least}", value)
         require(0 <= self.seed < 2**31, "search.seed", "from 0 to below 2^31", self.seed)
+        require(self.minutes is None or self.minutes > 0, "search.minutes", "above 0, or null", self.minutes)
         require(self.margin >= 0, "search.margin", "at least 0", self.margin)
         require(self.gpus_per_trial >= 0, "search.gpus_per_trial", "at least 0", self.gpus_per_trial)
         known = self.objectives in (["crps_ratio"], ["crps_ratio", "nfe_per_frame"])

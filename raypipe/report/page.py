@@ -49,7 +49,7 @@ def write_report(workspace: Workspace) -> Path:
         shown=SHOWN_ROWS,
         horizon=horizon_plot(combinations),
         samples=[film.read_sample(path) for path in sorted((workspace.folder / "samples").glob("*.npz"))[:SAMPLES]],
-        stages=[stage(workspace, trials, component) for component in experiment.search.searched],
+        stages=[stage(workspace, trials, name, experiment.search) for name in experiment.search.searched],
         ran=flat(json.loads(manifest.read_text())) if manifest.is_file() else [],
         config=(workspace.folder / "config.yaml").read_text(),
     )  # fmt: skip

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from raypipe.config import Component
+from raypipe.config import Component, Search
 from raypipe.report import figures
 from raypipe.report.figures import Bar, Cost, Line, Point
 from raypipe.report.tables import TRIALS, Table, known, make_table
 from raypipe.search import finalists, records
 from raypipe.search.default import is_default
+from raypipe.search.early import left_out
 from raypipe.search.records import Row
 from raypipe.training.monitor import read_metrics
 from raypipe.workspace.layout import Workspace
@@ -27,10 +28,14 @@ class Figure:
 
 @dataclass(frozen=True)
 class StageView:
-    """The contents of the section. None: there is no data for that part; table None: the stage has not run."""
+    """The contents of the section. None: there is no data for that part; table None: the stage has not run.
+
+    left_out: what the stage has left out, if it ended before all its trials.
+    """
 
     name: str
     counts: str
+    left_out: str | None
     scatter: Figure | None
     front: Figure | None
     curves: Figure | None
@@ -39,16 +44,17 @@ class StageView:
     refits: Table | None
 
 
-def stage(workspace: Workspace, rows: Sequence[Row], component: Component) -> StageView:
+def stage(workspace: Workspace, rows: Sequence[Row], component: Component, search: Search) -> StageView:
     """Make the section of a stage. rows: rows of trials.parquet."""
     mine = [row for row in rows if row["stage"] == component]
     searched, refits = [r for r in mine if not r.get("refit")], [r for r in mine if r.get("refit")]
     last, last_refits = _last(searched), _last(refits)
     if not last and not last_refits:
-        return StageView(component, "", None, None, None, None, None, None)
+        return StageView(component, "", None, None, None, None, None, None, None)
     return StageView(
         component,
         _counts(last, last_refits),
+        left_out(workspace, component, search),
         _scatter(last, last_refits),
         _front(finalists.last_rungs(searched, component), last),
         _curves(workspace, component, searched, last),

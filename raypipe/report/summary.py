@@ -9,6 +9,8 @@ from raypipe.evaluation.run import run_evaluation
 from raypipe.report.page import write_report
 from raypipe.report.tables import BASELINES, flow_name
 from raypipe.search import records
+from raypipe.search.budget import Budget
+from raypipe.search.early import left_out
 from raypipe.workspace.layout import Workspace
 
 SCORED = ("crps_ratio", "minus default")
@@ -56,8 +58,11 @@ def verdict(rows: Sequence[records.Row]) -> str:
     return f"chosen minus best baseline ({BASELINES[found.default]}), crps_ratio, paired by window: {gap}"
 
 
-def finish(experiment: Experiment, workspace: Workspace, top_k: int) -> None:
-    """Evaluate a search, write the report and print the tables. top_k: see `raypipe.evaluation.combinations`."""
+def finish(experiment: Experiment, workspace: Workspace, top_k: int, budget: Budget | None = None) -> None:
+    """Evaluate a search, write the report and print the tables, and what `search.minutes` and `.patience` left out.
+
+    top_k: see `raypipe.evaluation.combinations`. budget: the time of the command, if the search has one.
+    """
     rows = run_evaluation(experiment, workspace, top_k)
     page = write_report(workspace)
     terminal.say(f"\nvalidation, {experiment.evaluation.windows} windows, horizon {experiment.evaluation.horizon}:")
@@ -65,6 +70,10 @@ def finish(experiment: Experiment, workspace: Workspace, top_k: int) -> None:
     terminal.say(f"\ntest, {experiment.evaluation.test_windows} windows:")
     terminal.say(test_table(rows))
     terminal.say(verdict(rows))
+    lines = [left_out(workspace, component, experiment.search) for component in experiment.search.searched]
+    for line in [*lines, None if budget is None else budget.overrun()]:
+        if line is not None:
+            terminal.say(line)
     terminal.say(f"\nbest     {workspace.best}")
     terminal.say(f"report   {page}")
     terminal.say("next     python -m raypipe.generate")

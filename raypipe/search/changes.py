@@ -25,6 +25,7 @@ FREE = {
     *("train.compile", "train.accumulate"),
     *("search.scheduler", "search.rungs", "search.reduction_factor", "search.sampler", "search.seed"),
     *("search.top_k", "search.margin", "search.finalist_seeds", "search.max_concurrent"),
+    *("search.minutes", "search.patience"),
     *("search.cpus_per_trial", "search.gpus_per_trial", "search.workers_per_trial"),
     *(f"search.{stage}.{name}" for stage in Search().stages for name in ("trials", "axes")),
     *("evaluation.test_windows", "evaluation.test_members", "evaluation.climatology_members", "evaluation.alphas"),

@@ -16,7 +16,8 @@ from raypipe.workspace.layout import Workspace
 logger = logging.getLogger(__name__)
 
 Unfinished = Callable[[Workspace, Search], bool]
-"""Whether the search of an experiment is unfinished, for the numbers of trials in the given `search` section."""
+"""Whether the search of an experiment is unfinished, for the numbers of trials and the patience of a `search` section.
+"""
 
 
 def open_workspace(
@@ -47,7 +48,7 @@ def open_workspace(
     stated.pop("name", None)
 
     def left(workspace: Workspace) -> bool:
-        return unfinished(workspace, _with_trials(workspace.experiment().search, experiment.search, stated))
+        return unfinished(workspace, _with_extent(workspace.experiment().search, experiment.search, stated))
 
     found = None
     if args.resume:
@@ -72,13 +73,15 @@ def open_workspace(
     return config.replace(experiment, name=workspace.name), workspace
 
 
-def _with_trials(stored: Search, given: Search, stated: Container[str]) -> Search:
-    """The stored settings with the numbers of trials in `given`, where `stated` contains their dotted names."""
+def _with_extent(stored: Search, given: Search, stated: Container[str]) -> Search:
+    """The stored settings with the numbers of trials and the patience of `given` whose dotted names are in `stated`."""
     changed: dict[str, Any] = {
         name: replace(stage, trials=given.stages[name].trials)
         for name, stage in stored.stages.items()
         if f"search.{name}.trials" in stated
     }
+    if "search.patience" in stated:
+        changed["patience"] = given.patience
     return replace(stored, **changed)
 
 
@@ -102,9 +105,10 @@ def _resumed(
     begun.sort(key=_begin_time)
     unfinished = [w for w in begun if not (w.folder / "config.yaml").is_file() or left(w)]
     if not unfinished:
+        patience = "" if begun[-1].experiment().search.patience is None else ", or a larger search.patience"
         raise ConfigError(
             f"--resume: the search in {begun[-1].folder} is finished; to extend it, give a larger number of trials "
-            f"with {extend} N; to start a new one, omit --resume"
+            f"with {extend} N{patience}; to start a new one, omit --resume"
         )
     return unfinished[-1]
 

@@ -10,47 +10,60 @@ from raypipe.common import terminal
 from raypipe.config import Axis, Component, ConfigError, Experiment, Search
 from raypipe.distributed.prepare import prepare
 from raypipe.search import finalists, records
+from raypipe.search.budget import Budget, Work
 from raypipe.search.changes import adopt, check_changes, field_text
 from raypipe.search.default import DEFAULT_DIFFUSION
+from raypipe.search.early import left_out, read_early
 from raypipe.search.finalists import read_finalists, write_finalists
 from raypipe.search.parents import fix_parents, parent_axes
 from raypipe.search.refits import refit
 from raypipe.search.stage import Stage
 from raypipe.search.study import ended_trials, is_closed, set_closed
-from raypipe.search.tuner import SearchCost, check_trial_resources, run_search
+from raypipe.search.tuner import SearchCost, check_trial_resources, concurrent_trials, run_search
+from raypipe.search.workload import evaluation_work, stage_work
 from raypipe.workspace.layout import Workspace
 
 logger = logging.getLogger(__name__)
 
 
-def is_searched(workspace: Workspace, component: Component, trials: int) -> bool:
-    """Whether a stage has finalists, chosen from all its trials, and at least `trials` ended trials in any study."""
-    ended = ended_trials(workspace.study, component)
-    closed = workspace.finalists(component).is_file() and is_closed(workspace.study, component)
-    return closed and (ended == 0 or ended >= trials)
+def is_searched(workspace: Workspace, component: Component, search: Search) -> bool:
+    """Whether a stage has finalists, chosen from all its trials, and as many ended trials as `search` asks for.
+
+    If `search.patience` has ended the stage, and still does, it has no more trials to run. A finished stage may have no
+    study at all.
+    """
+    if not workspace.finalists(component).is_file() or not is_closed(workspace.study, component):
+        return False
+    early, ended = read_early(workspace.study, component), ended_trials(workspace.study, component)
+    if early is not None and early.holds(search):
+        return True
+    return ended >= search.stages[component].trials or (ended == 0 and early is None)
 
 
 def is_unfinished(workspace: Workspace, search: Search) -> bool:
     """Whether a stage is not searched, or its finalists are newer than `best/`, which the evaluation makes of them."""
-    if not all(is_searched(workspace, component, search.stages[component].trials) for component in search.searched):
+    if not all(is_searched(workspace, component, search) for component in search.searched):
         return True
     best = workspace.best / "manifest.json"
     newest = max(workspace.finalists(component).stat().st_mtime_ns for component in search.searched)
     return not best.is_file() or best.stat().st_mtime_ns < newest
 
 
-def run_stage(stage: Stage, extra: Mapping[str, Axis]) -> None:
+def run_stage(stage: Stage, extra: Mapping[str, Axis], budget: Budget) -> None:
     """Search one stage, retrain its finalists and write them; an interrupted stage is continued.
 
-    extra: axes in addition to those of the config. Raises ConfigError if every trial, or every new trial, failed.
+    extra: axes in addition to those of the config. budget: the time of the command, in which the stage is planned.
+    Raises ConfigError if every trial, or every new trial, failed.
     """
     experiment, workspace, component = stage.experiment, stage.workspace, stage.component
     set_closed(workspace.study, component, False)
-    cost = run_search(stage, extra)
+    cost = run_search(stage, extra, budget=budget)
     if cost is not None:
         rate, outside = cost.trials_a_minute, 100 * max(0.0, cost.outside)
         terminal.say(f"{component} search: {rate:.1f} trials per minute, {outside:.0f}% of slot time idle")
         _check_failures(stage, cost)
+    if (line := left_out(workspace, component, experiment.search)) is not None:
+        terminal.say(line)
     rows = [row for row in records.read_rows(workspace.trials) if not row["refit"]]
     ranked = finalists.last_rungs(rows, component)
     if not ranked:
@@ -64,6 +77,7 @@ def run_stage(stage: Stage, extra: Mapping[str, Axis]) -> None:
         chosen += [trial for trial in finalists.pareto_front(ranked) if trial not in chosen]
     write_finalists(workspace, component, refit(stage, chosen))
     set_closed(workspace.study, component, True)
+    budget.end_stage(component)
 
 
 def _check_failures(stage: Stage, cost: SearchCost) -> None:
@@ -110,19 +124,37 @@ def run_stages(
     workspace: Workspace,
     stages: Sequence[Component],
     *,
+    budget: Budget,
+    evaluates: bool = False,
     warm_start: Path | None = None,
     wandb: bool = False,
 ) -> None:
-    """Run stages in order and print the table of finalists of each; finished stages are not run again."""
+    """Run stages in order and print the table of finalists of each; finished stages are not run again.
+
+    budget: the time of the command. evaluates: whether the command goes on with the evaluation, which needs some of it.
+    """
     experiment = config.replace(experiment, name=workspace.name)
     check_changes(workspace, experiment)
     check_trial_resources(experiment)
     prepare(experiment, workspace, wandb=wandb)
     for name, (before, after) in adopt(workspace, experiment).items():
         terminal.say(f"changed {name}: {field_text(before)} -> {field_text(after)}")
+    left = [component for component in stages if not is_searched(workspace, component, experiment.search)]
+    _plan(experiment, workspace, left, budget, evaluates)
     for component in stages:
-        if not is_searched(workspace, component, experiment.search.stages[component].trials):
+        if component in left:
             stage, extra = make_stage(experiment, workspace, component)
-            run_stage(replace(stage, warm_start=warm_start, wandb=wandb), extra)
+            run_stage(replace(stage, warm_start=warm_start, wandb=wandb), extra, budget)
         terminal.say(f"\n{component} stage of {workspace.folder}")
         terminal.say(stage_table(workspace, component))
+
+
+def _plan(
+    experiment: Experiment, workspace: Workspace, left: Sequence[Component], budget: Budget, evaluates: bool
+) -> None:
+    places = concurrent_trials(experiment) or experiment.search.max_concurrent or 1
+    stages = {}
+    for component in left:
+        trials = experiment.search.stages[component].trials - ended_trials(workspace.study, component)
+        stages[component] = stage_work(experiment, component, max(0, trials), places)
+    budget.plan(stages, evaluation_work(experiment, places) if evaluates else Work())

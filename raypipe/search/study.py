@@ -51,6 +51,16 @@ def count_ended(trials: Sequence[FrozenTrial]) -> int:
     return sum(trial.state.is_finished() and trial.user_attrs.get(REASON) != OTHER_AXES for trial in trials)
 
 
+def ended_in_order(storage: BaseStorage, name: str) -> list[tuple[str, float | None]]:
+    """Names and first objectives of the trials of a study that have ended, in that order; None for failed trials."""
+    known = known_trials(storage, name)
+    ended = [(t.datetime_complete, t) for t in known if t.datetime_complete and count_ended([t])]
+    return [
+        (trial_name(name, t.number), t.values[0] if t.state == TrialState.COMPLETE else None)
+        for _, t in sorted(ended, key=lambda pair: pair[0])
+    ]
+
+
 def rung_scores(trials: Sequence[FrozenTrial], name: str) -> dict[str, dict[int, float]]:
     """Objectives by trial name and training step of the rung."""
     return {
@@ -88,7 +98,7 @@ def importances(study: optuna.Study) -> dict[str, float]:
 
 def read_trials(path: Path, name: str) -> list[FrozenTrial]:
     """The trials of a stage, from its journal, which is opened for reading only."""
-    return known_trials(_read_only(path), name) if path.is_file() else []
+    return known_trials(read_only(path), name) if path.is_file() else []
 
 
 def ended_trials(path: Path, name: str) -> int:
@@ -103,7 +113,7 @@ def has_begun(path: Path, name: str) -> bool:
 
 def is_closed(path: Path, name: str) -> bool:
     """Whether CLOSED is true, or not known, for a stage; its journal is opened for reading only."""
-    if not path.is_file() or name not in optuna.get_all_study_names(storage := _read_only(path)):
+    if not path.is_file() or name not in optuna.get_all_study_names(storage := read_only(path)):
         return True
     return bool(optuna.load_study(study_name=name, storage=storage).user_attrs.get(CLOSED, True))
 
@@ -114,5 +124,6 @@ def set_closed(path: Path, name: str, closed: bool) -> None:
         optuna.load_study(study_name=name, storage=storage).set_user_attr(CLOSED, closed)
 
 
-def _read_only(path: Path) -> JournalStorage:
+def read_only(path: Path) -> JournalStorage:
+    """The journal, which nothing may be written to."""
     return JournalStorage(JournalFileBackend(str(path)))

@@ -10,17 +10,30 @@ import optuna
 import ray
 from optuna.storages import BaseStorage
 from ray import tune
+from ray.tune.stopper import CombinedStopper
 
 from raypipe.common.files import disk_is_full, write_json
 from raypipe.config import Axis, ConfigError, Experiment
 from raypipe.distributed.capacity import alive
 from raypipe.distributed.connection import scales_up
+from raypipe.search.budget import Budget
 from raypipe.search.changes import adapt_study
+from raypipe.search.default import default_trial
+from raypipe.search.early import EARLY, early_of
+from raypipe.search.early_stop import LimitedSearcher, StopEarly
 from raypipe.search.first_points import best_points, default_point, first_points
+from raypipe.search.limits import StageLimit
 from raypipe.search.schedulers import make_scheduler
 from raypipe.search.searcher import OptunaSearcher, make_sampler
 from raypipe.search.stage import Stage
-from raypipe.search.study import count_ended, drop_running, importances, known_trials, open_storage
+from raypipe.search.study import (
+    count_ended,
+    drop_running,
+    ended_in_order,
+    importances,
+    known_trials,
+    open_storage,
+)
 from raypipe.search.trial import StageTrial
 from raypipe.search.trial_log import TrialLog
 
@@ -37,7 +50,7 @@ def make_searcher(stage: Stage, storage: BaseStorage, extra: Mapping[str, Axis] 
     known = known_trials(storage, component)
     default = default_point(stage.experiment, component) | {n: (a.choices or [None])[0] for n, a in extra.items()}
     trials = stage.settings.trials
-    startup = min(trials, max(4, trials // 2 + 1))
+    startup = startup_trials(trials)
     first = [default] if search.sampler == "random" else first_points(axes, default, startup, search.seed)
     if stage.warm_start is not None:
         first[1:1] = best_points(stage.warm_start, component, axes, default, max(1, trials // 4))
@@ -50,6 +63,30 @@ def make_searcher(stage: Stage, storage: BaseStorage, extra: Mapping[str, Axis] 
         first=first[:trials],
         objectives=["objective", *search.objectives[1:]],
     )
+
+
+def startup_trials(trials: int) -> int:
+    """Number of trials of a stage that are proposed before the sampler fits a model, out of `trials`."""
+    return min(trials, max(4, trials // 2 + 1))
+
+
+def make_limit(stage: Stage, storage: BaseStorage, budget: Budget) -> StageLimit:
+    """Make what ends a stage early; it knows the trials that have ended in earlier processes."""
+    search, component = stage.experiment.search, stage.component
+    limit = StageLimit(
+        budget,
+        component,
+        stage.rungs,
+        startup=startup_trials(stage.settings.trials),
+        patience=search.patience,
+        pauses=search.pauses,
+        default=default_trial(component),
+        ended=ended_in_order(storage, component),
+    )
+    early = early_of(storage, component)
+    if early is not None and early.holds(search):
+        limit.reason = early.reason
+    return limit
 
 
 class StopOnFullDisk(tune.Stopper):
@@ -85,19 +122,22 @@ class SearchCost:
 
 
 def run_search(
-    stage: Stage, extra: Mapping[str, Axis] | None = None, trainable: type[tune.Trainable] = StageTrial
+    stage: Stage,
+    extra: Mapping[str, Axis] | None = None,
+    trainable: type[tune.Trainable] = StageTrial,
+    budget: Budget | None = None,
 ) -> SearchCost | None:
     """Run the trials of a stage that have not ended yet, and write trials.parquet and the importances of the axes.
 
     extra: axes in addition to those of the config. trainable: class of the trials, which reports the same results as
-    StageTrial. Returns None if all trials had ended before.
+    StageTrial. budget: the time of the command; None for no bound. Returns None if no trial was left to run.
 
     Raises ConfigError if the disk is full; the running trials are kept, and --resume continues them.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # it logs failed trials with their tracebacks
     try:
-        return _run_trials(stage, extra or {}, trainable)
+        return _run_trials(stage, extra or {}, trainable, budget or Budget(None))
     except OSError as error:
         if not disk_is_full(error, stage.workspace.folder):
             raise
@@ -108,33 +148,51 @@ def _full(reason: str) -> ConfigError:
     return ConfigError(f"{reason}; free some space and run the same command with --resume to continue")
 
 
-def _run_trials(stage: Stage, extra: Mapping[str, Axis], trainable: type[tune.Trainable]) -> SearchCost | None:
+def _run_trials(
+    stage: Stage, extra: Mapping[str, Axis], trainable: type[tune.Trainable], budget: Budget
+) -> SearchCost | None:
     experiment, workspace = stage.experiment, stage.workspace
     workspace.folder.mkdir(parents=True, exist_ok=True)
     adapt_study(workspace, stage.component, experiment, experiment, extra)
     storage = open_storage(workspace.study)
+    budget.begin_trials()
+    limit = make_limit(stage, storage, budget)
     search = make_searcher(stage, storage, extra)
     total = stage.settings.trials
     log = TrialLog(stage, total, search.ended)
     log.catch_up(search.past())
     cost = None
-    if search.ended < total:
+    if search.ended < total and limit.start() != "never":
         halt, began = StopOnFullDisk(), time.perf_counter()
         try:
-            _tuner(stage, search, trainable, total - search.ended, log, halt).fit()
+            _fit(_tuner(stage, search, trainable, total - search.ended, log, halt, limit))
         finally:
             log.close()
         if halt.reason is not None:
             raise _full(halt.reason)
-        if count_ended(known_trials(storage, stage.component)) < total:
+        if limit.reason is None and count_ended(known_trials(storage, stage.component)) < total:
             raise KeyboardInterrupt  # Tune returns normally when it is interrupted
         seconds, places = time.perf_counter() - began, min(total - search.ended, concurrent_trials(experiment) or total)
         cost = SearchCost(log.ended, seconds, 1 - log.busy / (seconds * places), log.failures)
     study = optuna.load_study(study_name=stage.component, storage=storage)
-    drop_running(study, study.get_trials(), "left running by an earlier search with more trials")
+    ended = count_ended(study.get_trials(deepcopy=False))
+    early = None if ended >= total or limit.reason is None else limit.reason
+    study.set_user_attr(EARLY, early and {"reason": early, "limit": getattr(experiment.search, early)})
+    if early is None:
+        drop_running(study, study.get_trials(), "left running by an earlier search with more trials")
+    budget.end_trials(limit.enough_since)
     log.catch_up(search.past())
     write_json(workspace.importances(stage.component), importances(study))
     return cost
+
+
+def _fit(tuner: tune.Tuner) -> None:
+    """Run the trials. At the end Tune lists them, and fails if it has stopped one that had not started."""
+    try:
+        tuner.fit()
+    except RuntimeError as error:
+        if "trial_dir_name" not in str(error):
+            raise
 
 
 def _tuner(
@@ -144,6 +202,7 @@ def _tuner(
     trials: int,
     log: TrialLog,
     halt: StopOnFullDisk,
+    limit: StageLimit,
 ) -> tune.Tuner:
     experiment = stage.experiment
     return tune.Tuner(
@@ -152,7 +211,7 @@ def _tuner(
             metric="objective",
             mode="min",
             num_samples=trials,
-            search_alg=search,
+            search_alg=LimitedSearcher(search, limit),
             scheduler=_scheduler(stage, search.rungs, trials),
             # Tune would count paused trials, so a scheduler that pauses trials limits the running ones itself.
             max_concurrent_trials=None if experiment.search.pauses else concurrent_trials(experiment) or None,
@@ -164,7 +223,7 @@ def _tuner(
             failure_config=tune.FailureConfig(max_failures=2),
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
             callbacks=[log],
-            stop=halt,
+            stop=CombinedStopper(halt, StopEarly(limit)),
             verbose=0,
         ),
     )

@@ -81,7 +81,7 @@ def others(name, hint, value):
     """Other values of a field of `search`, legal or not, by its type: a new field of a new type needs a line here."""
     if get_origin(hint) is Literal:
         return [choice for choice in get_args(hint) if choice != value]
-    if hint in (int, float, int | None):
+    if hint in (int, float, int | None, float | None):
         return [-1, 1, 3, *([0.5] if hint is float else [])]
     if name == "search.objectives":
         return [["crps_ratio", "nfe_per_frame"], ["nfe_per_frame"], []]
