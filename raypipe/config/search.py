@@ -121,15 +121,15 @@ class Search(Section):
     )
     joint: SearchStage = _stage(
         trials=3,
-        steps=240,
-        refit_steps=2000,
+        steps=450,
+        refit_steps=3800,
         axes={
             "sde.noise": Axis(choices=["input", "additive"]),
             "model.backbone": Axis(choices=["conv"]),
             "model.inner_dim": Axis(choices=[64]),
             "model.depth": Axis(choices=[2]),
             "train.loss": Axis(choices=["crps_energy", "crps"]),
-            "train.score_share": Axis(low=0.7, high=0.9),
+            "train.score_share": Axis(low=0.3, high=0.7),
             "train.noise_std": Axis(low=0.01, high=0.1, log=True),
             "train.learning_rate": Axis(low=1e-3, high=5e-3, log=True),
         },

@@ -109,12 +109,12 @@ class Train(Section):
         "a denoiser takes only null",
     )
     score_share: float = option(
-        0.7,
+        0.5,
         "fraction of the steps, the last ones, trained on the score of forecasts, if that is the loss; before, on the "
         "velocity (a diffusion: nll)",
     )
     forecast_frames: int = option(
-        2, "number of frames of a forecast whose score is trained on, at most evaluation.horizon"
+        1, "number of frames of a forecast whose score is trained on, at most evaluation.horizon"
     )
     forecast_members: int = option(2, "members of a forecast whose score is trained on")
     steps: int = option(1500, "training steps")
@@ -160,7 +160,8 @@ class Train(Section):
         rule = f"from 1 to {share}, a worker's share of a batch"
         require(1 <= self.accumulate <= share, "train.accumulate", rule, self.accumulate)
         choices = LOSSES[self.component]
-        rule = f"{' or '.join(choices) or 'left out'} for a {self.component}"
+        rule = f"{', '.join(choices[:-1])} or {choices[-1]}" if choices else "left out"
+        rule += f" for a {self.component}"
         require(self.loss is None or self.loss in choices, "train.loss", rule, self.loss)
 
     @property

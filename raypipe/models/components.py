@@ -1,7 +1,7 @@
 """The networks of the SDE: flow, denoiser, diffusion, and flow and diffusion in one, as defined in `raypipe.sde`.
 
 All are called as `module(x, u, noise)`, with the state x [b, K*C, h, w], the time u [b] within the frame interval and
-the noise of the interval, [b, C, h, w]; a network ignores what it does not use.
+what a network sees of the noise, [b, C, h, w]; a network ignores what it does not use.
 """
 
 from collections.abc import Callable, Mapping
@@ -66,8 +66,9 @@ class Diffusion(nn.Module):
 class Joint(nn.Module):
     """Flow and noise in one network, evaluated once per step.
 
-    noise `additive`: one trunk with two heads, f and g; `input`: a flow f(X, u, xi) whose input includes the noise xi
-    of the frame interval, without g. channels: C.
+    noise `additive`: one trunk with two heads, f and g; `input`: a flow f(X_0, u, q) whose input q includes the noise
+    of the frame interval (`raypipe.sde.dynamics.mixture`), without g. channels: C. scale: c [C, 1, 1], the unit of q
+    and f, which `raypipe.training.component` sets to the root mean square of z_{t+1} - z_t in the training latents.
     """
 
     def __init__(
@@ -82,15 +83,18 @@ class Joint(nn.Module):
         self.channels = channels
         self.noise: config.Noise = noise
         self.logit_range = logit_range
+        self.scale: Tensor
+        if noise == "input":
+            self.register_buffer("scale", torch.ones(channels, 1, 1))
 
     def forward(self, x: Tensor, u: Tensor | None = None, noise: Tensor | None = None) -> Tensor:
-        """State [b, K*C, h, w], time u [b] and noise xi [b, C, h, w] -> (f, g) [b, 2*C, h, w], or f [b, C, h, w].
+        """State [b, K*C, h, w], time u [b] and q [b, C, h, w] -> (f, g) [b, 2*C, h, w], or f [b, C, h, w].
 
-        noise None: xi = 0. xi is ignored if noise is additive.
+        noise None: q = 0. q is ignored if noise is additive.
         """
         if self.noise == "input":
-            xi = x.new_zeros(len(x), self.channels, *x.shape[2:]) if noise is None else noise
-            out: Tensor = self.network(torch.cat([x, xi], dim=1), u)
+            q = x.new_zeros(len(x), self.channels, *x.shape[2:]) if noise is None else noise / self.scale
+            out: Tensor = self.scale * self.network(torch.cat([x, q], dim=1), u)
             return out
         f, o = self.network(x, u).chunk(2, dim=1)
         return torch.cat([f, bounded(o, self.logit_range).exp()], dim=1)
@@ -105,7 +109,7 @@ class Joint(nn.Module):
     ) -> Dynamics:
         """The SDE whose flow and noise are those of this network."""
         seen = self.noise == "input"
-        return Dynamics(self, denoiser, None if seen else self, alpha, beta, seen, evaluate)
+        return Dynamics(self, denoiser, None if seen else self, alpha, beta, self.scale if seen else None, evaluate)
 
 
 def bounded(raw: Tensor, logit_range: tuple[float, float]) -> Tensor:

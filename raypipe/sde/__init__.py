@@ -43,7 +43,7 @@ Networks (raypipe.models.components, on a backbone of raypipe.models.backbones)
     (sde.noise):
 
     (f, g)(X, u)  additive: one trunk with two heads                                          [2*C, h, w]
-    f(X, u, xi)   input: a flow that sees the noise xi of the frame interval; no g            [C, h, w]
+    f(X, u, q)    input: a flow that sees the noise of the frame interval; no g               [C, h, w]
 
     Time input: if model.time_input is set, flow and diffusion also see u. In the transformer, one Linear(1, inner_dim)
     of u is added to all tokens; in the convolutional network, one in every block. u is set to 0 in a fraction
@@ -61,16 +61,17 @@ Losses (raypipe.sde.losses, raypipe.training.component); mean is over the batch 
                crps, energy, crps_energy: as for joint, after nll, in forecasts with the frozen flow f
 
     joint      velocity    additive: mean((v - f)^2) + 0.1 mean(r^2/(2 g^2) + log g), with r = v - f as a constant
-                           input: mean((v - f(X~, u, xi))^2), xi ~ N(0, I)
+                           input: mean((v - f(X_t + eps, u, (1-u) c xi + u v))^2 / c^2), xi ~ N(0, I)
                crps        crps of a forecast of T frames with M members
                energy      energy of the same
                crps_energy crps + energy
 
     If the loss is a score, the first 1 - train.score_share of the steps train on the velocity. In the rest, forecasts
     are made through the solver (T = train.forecast_frames, M = train.forecast_members), their scores are the loss, and
-    the gradient passes through all frames. The scores are almost fair (arXiv 2412.15832), see `Score`. On the velocity
-    alone, f(X, u, xi) learns to ignore xi; the scores teach it what xi is for. A network that sees one xi for a whole
-    frame can move a body as a whole, where g dW blurs it; the idea is that of FGN (arXiv 2506.10772).
+    the gradient passes through all frames. The scores are almost fair (arXiv 2412.15832), see `Score`. With noise as an
+    input, the velocity's loss is that of flow matching, which teaches forecasts with many steps; the scores then teach
+    few steps to do. A network that sees one xi for a whole frame can move a body as a whole, where g dW blurs it; the
+    idea is that of FGN (arXiv 2506.10772).
 
     delta = 1e-3 (sde.delta). r = v - f(X~, u), [C, h, w], is the residual of a trained flow, whose weights are frozen.
 
@@ -85,8 +86,15 @@ Dynamics (raypipe.sde.dynamics)
     G = (0, ..., 0, g)                                        diagonal of the diffusion       [K*C, h, w]
     W   Brownian motion; only its last frame, [C, h, w], acts and is drawn                    [K*C, h, w]
 
-    With noise as an input it is a random differential equation, dX = [F(X, u, beta xi) + alpha d(X)] du, where
-    xi = W(1) - W(0), [C, h, w], is the increment of the Brownian motion over the frame interval.
+    With noise as an input (sde.noise: input) it is a random differential equation for the last frame z_u:
+
+    dz_u = [f(X_t, u, q_u) - (z_u - z_t)] / (1 - u) du,   q_u = (1 - u) c beta xi + z_u - z_t     [C, h, w]
+
+    xi = W(1) - W(0), [C, h, w], is the increment of the Brownian motion over the frame interval, c [C, 1, 1] the root
+    mean square of z_{t+1} - z_t in the training latents. f predicts the way from z_t to z_{t+1}, of which z_u - z_t is
+    done. At u = 0 the network sees noise alone, so one step is z_{t+1} = z_t + f(X_t, 0, c beta xi); towards u = 1 the
+    movement takes the place of the noise. If f = E[z_{t+1} - z_t | X_t, q_u], this is flow matching (arXiv 2210.02747),
+    written for the movement instead of q: with many steps, z_{t+1} then has the distribution of the next frame.
 
     The older frames move along straight lines to their successors, which are known; only the last frame follows the
     flow and receives noise. alpha (evaluation.alphas) is the denoising magnitude. The derivation of the reference code

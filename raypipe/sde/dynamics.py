@@ -1,4 +1,7 @@
-"""The SDE of the state: dX = [F(X, u) + alpha d(X)] du + beta G(X, u) dW (Ito, diagonal), as in `raypipe.sde`."""
+"""The SDE of the state: dX = [F(X, u) + alpha d(X)] du + beta G(X, u) dW (Ito, diagonal), as in `raypipe.sde`.
+
+Or, if the flow sees the noise, the random differential equation of the same module.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,17 +12,20 @@ from torch import Tensor
 from raypipe.sde.solvers import Solver
 
 Field = Callable[..., Tensor]
-"""A network of the SDE: (X [b, K*C, h, w], u [b]) -> its output; where noise is an input, also xi [b, C, h, w].
+"""A network of the SDE: (X [b, K*C, h, w], u [b]) -> its output; where noise is an input, (X_0, u, q [b, C, h, w]).
 
 The output is [b, C, h, w] (flow, diffusion), [b, 2*C, h, w] (flow and diffusion in one) or [b, K*C, h, w] (denoiser).
 """
 
+LEAST_LEFT = 0.05
+"""Least 1 - u by which the way that is left is divided: a solver may evaluate the drift at u = 1, too."""
+
 Evaluate = Callable[[Sequence[Field], Tensor, Tensor, "Tensor | None"], Sequence[Tensor]]
-"""(fields, X, u, xi) -> the output of each field."""
+"""(fields, X, u, q) -> the output of each field."""
 
 
 def evaluate(fields: Sequence[Field], x: Tensor, u: Tensor, noise: Tensor | None = None) -> tuple[Tensor, ...]:
-    """The output of each field for the input X [b, K*C, h, w], u [b], xi [b, C, h, w]."""
+    """The output of each field for the input X [b, K*C, h, w], u [b], q [b, C, h, w]."""
     return tuple(field(x, u) if noise is None else field(x, u, noise) for field in fields)
 
 
@@ -27,9 +33,9 @@ def evaluate(fields: Sequence[Field], x: Tensor, u: Tensor, noise: Tensor | None
 class Dynamics:
     """The three components of the SDE and their magnitudes. Without noise, the forecast is deterministic.
 
-    diffusion: the same object as `flow` if one network computes both. noise_input: whether the flow sees the noise xi
-    of the frame interval; then there is no diffusion. alpha, beta: denoising and noise magnitude, at least 0; beta
-    multiplies g or xi. evaluate: function that evaluates the fields which share an input, such as
+    diffusion: the same object as `flow` if one network computes both. noise_scale: c [C, 1, 1], if the flow sees the
+    noise of the frame interval; then there is no diffusion. alpha, beta: denoising and noise magnitude, at least 0;
+    beta multiplies g or xi. evaluate: function that evaluates the fields which share an input, such as
     `raypipe.sde.compiled.compiled_evaluate()`.
     """
 
@@ -38,13 +44,18 @@ class Dynamics:
     diffusion: Field | None = None
     alpha: float = 1.0
     beta: float = 1.0
-    noise_input: bool = False
+    noise_scale: Tensor | None = None
     evaluate: Evaluate = evaluate
 
     @property
     def joint(self) -> bool:
         """Whether one network computes flow and diffusion."""
         return self.diffusion is self.flow
+
+    @property
+    def noise_input(self) -> bool:
+        """Whether the flow sees the noise of the frame interval."""
+        return self.noise_scale is not None
 
     @property
     def drift_fields(self) -> tuple[Field, ...]:
@@ -71,26 +82,31 @@ class Dynamics:
     def interval(self, start: Tensor, noise: Tensor | None = None) -> "Interval":
         """The SDE within the frame interval that begins at the state `start`, [b, K*C, h, w].
 
-        noise: xi [b, C, h, w], the increment of the Brownian motion over the interval, if the flow sees it.
+        noise: xi [b, C, h, w], the increment of the Brownian motion over the interval, if the flow sees it; None: 0.
         """
-        return Interval(self, start, noise if noise is None else self.beta * noise)
+        if self.noise_scale is None:
+            return Interval(self, start)
+        xi = start.new_zeros(len(start), len(self.noise_scale), *start.shape[2:]) if noise is None else noise
+        return Interval(self, start, self.beta * self.noise_scale * xi)
 
 
 class Interval:
     """Drift and noise within one frame interval, u from 0 to 1; a `raypipe.sde.solvers.Sde`.
 
     The older frames of the state move with the constant velocities z_{i+1} - z_i, which the state at u = 0 determines;
-    the last frame moves with the flow.
+    the last frame moves with the flow. noise: c xi [b, C, h, w], if the flow sees the noise.
     """
 
     def __init__(self, dynamics: Dynamics, start: Tensor, noise: Tensor | None = None) -> None:
         self._dynamics = dynamics
         self._start = start
-        self._noise_input = noise
+        self._noise_seen = noise
 
     def drift(self, x: Tensor, u: float) -> Tensor:
         """F(X, u) + alpha d(X), [b, K*C, h, w]."""
         f, *rest = self._evaluate(self._dynamics.drift_fields, x, u)
+        if self._noise_seen is not None:
+            f = (f - self._moved(x)) / max(1 - u, LEAST_LEFT)
         return self._drift(f.chunk(2, dim=1)[0] if self._dynamics.joint else f, *rest)
 
     def noise(self, x: Tensor, u: float) -> Callable[[Tensor | float], Tensor]:
@@ -115,7 +131,15 @@ class Interval:
 
     def _evaluate(self, fields: Sequence[Field], x: Tensor, u: float) -> Sequence[Tensor]:
         time = torch.full((len(x),), u, device=x.device, dtype=x.dtype)
-        return self._dynamics.evaluate(fields, x, time, self._noise_input)
+        if self._noise_seen is None:
+            return self._dynamics.evaluate(fields, x, time, None)
+        return self._dynamics.evaluate(fields, self._start, time, mixture(self._noise_seen, self._moved(x), u))
+
+    def _moved(self, x: Tensor) -> Tensor:
+        """z_u - z_t, [b, C, h, w]."""
+        assert self._noise_seen is not None
+        channels = self._noise_seen.shape[1]
+        return x[:, -channels:] - self._start[:, -channels:]
 
     def _drift(self, flow: Tensor, denoising: Tensor | None = None) -> Tensor:
         channels = flow.shape[1]
@@ -126,6 +150,14 @@ class Interval:
         scaled = self._dynamics.beta * g
         older_frames = x.new_zeros(len(x), x.shape[1] - g.shape[1], *x.shape[2:])
         return lambda increment: torch.cat([older_frames, scaled * increment], dim=1)
+
+
+def mixture(noise: Tensor, moved: Tensor, u: Tensor | float) -> Tensor:
+    """q_u = (1-u) c xi + (z_u - z_t), [b, C, h, w]: what a flow sees of the noise and of the way the last frame went.
+
+    noise: c xi; moved: z_u - z_t, both [b, C, h, w]. As u goes to 1, the movement takes the place of the noise.
+    """
+    return (1 - u) * noise + moved
 
 
 @dataclass(frozen=True)

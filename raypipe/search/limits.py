@@ -1,8 +1,8 @@
 """When a stage ends before all its trials: decided by its share of `search.minutes` and by `search.patience`.
 
 Ray Tune's own time budget would stop trials between rungs and could end a stage before any trial has a score, and its
-plateau stopper counts results instead of trials. So `StageLimit` decides, and Tune carries it out (`tuner.StopEarly`).
-Independent of Ray.
+plateau stopper counts results instead of trials. So `StageLimit` decides, and Tune carries it out
+(`early_stop.StopEarly`). Independent of Ray.
 """
 
 import math

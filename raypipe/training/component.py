@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -12,8 +13,9 @@ from raypipe.checkpoint import Meta
 from raypipe.common.device import choose_device
 from raypipe.config import Component, Experiment
 from raypipe.data.batches import TrainBatch, WindowBatches
+from raypipe.data.shards import Shards
 from raypipe.data.windows import Sampler, WindowIndex
-from raypipe.models.components import build_component
+from raypipe.models.components import Joint, build_component
 from raypipe.sde import losses
 from raypipe.sde.path import PathSample
 from raypipe.training.forecast_task import ForecastTask
@@ -23,6 +25,9 @@ from raypipe.training.network import NetworkTraining
 from raypipe.training.sampling import Encoder, begin_step, sample_paths
 from raypipe.workspace.dataset import ExperimentData
 from raypipe.workspace.layout import ParentModels, Workspace
+
+SCALE_WINDOWS = 512
+"""Number of pairs of latents that `movement_scale` reads."""
 
 
 class ComponentTask:
@@ -133,8 +138,13 @@ class ComponentTraining(NetworkTraining):
         inner: nn.Module = torch.compile(module) if train.compile else module  # type: ignore[assignment]
         wrapped = inner if wrap is None else wrap(inner)
         encode = data.encoder(train.random_seed, device)
-        task: Task = (ForecastTask if train.scores_forecasts else ComponentTask)(
-            wrapped, experiment, flow=flow, encode=encode
+        scale = None
+        if isinstance(module, Joint) and module.noise == "input":
+            scale = module.scale.copy_(movement_scale(data.latents("train"), stride))
+        task: Task = (
+            ForecastTask(wrapped, experiment, flow=flow, noise_scale=scale, encode=encode)
+            if train.scores_forecasts
+            else ComponentTask(wrapped, experiment, flow=flow, encode=encode)
         )
         super().__init__(
             module,
@@ -174,6 +184,17 @@ class ComponentTraining(NetworkTraining):
             flow_hash=None if flow is None else checkpoint.weights_hash(flow),
             autoencoder_hash=self._data.autoencoder_hash,
         )
+
+
+def movement_scale(latents: Shards, stride: int) -> Tensor:
+    """Root mean square of z_{t+1} - z_t per channel, [C, 1, 1], over evenly spaced windows of the latents.
+
+    stride: `dataset.frame_stride`. At least 1e-3, for channels that never change.
+    """
+    index = WindowIndex(latents.lengths, 2, stride)
+    numbers = np.linspace(0, len(index) - 1, min(len(index), SCALE_WINDOWS)).astype(np.int64)
+    pairs = torch.from_numpy(latents.windows(*index.locate(numbers), 2, stride)).float()
+    return (pairs[:, 1] - pairs[:, 0]).square().mean((0, 2, 3)).sqrt().clamp(min=1e-3)[:, None, None]
 
 
 def component_label(experiment: Experiment, workspace: Workspace) -> Label:

@@ -10,7 +10,8 @@ from raypipe.data.batches import TrainBatch
 from raypipe.metrics.ensemble import energy_score, fair_crps
 from raypipe.sde import losses
 from raypipe.sde.brownian import brownian_end, forecast_keys
-from raypipe.sde.dynamics import Dynamics
+from raypipe.sde.dynamics import Dynamics, mixture
+from raypipe.sde.path import stack
 from raypipe.sde.rollout import integrate
 from raypipe.sde.solvers import SOLVERS
 from raypipe.training.sampling import Encoder, begin_step, sample_paths
@@ -28,7 +29,8 @@ class ForecastTask:
     (experiments/README.md). The noise of a forecast depends on the step and on the number of its window in the global
     batch, not on the number of ranks.
 
-    flow: the frozen flow of a diffusion. encode: see `begin_step`.
+    flow: the frozen flow of a diffusion. noise_scale: `Joint.scale` of a network that sees the noise. encode: see
+    `begin_step`.
     """
 
     def __init__(
@@ -37,6 +39,7 @@ class ForecastTask:
         experiment: Experiment,
         *,
         flow: nn.Module | None = None,
+        noise_scale: Tensor | None = None,
         encode: Encoder | None = None,
     ) -> None:
         self.module = module
@@ -47,8 +50,8 @@ class ForecastTask:
         assert (train.component == "diffusion") == (flow is not None)
         self._loss = train.loss or "crps_energy"
         self._first_scored = round((1 - train.score_share) * train.steps)
-        seen = flow is None and experiment.sde.noise == "input"
-        self._dynamics = Dynamics(flow or module, diffusion=None if seen else module, noise_input=seen)
+        diffusion = module if noise_scale is None else None
+        self._dynamics = Dynamics(flow or module, diffusion=diffusion, noise_scale=noise_scale)
 
     def loss(self, batch: TrainBatch) -> Tensor:
         """The mean loss over this rank's windows, a scalar."""
@@ -64,11 +67,14 @@ class ForecastTask:
             with torch.no_grad():
                 residual = sample.velocity - self._flow(sample.noisy, sample.time)
             return losses.diffusion_nll(self.module(sample.noisy, sample.time).float(), residual)
-        if not self._dynamics.noise_input:
+        if self._dynamics.noise_scale is None:
             f, g = self.module(sample.noisy, sample.time).float().chunk(2, dim=1)
             return losses.joint(f, g, sample.velocity)
-        xi = brownian_end(self._keys(batch, window, 1), 0, window.shape[2:])
-        return losses.flow_mse(self.module(sample.noisy, sample.time, xi).float(), sample.velocity)
+        noise = self._dynamics.noise_scale * brownian_end(self._keys(batch, window, 1), 0, window.shape[2:])
+        u, start = sample.time[:, None, None, None], stack(window[:, :-1]) + sample.noise
+        seen = mixture(noise, u * sample.velocity, u)
+        scale = self._dynamics.noise_scale
+        return losses.flow_mse(self.module(start, sample.time, seen).float() / scale, sample.velocity / scale)
 
     def _of_forecast(self, window: Tensor, batch: TrainBatch) -> Tensor:
         """Score of the forecast of each window, [b, K+T, C, h, w]."""

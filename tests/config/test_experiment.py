@@ -130,7 +130,8 @@ def with_loss(**delta: object) -> dict:
         (flow_axis(low=-1, high=1), "config: search.flow.axes: train.noise_std: must be at least 0, not -1.0"),
         (
             {"search": {"diffusion": {"axes": {"train.loss": {"choices": ["mse"]}}}}},
-            "config: search.diffusion.axes: train.loss: must be regression or nll or crps_energy or crps or energy for a diffusion, not 'mse'",
+            "config: search.diffusion.axes: train.loss: must be regression, nll, crps_energy, crps or energy for a "
+            "diffusion, not 'mse'",
         ),
         (
             {"search": {"flow": {"axes": {"evaluation.windows": {"choices": [8, 64]}}}}},

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from raypipe import config
 from raypipe.data.batches import TrainBatch
-from raypipe.models.components import build_component
+from raypipe.models.components import Joint, build_component
 from raypipe.training.component import ComponentTask
 from raypipe.training.forecast_task import ForecastTask
 from raypipe.training.loop import Progress, Schedule, Task, fit
@@ -47,9 +47,13 @@ def windows(settings: config.Experiment, step: int, scale: float = 1.0) -> Tenso
 
 def task_of(settings: config.Experiment, module: nn.Module) -> Task:
     torch.manual_seed(7)
-    flow = build_component("flow", settings.model, CHANNELS).eval().requires_grad_(False)
-    task = ForecastTask if settings.train.scores_forecasts else ComponentTask
-    return task(module, settings, flow=flow if settings.train.component == "diffusion" else None)
+    flow: nn.Module | None = build_component("flow", settings.model, CHANNELS).eval().requires_grad_(False)
+    flow = flow if settings.train.component == "diffusion" else None
+    if not settings.train.scores_forecasts:
+        return ComponentTask(module, settings, flow=flow)
+    joint = getattr(module, "module", module)
+    seen = isinstance(joint, Joint) and joint.noise == "input"
+    return ForecastTask(module, settings, flow=flow, noise_scale=joint.scale if seen else None)
 
 
 def train(kind: str, time_input: bool, accumulate: int, rank: int, world: int) -> dict[str, Tensor]:

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from raypipe.sde.dynamics import ConstantDiffusion, Dynamics, evaluate
+from raypipe.sde.rollout import rollout
 from raypipe.sde.solvers import SOLVERS, solve
 
 
@@ -120,3 +121,30 @@ def test_together_they_are_what_they_are_alone():
     drift, kick = interval.drift_and_noise(state(2, -4), 0.25)
     assert torch.equal(drift, interval.drift(state(2, -4), 0.25))
     assert torch.equal(kick(3.0), interval.noise(state(2, -4), 0.25)(3.0))
+
+
+@pytest.mark.parametrize(("steps", "spread"), [(1, 0.0), (20, 0.3)])
+def test_a_flow_that_sees_the_noise_is_flow_matching(steps, spread):
+    """The next frame is normal around the last one + 0.5, and the flow is the exact expectation given q.
+
+    One step is the mean; many have the right spread, but for a tenth that Euler's steps lose.
+    """
+    mean, std, scale = 0.5, 0.3, 0.8
+
+    def flow(x, u, q):
+        u = u[:, None, None, None]
+        gain = u * std**2 / (u**2 * std**2 + (1 - u) ** 2 * scale**2)
+        return mean + gain * (q - u * mean)
+
+    dynamics = Dynamics(flow, noise_scale=torch.full((1, 1, 1), scale))
+    context = torch.randn(1, 2, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    moved = rollout(dynamics, context, 1, steps=steps, members=500, seed=0)[0, :, 0] - context[0, -1]
+    assert moved.mean().item() == pytest.approx(mean, abs=0.02)
+    assert moved.std(0).mean().item() == pytest.approx(spread, rel=0.1, abs=1e-6)
+
+
+def test_between_frames_a_flow_that_sees_the_noise_moves_straight_if_it_is_sure():
+    dynamics = Dynamics(lambda x, u, q: torch.full_like(q, 0.6), noise_scale=torch.ones(1, 1, 1))
+    context = torch.zeros(1, 2, 1, 4, 4)
+    path = rollout(dynamics, context, 1, steps=3, members=2, seed=0, interpolate=6)[0, :, :, 0, 0, 0]
+    torch.testing.assert_close(path, torch.linspace(0.1, 0.6, 6).expand(2, -1))

@@ -24,7 +24,8 @@ def test_a_step_of_the_score(model: dict[str, object], size: int, noise: str) ->
     optimizer = torch.optim.SGD(module.parameters(), 1e-3)
     data = torch.randn(1, 6, 4, size, size, generator=torch.Generator().manual_seed(1))
     batch = TrainBatch(data, torch.zeros(1, dtype=torch.long), 1, 0, 0)
-    task, losses = ForecastTask(module, experiment), []
+    scale = module.scale if noise == "input" else None
+    task, losses = ForecastTask(module, experiment, noise_scale=scale), []
     for _ in range(2):
         optimizer.zero_grad()
         loss = task.loss(batch)
