@@ -68,18 +68,20 @@ class Variant:
 
 
 ADDITIVE = {"sde.noise": "additive"}
+VELOCITY = {**ADDITIVE, "train.score_share": 0.0}
 VARIANTS = (
     Variant("as chosen"),
     Variant("transformer", {"model.backbone": "transformer", "model.depth": 1}),
     Variant("additive noise", ADDITIVE),
-    Variant("additive noise, velocity alone", {**ADDITIVE, "train.score_share": 0.0}),
-    Variant("the same, f and g apart", {**ADDITIVE, "train.score_share": 0.0}, "apart", share=0.5),
+    Variant("additive noise, velocity alone", VELOCITY),
+    Variant("the same, f and g apart", VELOCITY, "apart", share=0.5),
     Variant("apart, g trained on scores", {**ADDITIVE, "train.loss": "crps"}, "apart", share=0.5),
     Variant("additive noise, 4 learned fields", kind="fields"),
     Variant("crps alone", {"train.loss": "crps"}),
     Variant("energy score alone", {"train.loss": "energy"}),
-    Variant("forecasts of 1 frame", {"train.forecast_frames": 1}),
-    Variant("forecasts of 4 frames", {"train.forecast_frames": 4}),
+    Variant("forecasts of 2 frames", {"train.forecast_frames": 2}),
+    Variant("2 steps a frame", {"evaluation.steps": [2]}),
+    Variant("s = 0", {"train.noise_std": 0.0}),
     Variant("two trainings of half the time", kind="two", share=0.5),
     Variant("flow matching", kind="matching", calls=(1, 2, 4, 10, 25)),
 )
@@ -123,7 +125,7 @@ def fields(experiment: Experiment, data: ExperimentData) -> tuple[nn.Module, Tas
     height, width = data.latents("val").frame_shape[-2:]
     seen = config.replace(experiment, **{"sde.noise": "input"})
     module = FieldNoise(seen, data.channels, (height, width), FIELDS)
-    return module, FieldTask(module, seen)
+    return module, FieldTask(module, seen, noise_scale=module.scale)
 
 
 def matching(experiment: Experiment, data: ExperimentData) -> tuple[nn.Module, Task]:

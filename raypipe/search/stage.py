@@ -7,7 +7,7 @@ from typing import Any
 
 from raypipe import checkpoint, config
 from raypipe.config import Component, Experiment, SearchStage
-from raypipe.search.schedulers import spaced
+from raypipe.search.rungs import stage_rungs
 from raypipe.search.schedulers.pbt import Exploit
 from raypipe.workspace.layout import ParentModels, Workspace
 
@@ -51,7 +51,7 @@ class Stage:
     @property
     def rungs(self) -> list[int]:
         """Training steps after which trials are scored, the last at the end."""
-        return spaced(self.experiment.search, self.settings.steps)
+        return stage_rungs(self.experiment, self.component)
 
     def take_over(self, exploit: Exploit) -> None:
         """Replace a trial's model folder by a copy of the donor's: weights, optimizer and step.

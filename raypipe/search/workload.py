@@ -2,7 +2,7 @@
 
 from raypipe.config import REFERENCE_COMPONENTS, Component, Experiment
 from raypipe.search.budget import StageWork, Work
-from raypipe.search.schedulers import spaced
+from raypipe.search.rungs import stage_rungs
 
 START_UP = 15.0
 """Seconds of a worker group under Ray Train beyond its training steps, about as measured on two CPUs."""
@@ -13,7 +13,7 @@ def stage_work(experiment: Experiment, component: Component, trials: int, places
     search = experiment.search
     stage = search.stages[component]
     at_once = max(1, min(places, trials))
-    rungs = len(spaced(search, stage.steps))
+    rungs = len(stage_rungs(experiment, component))
     jobs = _finalists(experiment, component) * search.finalist_seeds
     together = max(1, min(places, jobs))
     return StageWork(

@@ -10,8 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from raypipe.config import LOSSES
-from raypipe.config.sections import SCORES
+from raypipe.config import LOSSES, SCORES
 from raypipe.data.batches import TrainBatch
 from tests.models import ranks
 from tests.models.small import ALL, BATCH, CHANNELS, HEIGHT, KINDS, WIDTH, awake, build, component_of, inputs, small

@@ -13,9 +13,7 @@ from raypipe.training.component import ComponentTask
 
 K, C, SIDE = 2, 3, 2
 PARTS = ("flow", "denoiser", "diffusion")
-CHOICES = [
-    (part, loss) for part in PARTS for loss in config.LOSSES[part] or (None,) if loss not in config.sections.SCORES
-]
+CHOICES = [(part, loss) for part in PARTS for loss in config.LOSSES[part] or (None,) if loss not in config.SCORES]
 """Joint networks, and scores as losses: test_forecast_task.py."""
 
 
