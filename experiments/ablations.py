@@ -27,11 +27,11 @@ from raypipe.data.frames import to_float
 from raypipe.data.windows import Sampler, WindowIndex
 from raypipe.distributed.connection import start_ray
 from raypipe.distributed.prepare import prepare
-from raypipe.evaluation.combinations import decode_frames
-from raypipe.evaluation.pixels import pixels_of, score_frames
 from raypipe.forecast import scoring
+from raypipe.forecast.decoding import decode
 from raypipe.forecast.windows import Forecasts, forecast_windows
 from raypipe.metrics import ensemble
+from raypipe.metrics.pixels import pixels_of, score_frames
 from raypipe.models.components import Joint, build_component
 from raypipe.sde.dynamics import Dynamics
 from raypipe.training.component import ComponentTask, component_schedule, movement_scale
@@ -194,7 +194,7 @@ def scores(made: Tensor, test: Forecasts, data: ExperimentData) -> dict[str, flo
     windows = []
     for n, (clip, start) in enumerate(zip(test.clips, test.starts, strict=True)):
         frames = to_float(torch.from_numpy(shards.frames(clip, slice(start, start + given + made.shape[2]))))
-        windows.append(score_frames(decode_frames(autoencoder, made[n]), frames[given:], frames[given - 1]))
+        windows.append(score_frames(decode(autoencoder, made[n]), frames[given:], frames[given - 1]))
     pixels, score = pixels_of(windows, bodies=True), ensemble.score(made, test.truth, test.last)
     assert pixels.bodies_kept is not None
     return {

@@ -30,10 +30,10 @@ from raypipe.common import terminal
 from raypipe.common.device import autocast, choose_device
 from raypipe.config import ConfigError
 from raypipe.data.frames import to_float
-from raypipe.evaluation.combinations import decode_frames, true_frames
+from raypipe.forecast.decoding import decode
 from raypipe.forecast.manifest import MANIFEST, find_best
 from raypipe.forecast.predictor import Predictor, load_predictor
-from raypipe.forecast.windows import Forecasts, forecast_windows
+from raypipe.forecast.windows import Forecasts, forecast_windows, true_frames
 from raypipe.metrics import ensemble, frames
 from raypipe.metrics.ensemble import Score
 from raypipe.sde.batching import in_batches
@@ -178,7 +178,7 @@ def psnr(trial: Trial, made: Tensor) -> float:
     """PSNR in dB of a forecast after decoding, averaged over windows, members and frames."""
     truth, _ = true_frames(trial.data, "val", trial.windows)
     total = [
-        frames.psnr(decoded := decode_frames(trial.predictor.autoencoder, forecasts), to_float(true).expand_as(decoded))
+        frames.psnr(decoded := decode(trial.predictor.autoencoder, forecasts), to_float(true).expand_as(decoded))
         for forecasts, true in zip(made, truth, strict=True)
     ]
     return float(torch.stack([x.mean() for x in total]).mean())

@@ -306,6 +306,12 @@ class Evaluation(Section):
     betas: list[float] = option(
         [0.5, 0.75, 1.0, 1.5, 2.0], "candidates for beta, the factor by which the diffusion network is multiplied"
     )
+    decoding: Literal["best", "plain", "anchored", "fading", "copied"] = option(
+        "best",
+        "how latents become frames; plain: by the decoder alone; anchored: what the autoencoder has lost of the last "
+        "given frame is added; fading: less of it from frame to frame; copied: pixels that a forecast leaves as they "
+        "are come from the last given frame; best: the best of these for each combination, on validation",
+    )
     climatology_members: int = option(
         16, "ensemble members of the climatology baseline, which are random training frames"
     )

@@ -5,21 +5,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from raypipe import checkpoint
-from raypipe.common.device import autocast, choose_device
+from raypipe.common.device import choose_device
 from raypipe.config import Component, Experiment, Solver
 from raypipe.data.frames import to_float
-from raypipe.evaluation.pixels import Pixels, pixels_of, score_frames
 from raypipe.forecast import scoring
+from raypipe.forecast.decoding import PLAIN, LastFrame, decode, decodings, frames_of
 from raypipe.forecast.manifest import CONSTANT, JOINT
-from raypipe.forecast.windows import Forecasts, climatology, forecast_windows, read_window
+from raypipe.forecast.windows import climatology, forecast_windows, true_frames
 from raypipe.metrics import ensemble
 from raypipe.metrics.ensemble import Score
-from raypipe.models.autoencoder import Autoencoder
+from raypipe.metrics.pixels import FrameErrors, Pixels, best_of, frame_errors, pixels_of, score_frames
 from raypipe.models.components import Joint
 from raypipe.sde.dynamics import ConstantDiffusion, Dynamics
 from raypipe.sde.solvers import SOLVERS
@@ -28,10 +27,10 @@ from raypipe.workspace.dataset import ExperimentData, is_simulated
 
 HeldOutSplit = Literal["val", "test"]
 """Splits on which combinations are scored."""
+CHOICE_WINDOWS = 32
+"""Number of windows on which the decoding of a combination is chosen; its scores are then of all windows."""
 Baseline = Literal["persistence", "climatology", "flow", "published"]
 """Names of the baselines in combinations.parquet. `published` is the default, see `default_combination`."""
-DECODE_BATCH = 256
-"""Number of frames that the autoencoder decodes at once."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,8 @@ class Combination:
     *_model: names of the model folders in the folder of the stage. alpha, beta: see `raypipe.sde`; with a constant
     diffusion, beta is its multiplier; None: not fitted yet. steps: integration steps per frame. residual_std: [C],
     residual standard deviation of the flow, the unit of the constant diffusion. baseline: None for candidates.
-    more_models: trainings of the joint network with other seeds, with which `flow_model` takes turns.
+    more_models: trainings of the joint network with other seeds, with which `flow_model` takes turns. decoding: how
+    latents become frames, see `raypipe.forecast.decoding`; None: not chosen yet.
     """
 
     flow: str | None
@@ -59,6 +59,7 @@ class Combination:
     residual_std: tuple[float, ...] = ()
     baseline: Baseline | None = None
     more_models: tuple[str, ...] = ()
+    decoding: str | None = None
 
     @property
     def flow_component(self) -> Component:
@@ -67,7 +68,7 @@ class Combination:
 
     @property
     def key(self) -> str:
-        """Unique within an experiment. Does not contain beta, so it is the same before and after the fit."""
+        """Unique within an experiment; the same before and after beta is fitted and the decoding is chosen."""
         models = "+".join([str(self.flow_model), *self.more_models])
         parts = (self.baseline, models, self.denoiser_model, self.diffusion_model, self.diffusion)
         return "/".join(str(part) for part in (*parts, f"{self.alpha:g}", self.steps, self.solver))
@@ -189,8 +190,8 @@ class CombinationScorer:
         frames_made = len(members) * members.shape[1] * members.shape[2]
         seconds = (time.perf_counter() - began) / frames_made if nfe else 0.0
         result = ensemble.score(members, self._held_out.truth, self._held_out.last)
-        pixels = self._pixels(members, repeat_last=combination.baseline == "persistence") if decode else None
-        return Result(combination, result, nfe * combination.steps, seconds, pixels)
+        decoding, pixels = self._pixels(combination, members) if decode else (combination.decoding, None)
+        return Result(replace(combination, decoding=decoding), result, nfe * combination.steps, seconds, pixels)
 
     def _forecast(self, combination: Combination) -> tuple[Tensor, int]:
         """The ensemble forecast in latent space, [n, M, H, C, h, w], and network evaluations per integration step."""
@@ -228,45 +229,46 @@ class CombinationScorer:
             return None
         return checkpoint.load_component(self._data.workspace.run(component, model)).to(choose_device())
 
-    def _pixels(self, members: Tensor, *, repeat_last: bool) -> Pixels:
-        """Score decoded frames against the true ones, window by window to save memory.
+    def _pixels(self, combination: Combination, members: Tensor) -> tuple[str | None, Pixels]:
+        """The best decoding of the forecasts (None for persistence) and its scores.
 
-        members: latents [n, M, H, C, h, w]. repeat_last: score the last given frame itself, without the autoencoder.
+        Of the decodings that the config allows, unless the combination has one. Decodes window by window to save
+        memory. members: latents [n, M, H, C, h, w].
         """
         autoencoder = checkpoint.load_autoencoder(self._data.workspace.autoencoder).to(choose_device())
-        truth, last = true_frames(self._data, self._split, self._held_out)
-        scored = []
-        for forecasts, true, before in zip(members, truth, last, strict=True):
-            target, still = to_float(true), to_float(before)[None, None]
-            decoded = still if repeat_last else decode_frames(autoencoder, forecasts)
-            scored.append(score_frames(decoded, target, still[0, 0]))
-        return pixels_of(scored, bodies=is_simulated(self._data.experiment))
+        truth, last = (to_float(frames) for frames in true_frames(self._data, self._split, self._held_out))
+        bodies = is_simulated(self._data.experiment)
+        if combination.baseline == "persistence":
+            scored = [score_frames(still[None, None], true, still) for true, still in zip(truth, last, strict=True)]
+            return None, pixels_of(scored, bodies=bodies)
+        names = decodings(self._data.experiment.evaluation.decoding)
+        if combination.baseline == "climatology":
+            names = (PLAIN,)  # its frames do not follow the last given one
+        elif combination.decoding is not None:
+            names = (combination.decoding,)
+        before = LastFrame(last, decode(autoencoder, self._held_out.last))
+
+        def frames(decoding: str, window: int, decoded: Tensor) -> Tensor:
+            return frames_of(decoding, decoded, LastFrame(last[window], before.decoded[window]))
+
+        def errors(window: int) -> dict[str, FrameErrors]:
+            decoded = decode(autoencoder, members[window])
+            return {d: frame_errors(frames(d, window, decoded), truth[window], last[window]) for d in names}
+
+        chosen = names[0] if len(names) == 1 else best_of([errors(i) for i in spread(len(members), CHOICE_WINDOWS)])
+        decoded = (decode(autoencoder, distinct(forecasts)) for forecasts in members)
+        scored = [score_frames(frames(chosen, i, made), truth[i], last[i]) for i, made in enumerate(decoded)]
+        return chosen, pixels_of(scored, bodies=bodies)
 
 
-def true_frames(data: ExperimentData, split: HeldOutSplit, windows: Forecasts) -> tuple[Tensor, Tensor]:
-    """True frames of windows, uint8 [n, H, height, width, 3], and the last given frames, [n, height, width, 3]."""
-    experiment, shards = data.experiment, data.frames(split)
-    given, stride = experiment.model.num_input_frames, experiment.dataset.frame_stride
-    horizon = windows.truth.shape[1]
-    read = [
-        read_window(shards, clip, start + (given - 1) * stride, horizon + 1, stride)
-        for clip, start in zip(windows.clips, windows.starts, strict=True)
-    ]
-    stacked = torch.from_numpy(np.stack(read))
-    return stacked[:, 1:], stacked[:, 0]
+def distinct(latents: Tensor) -> Tensor:
+    """[M, 1, C, h, w] of latents [M, T, C, h, w] that are one frame expanded to T frames (stride 0), else all of them.
 
-
-@torch.no_grad()
-def decode_frames(autoencoder: Autoencoder, latents: Tensor) -> Tensor:
-    """Decode latents [M, T, C, h, w] to frames [M, T, 3, H, W] in [-1, 1], on the CPU.
-
-    Returns [M, 1, 3, H, W] if the latents are one frame expanded to T frames (stride 0).
+    For climatology, whose members repeat one frame each.
     """
-    device = choose_device()
-    if latents.shape[1] > 1 and latents.stride(1) == 0:
-        latents = latents[:, :1]  # climatology: each member repeats one frame
-    flat = latents.flatten(0, 1)
-    with autocast(device):
-        parts = [autoencoder.decode(part.to(device)).float().cpu() for part in flat.split(DECODE_BATCH)]
-    decoded = torch.cat(parts)
-    return decoded.view(*latents.shape[:2], *decoded.shape[1:])
+    return latents[:, :1] if latents.shape[1] > 1 and latents.stride(1) == 0 else latents
+
+
+def spread(count: int, most: int) -> range:
+    """At most `most` of `count` numbers, evenly spread."""
+    return range(0, count, -(-count // most))

@@ -23,6 +23,7 @@ from raypipe.evaluation.combinations import (
 )
 from raypipe.evaluation.samples import save_samples
 from raypipe.evaluation.table import SPLIT_NAMES, Table
+from raypipe.forecast.decoding import PLAIN
 from raypipe.forecast.manifest import CONSTANT, JOINT, MANIFEST, Manifest, model_folder, write_manifest
 from raypipe.search import records
 from raypipe.search.finalists import Finalist, read_finalists
@@ -156,6 +157,7 @@ def keep_best(data: ExperimentData, chosen: Combination) -> None:
             dataset=experiment.dataset.name,
             preprocessing=dataset_preprocessing(workspace.dataset(experiment)),
             models=1 + len(chosen.more_models),
+            decoding=chosen.decoding or PLAIN,
         )
         write_manifest(folder / MANIFEST, best, ran=manifest(experiment))
 

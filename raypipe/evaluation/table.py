@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from raypipe.evaluation.combinations import Combination, HeldOutSplit, Result
+from raypipe.forecast.decoding import PLAIN
 from raypipe.metrics.ensemble import Score
 from raypipe.search import records
 from raypipe.search.records import Row, is_finite
@@ -50,7 +51,8 @@ class CombinationRow:
     difference, behind_chosen: crps_ratio minus that of the default and that of the chosen combination, paired by
     window. *_se: standard errors. crps_ratio_by_step: [H], crps_ratio of each predicted frame. crps_ratio_pixels, psnr
     (dB), ssim, energy_ratio_pixels, bodies_kept: scores of decoded frames, the last one at the last frame; None if they
-    were not decoded. trainings: number of trainings of the flow that take turns. See `Combination` and `Result`.
+    were not decoded. trainings: number of trainings of the flow that take turns. decoding: see
+    `raypipe.forecast.decoding`. See also `Combination` and `Result`.
     """
 
     key: str
@@ -81,6 +83,7 @@ class CombinationRow:
     bodies_kept: float | None = None
     bodies_kept_by_step: list[float] | None = None
     trainings: int = 1
+    decoding: str | None = None
 
 
 class Table:
@@ -109,8 +112,12 @@ class Table:
         return row is not None and (not decoded or row.crps_ratio_pixels is not None)
 
     def fitted(self, split: HeldOutSplit, combination: Combination) -> Combination:
-        """The combination with the beta that was fitted when it was scored."""
-        return replace(combination, beta=self.row(split, combination).beta)
+        """The combination with the beta that was fitted and the decoding that was chosen when it was scored.
+
+        Scores of earlier versions are of plain decoding.
+        """
+        row = self.row(split, combination)
+        return replace(combination, beta=row.beta, decoding=row.decoding or PLAIN)
 
     def add(self, split: HeldOutSplit, result: Result) -> None:
         """Add or replace the row of a combination, and save its per-window scores."""
@@ -128,6 +135,7 @@ class Table:
             solver=c.solver if c.steps else None,
             baseline=c.baseline,
             trainings=1 + len(c.more_models),
+            decoding=c.decoding if pixels else None,
             crps_ratio=score.ratio.value,
             crps_ratio_se=score.ratio.se,
             crps_ratio_pixels=pixels.crps_ratio if pixels else None,

@@ -12,6 +12,7 @@ from raypipe.common.errors import UserError
 from raypipe.common.files import write_json
 from raypipe.config import Component, Solver
 from raypipe.data.conversion.preprocessing import Preprocessing
+from raypipe.forecast.decoding import DECODINGS, PLAIN
 
 MANIFEST = "manifest.json"
 CONSTANT = "constant"
@@ -31,6 +32,7 @@ class Manifest:
     interval. dataset: name of the dataset. constant_std: [C], standard deviation of the constant diffusion. solver:
     name of the SDE solver. preprocessing: how the frames of the dataset were made from videos; None if unknown, as in
     manifests of earlier versions. models: number of trainings of the flow that take turns, member by member.
+    decoding: how latents become frames, a key of `raypipe.forecast.decoding.DECODINGS`.
     """
 
     flow: str | None
@@ -47,6 +49,7 @@ class Manifest:
     solver: Solver = "euler_maruyama"
     preprocessing: Preprocessing | None = None
     models: int = 1
+    decoding: str = PLAIN
 
 
 def model_folder(component: Component, number: int) -> str:
@@ -90,4 +93,7 @@ def read_manifest(folder: Path) -> Manifest:
     for name in ("steps", "num_input_frames", "image_size", "frame_stride", "models"):
         if getattr(manifest, name) < 1:
             raise UserError(f"{path}: {name}: must be at least 1, not {getattr(manifest, name)}")
+    if manifest.decoding not in DECODINGS:
+        known = ", ".join(DECODINGS)
+        raise UserError(f"{path}: decoding: must be one of {known}, not {manifest.decoding!r}; update raypipe")
     return manifest

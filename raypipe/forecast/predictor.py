@@ -1,6 +1,6 @@
 """Predict video with the result of a search: `load_predictor(folder).predict(frames, horizon)`."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -11,6 +11,7 @@ from raypipe.common.device import autocast, choose_device
 from raypipe.common.errors import UserError
 from raypipe.config import SOLVERS, Component, Solver
 from raypipe.config.sections import solver_name
+from raypipe.forecast.decoding import PLAIN, LastFrame, decode, frames_of
 from raypipe.forecast.manifest import CONSTANT, JOINT, MANIFEST, Manifest, find_best, model_folder, read_manifest
 from raypipe.models.autoencoder import Autoencoder
 from raypipe.models.components import Joint
@@ -19,7 +20,7 @@ from raypipe.sde.dynamics import ConstantDiffusion, Dynamics, Field, evaluate
 from raypipe.sde.rollout import rollout
 
 FRAME_BATCH = 64
-"""Number of frames that the autoencoder encodes or decodes at once."""
+"""Number of frames that the autoencoder encodes at once."""
 
 
 class Predictor:
@@ -91,10 +92,12 @@ class Predictor:
         if solver not in SOLVERS:
             raise UserError(f"solver: must be one of {', '.join(SOLVERS)}, not {solver!r}")
         self._check(frames)
+        given = frames[:, -self.manifest.num_input_frames :].float()
+        context = self._encode(given)
         with autocast(self.device):
             latents = rollout(
                 self.dynamics(),
-                self._encode(frames[:, -self.manifest.num_input_frames :].float()),
+                context,
                 horizon,
                 steps=steps,
                 members=members,
@@ -106,7 +109,8 @@ class Predictor:
             )
         dynamics = self.dynamics()
         different = members if len(dynamics) > 1 or dynamics[0].stochastic else 1
-        return self._decode(latents[:, :different]).expand(-1, members, -1, -1, -1, -1)
+        made = self._frames(latents[:, :different], given[:, -1].cpu(), context[:, -1], interpolate)
+        return made.expand(-1, members, -1, -1, -1, -1)
 
     def _check(self, frames: Tensor) -> None:
         size, given = self.manifest.image_size, self.manifest.num_input_frames
@@ -123,17 +127,19 @@ class Predictor:
             )
 
     def _encode(self, frames: Tensor) -> Tensor:
-        return self._frame_by_frame(self.autoencoder.encode, frames)
-
-    def _decode(self, latents: Tensor) -> Tensor:
-        return self._frame_by_frame(self.autoencoder.decode, latents)
-
-    def _frame_by_frame(self, apply: Callable[[Tensor], Tensor], frames: Tensor) -> Tensor:
-        """Apply a network for [n, C, H, W] to [..., C, H, W] in batches. Returns float32 on the CPU."""
-        flat = frames.flatten(0, -4)
+        """Frames [..., 3, H, W] to latents [..., C, h, w], float32 on the CPU."""
+        parts = frames.flatten(0, -4).split(FRAME_BATCH)
         with autocast(self.device):
-            made = torch.cat([apply(part.to(self.device)).float().cpu() for part in flat.split(FRAME_BATCH)])
+            made = torch.cat([self.autoencoder.encode(part.to(self.device)).float().cpu() for part in parts])
         return made.view(*frames.shape[:-3], *made.shape[1:])
+
+    def _frames(self, latents: Tensor, last: Tensor, last_latents: Tensor, interpolate: int) -> Tensor:
+        """Decode forecasts, [b, M, T, C, h, w], given the last frames, [b, 3, H, W], and their latents."""
+        decoded = decode(self.autoencoder, latents)
+        if self.manifest.decoding == PLAIN:
+            return decoded
+        before = LastFrame(last, decode(self.autoencoder, last_latents))
+        return frames_of(self.manifest.decoding, decoded, before, interpolate)
 
 
 def load_predictor(folder: str | Path, *, compile: bool = False) -> Predictor:

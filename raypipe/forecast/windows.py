@@ -9,7 +9,9 @@ from torch import Tensor
 
 from raypipe.config import Experiment
 from raypipe.data.shards import Shards
+from raypipe.data.splits import Split
 from raypipe.data.windows import WindowIndex
+from raypipe.workspace.dataset import ExperimentData
 
 
 @dataclass(frozen=True)
@@ -78,3 +80,16 @@ def climatology(latents: Shards, forecasts: Forecasts, members: int, seed: int) 
     frames = [[read_window(latents, int(c), int(rng.integers(lengths[c])), 1, 1)[0] for c in row] for row in clips]
     drawn = torch.from_numpy(np.asarray(frames)).float()
     return drawn[:, :, None].expand(-1, -1, horizon, -1, -1, -1)
+
+
+def true_frames(data: ExperimentData, split: Split, windows: Forecasts) -> tuple[Tensor, Tensor]:
+    """True frames of windows, uint8 [n, H, height, width, 3], and the last given frames, [n, height, width, 3]."""
+    experiment, shards = data.experiment, data.frames(split)
+    given, stride = experiment.model.num_input_frames, experiment.dataset.frame_stride
+    horizon = windows.truth.shape[1]
+    read = [
+        read_window(shards, clip, start + (given - 1) * stride, horizon + 1, stride)
+        for clip, start in zip(windows.clips, windows.starts, strict=True)
+    ]
+    stacked = torch.from_numpy(np.stack(read))
+    return stacked[:, 1:], stacked[:, 0]

@@ -93,6 +93,7 @@ SCORES = [
     Column("behind_chosen", "Δ chosen", number(3), "difference from the chosen one, paired by window; above 0 is worse",
            "behind_chosen_se"),
     Column("crps_ratio_pixels", "in pixels", number(3), "CRPS ratio of decoded frames"),
+    Column("decoding", "decoding", text, "how latents became frames, see evaluation.decoding", numeric=False),
     Column("energy_ratio_pixels", "energy", number(3), "fair energy score of whole decoded frames over persistence's"),
     Column("bodies_kept", "bodies kept", number(2), "share of the bodies that members show at the last frame with 0.4 "
            "to 2.5 times their area"),

@@ -13,13 +13,14 @@ from raypipe.evaluation.combinations import (
     Combination,
     CombinationScorer,
     combinations,
-    decode_frames,
     default_combination,
-    true_frames,
+    distinct,
+    spread,
 )
 from raypipe.forecast import scoring
+from raypipe.forecast.decoding import DECODINGS, decode
 from raypipe.forecast.manifest import CONSTANT, JOINT
-from raypipe.forecast.windows import forecast_windows
+from raypipe.forecast.windows import forecast_windows, true_frames
 from raypipe.metrics import ensemble
 from raypipe.models.components import build_component
 from raypipe.sde.dynamics import ConstantDiffusion, Dynamics
@@ -210,9 +211,31 @@ def test_climatology(data, scorer):
 def test_decoding_a_frame_that_is_shown_at_every_step(data):
     autoencoder = checkpoint.load_autoencoder(data.workspace.autoencoder)
     one = torch.randn(3, 1, 4, 4, 4, generator=torch.Generator().manual_seed(0))
-    shown = decode_frames(autoencoder, one.expand(-1, 5, -1, -1, -1))
+    shown = decode(autoencoder, distinct(one.expand(-1, 5, -1, -1, -1)))
     assert shown.shape == (3, 1, 3, 32, 32)
-    torch.testing.assert_close(shown.expand(-1, 5, -1, -1, -1), decode_frames(autoencoder, one.repeat(1, 5, 1, 1, 1)))
+    every = one.repeat(1, 5, 1, 1, 1)
+    torch.testing.assert_close(shown.expand(-1, 5, -1, -1, -1), decode(autoencoder, distinct(every)))
+
+
+def test_the_decoding_is_chosen_for_each_combination_and_then_kept(data, scorer):
+    found = scorer.score(made(beta=0.5), decode=True)
+    names = {"plain", "anchored", "copied-0.2", found.combination.decoding}
+    ratios = {d: scorer.score(made(beta=0.5, decoding=d), decode=True).pixels for d in names}
+    assert found.pixels == ratios[found.combination.decoding]  # all six windows are those of the choice
+    assert found.combination.decoding in DECODINGS
+    assert found.pixels.energy_ratio <= 1.01 * min(p.energy_ratio for p in ratios.values())
+    assert found.pixels.crps_ratio <= ratios["plain"].crps_ratio
+    only = config.replace(data.experiment, **{"evaluation.decoding": "anchored"})
+    fixed = CombinationScorer(replace(data, experiment=only), "val", 6).score(made(beta=0.5), decode=True)
+    assert fixed.combination.decoding == "anchored" and fixed.pixels == ratios["anchored"]
+    assert scorer.score(CLIMATOLOGY, decode=True).combination.decoding == "plain"
+    assert scorer.score(PERSISTENCE, decode=True).combination.decoding is None
+
+
+def test_windows_of_the_choice_are_spread_over_all():
+    assert list(spread(6, 32)) == list(range(6))
+    assert list(spread(64, 32)) == list(range(0, 64, 2))
+    assert list(spread(65, 32)) == list(range(0, 65, 3))
 
 
 def test_magnitudes_come_from_their_lists(scorer):

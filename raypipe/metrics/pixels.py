@@ -1,6 +1,6 @@
 """Scores of decoded frames, of one window and over all windows."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +9,9 @@ from torch import Tensor
 
 from raypipe.metrics import ensemble, frames
 from raypipe.metrics.bodies import kept_bodies
+
+ENERGY_MARGIN = 0.01
+"""Largest relative difference of an energy score from the best one at which the CRPS decides, see `best_of`."""
 
 
 @dataclass(frozen=True)
@@ -28,15 +31,47 @@ class Pixels:
 
 
 @dataclass(frozen=True)
-class WindowScore:
-    """Scores of one window. crps, energy: of the forecast and of persistence. kept: [H], share of `bodies` bodies."""
+class FrameErrors:
+    """Fair CRPS per pixel, and fair energy score of whole frames, of one window: of the forecast, of persistence."""
 
     crps: tuple[float, float]
     energy: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class WindowScore:
+    """Scores of one window. kept: [H], share of `bodies` bodies."""
+
+    errors: FrameErrors
     psnr: float
     ssim: float
     kept: Tensor
     bodies: int
+
+
+def frame_errors(members: Tensor, truth: Tensor, last: Tensor) -> FrameErrors:
+    """The errors of an ensemble of frames; see `score_frames` for the arguments."""
+    by_frame = members.transpose(0, 1).expand(len(truth), -1, -1, -1, -1)
+    still = last.expand(len(truth), 1, -1, -1, -1)
+    crps = ensemble.fair_crps(members[None], truth[None]).mean().item()
+    energy, energy_of_last = (ensemble.energy_score(made, truth).mean().item() for made in (by_frame, still))
+    return FrameErrors((crps, (truth - last).abs().mean().item()), (energy, energy_of_last))
+
+
+def best_of(windows: Sequence[Mapping[str, FrameErrors]]) -> str:
+    """The name with the lowest CRPS of those whose energy score is within `ENERGY_MARGIN` of the lowest one.
+
+    So a lower error per pixel is not bought with frames that fit worse as a whole. windows: errors by name, for each
+    window. If no error is finite, the first name.
+    """
+    mean = {
+        name: tuple(np.mean([(w[name].crps[0], w[name].energy[0]) for w in windows], axis=0)) for name in windows[0]
+    }
+    finite = {name: errors for name, errors in mean.items() if np.isfinite(errors).all()}
+    if not finite:
+        return next(iter(mean))
+    bound = (1 + ENERGY_MARGIN) * min(energy for _, energy in finite.values())
+    return min((name for name, (_, energy) in finite.items() if energy <= bound), key=lambda name: finite[name][0])
 
 
 def score_frames(members: Tensor, truth: Tensor, last: Tensor) -> WindowScore:
@@ -45,12 +80,9 @@ def score_frames(members: Tensor, truth: Tensor, last: Tensor) -> WindowScore:
     The ensemble may also be [M, 1, 3, height, width], the same for all H frames. last: the last given frame,
     [3, height, width]. All values are in [-1, 1].
     """
-    by_frame = members.transpose(0, 1).expand(len(truth), -1, -1, -1, -1)
-    still = last.expand(len(truth), 1, -1, -1, -1)
     share, bodies = kept_bodies(members, last)
     return WindowScore(
-        (ensemble.fair_crps(members[None], truth[None]).mean().item(), (truth - last).abs().mean().item()),
-        tuple(ensemble.energy_score(made, truth).mean().item() for made in (by_frame, still)),  # type: ignore[arg-type]
+        frame_errors(members, truth, last),
         frames.psnr(members, truth).mean().item(),
         frames.ssim(members, truth).mean().item(),
         share.mean(0).expand(len(truth)),
@@ -60,7 +92,7 @@ def score_frames(members: Tensor, truth: Tensor, last: Tensor) -> WindowScore:
 
 def pixels_of(scores: Sequence[WindowScore], *, bodies: bool) -> Pixels:
     """The scores over all windows. bodies: whether the frames are those of the demo, so that bodies can be found."""
-    crps, energy = (np.mean([getattr(s, name) for s in scores], 0) for name in ("crps", "energy"))
+    crps, energy = (np.mean([getattr(s.errors, name) for s in scores], 0) for name in ("crps", "energy"))
     kept = torch.stack([s.bodies * s.kept for s in scores]).sum(0) / max(1, sum(s.bodies for s in scores))
     return Pixels(
         float(crps[0] / crps[1]),
