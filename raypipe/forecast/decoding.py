@@ -50,7 +50,7 @@ DECODINGS: Mapping[str, Callable[[Tensor, LastFrame, Tensor], Tensor]] = {
     PLAIN: lambda decoded, last, age: decoded,
     "anchored": lambda decoded, last, age: decoded + (last.frame - last.decoded),
     "fading": lambda decoded, last, age: decoded + torch.exp(-age / FADE) * (last.frame - last.decoded),
-    **{f"copied-{scale:g}": _copied(scale) for scale in (0.1, 0.2, 0.3, 0.4)},
+    **{f"copied-{scale:g}": _copied(scale) for scale in (0.1, 0.2, 0.3, 0.4, 0.6, 0.9)},
 }
 """By name: (D(z') [..., T, 3, H, W], last frame that broadcasts to it, age [T, 1, 1, 1]) -> frames, not yet clipped."""
 

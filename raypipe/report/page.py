@@ -13,10 +13,11 @@ from markupsafe import Markup
 from raypipe.common.files import write_atomic
 from raypipe.evaluation import table
 from raypipe.forecast import film
+from raypipe.forecast.ceiling import ceiling_warning, read_ceiling
 from raypipe.report import figures
 from raypipe.report.figures import Line
 from raypipe.report.stages import stage
-from raypipe.report.tables import IN_WORDS, describe, known, number, score_table, short, text
+from raypipe.report.tables import IN_WORDS, ceiling_table, describe, known, number, score_table, short, text
 from raypipe.search import records
 from raypipe.search.records import Row
 from raypipe.workspace.layout import Workspace
@@ -39,7 +40,7 @@ def write_report(workspace: Workspace) -> Path:
         dict(row, name=describe(row)) for row in records.read_rows(workspace.evaluation / "combinations.parquet")
     ]
     trials = records.read_rows(workspace.trials)
-    manifest = workspace.folder / "manifest.json"
+    manifest, ceiling = workspace.folder / "manifest.json", read_ceiling(workspace)
     page = _environment().get_template(TEMPLATE).render(
         title=workspace.name,
         dataset=experiment.dataset.name,
@@ -47,6 +48,8 @@ def write_report(workspace: Workspace) -> Path:
         test=score_table([row for row in combinations if row["split"] == "test"]),
         validation=score_table([row for row in combinations if row["split"] == "validation"], without="difference"),
         shown=SHOWN_ROWS,
+        ceiling=None if ceiling is None else ceiling_table(ceiling),
+        warning=None if ceiling is None else ceiling_warning(ceiling),
         horizon=horizon_plot(combinations),
         samples=[film.read_sample(path) for path in sorted((workspace.folder / "samples").glob("*.npz"))[:SAMPLES]],
         stages=[stage(workspace, trials, name, experiment.search) for name in experiment.search.searched],

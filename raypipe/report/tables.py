@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from raypipe.forecast.ceiling import Ceiling, ceiling_rows
 from raypipe.forecast.manifest import CONSTANT, JOINT
 from raypipe.search.records import Row
 
@@ -166,6 +167,13 @@ def score_table(rows: Sequence[Row], without: str | None = None) -> Table | None
     return Table(
         table.columns, table.rows, strong, quiet, f"The solver is {solvers.pop()}." if len(solvers) == 1 else ""
     )
+
+
+def ceiling_table(ceiling: Ceiling) -> Table:
+    """Table of what perfect latents score in pixels, and the last frame repeated."""
+    keys = ("name", "crps_ratio_pixels", "psnr", "ssim")
+    rows = [dict(zip(keys, row, strict=True)) for row in ceiling_rows(ceiling)]
+    return make_table([Column("name", "frames", text, numeric=False), *(c for c in SCORES if c.key in keys[1:])], rows)
 
 
 def make_table(columns: Sequence[Column], rows: Sequence[Row]) -> Table:

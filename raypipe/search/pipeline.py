@@ -9,6 +9,7 @@ from raypipe import config
 from raypipe.common import terminal
 from raypipe.config import Axis, Component, ConfigError, Experiment, Search
 from raypipe.distributed.prepare import prepare
+from raypipe.forecast.ceiling import Ceiling, ceiling_rows, ceiling_warning, measure_ceiling
 from raypipe.search import finalists, records
 from raypipe.search.budget import Budget, Work
 from raypipe.search.changes import adopt, check_changes, field_text
@@ -119,6 +120,15 @@ def stage_table(workspace: Workspace, component: Component) -> str:
     return terminal.table(rows, header)
 
 
+def say_ceiling(ceiling: Ceiling) -> None:
+    """Print what the autoencoder allows, and a warning if that is less than repeating the last frame gives."""
+    header = [f"autoencoder, {ceiling.windows} validation windows", "in pixels", "psnr", "ssim"]
+    terminal.say(terminal.table(ceiling_rows(ceiling), header))
+    warning = ceiling_warning(ceiling)
+    if warning:
+        logger.warning(warning)
+
+
 def run_stages(
     experiment: Experiment,
     workspace: Workspace,
@@ -136,7 +146,8 @@ def run_stages(
     experiment = config.replace(experiment, name=workspace.name)
     check_changes(workspace, experiment)
     check_trial_resources(experiment)
-    prepare(experiment, workspace, wandb=wandb)
+    data = prepare(experiment, workspace, wandb=wandb)
+    say_ceiling(measure_ceiling(data))
     for name, (before, after) in adopt(workspace, experiment).items():
         terminal.say(f"changed {name}: {field_text(before)} -> {field_text(after)}")
     left = [component for component in stages if not is_searched(workspace, component, experiment.search)]

@@ -39,6 +39,11 @@ class Workspace:
         return self.folder / "evaluation"
 
     @property
+    def ceiling(self) -> Path:
+        """JSON file with what perfect latents score in pixels, see `raypipe.forecast.ceiling`."""
+        return self.folder / "ceiling.json"
+
+    @property
     def best(self) -> Path:
         return self.folder / "best"
 
