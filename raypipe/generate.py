@@ -84,6 +84,8 @@ def _generate(args: argparse.Namespace) -> int:
     clip = read_clip(source, manifest, args.frames, args.clip)
     for note in clip.notes:
         sys.stderr.write(f"note: {note}\n")
+    if manifest.last_frame_won:
+        sys.stderr.write("note: on validation, repeating the last frame is better than this model's frames\n")
     predictor = load_predictor(model)
     context, rest = clip.frames[: manifest.num_input_frames], clip.frames[manifest.num_input_frames :]
     horizon = args.frames or len(rest) or MOST_FRAMES

@@ -21,8 +21,9 @@ from tests.raytools import ROOT, TINY, Head, Process, flags, started, wait_for
 BLOCKS = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
 COMMANDS = [line.split("#")[0].strip() for block in BLOCKS for line in block.splitlines() if line.strip()]
 
-DEMO = TINY | {"search.max_concurrent": 1}
-"""The demo's sizes. One trial at a time: otherwise the table depends on which trial ends first."""
+DEMO = TINY | {"search.max_concurrent": 1, "evaluation.decoding": "plain", "evaluation.choose_by": "latents"}
+"""The demo's sizes. One trial at a time: otherwise the table depends on which trial ends first. What the evaluation
+decodes and chooses by is as in the recorded search (`test_recorded_search.py`)."""
 SHORT = TINY | {
     "autoencoder.steps": 20,
     "search.flow.trials": 1,

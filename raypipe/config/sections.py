@@ -306,6 +306,11 @@ class Evaluation(Section):
     betas: list[float] = option(
         [0.5, 0.75, 1.0, 1.5, 2.0], "candidates for beta, the factor by which the diffusion network is multiplied"
     )
+    choose_by: Literal["latents", "pixels", "both"] = option(
+        "both",
+        "CRPS ratio by which one of the finalists is chosen on validation; both: the product of the ratios in latents "
+        "and in pixels, among those that are better in pixels than repeating the last frame, if any is",
+    )
     decoding: Literal["best", "plain", "anchored", "fading", "copied"] = option(
         "best",
         "how latents become frames; plain: by the decoder alone; anchored: what the autoencoder has lost of the last "

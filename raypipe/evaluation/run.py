@@ -2,7 +2,8 @@
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 
 import ray
 import torch
@@ -13,6 +14,7 @@ from raypipe.common.files import atomic_folder
 from raypipe.config import REFERENCE_COMPONENTS, Experiment
 from raypipe.distributed.failures import plain_errors
 from raypipe.distributed.waiting import Waiting, waiting_for
+from raypipe.evaluation.choice import choose, loses
 from raypipe.evaluation.combinations import (
     Combination,
     CombinationScorer,
@@ -55,9 +57,9 @@ class StageFinalists:
 def run_evaluation(experiment: Experiment, workspace: Workspace, top_k: int) -> list[records.Row]:
     """Evaluate a search and write `evaluation/`, `samples/` and `best/`. Existing scores are not computed again.
 
-    The candidates and the default are scored on validation, the best candidate is chosen, and only the chosen
-    combination and the baselines are scored on test. top_k: see `combinations`. Returns the rows of
-    combinations.parquet. Raises ConfigError if a stage is not finished.
+    The candidates and the default are scored on validation, the best of the finalists is chosen by latents and pixels
+    (`evaluation.choose_by`), and only the chosen combination and the baselines are scored on test. top_k: see
+    `combinations`. Returns the rows of combinations.parquet. Raises ConfigError if a stage is not finished.
     """
     data, handed = ExperimentData(experiment, workspace), StageFinalists.read(workspace)
     candidates = combinations(handed.flows, handed.denoisers, handed.diffusions, handed.joints, experiment, top_k)
@@ -66,31 +68,33 @@ def run_evaluation(experiment: Experiment, workspace: Workspace, top_k: int) -> 
     _score_split(data, "val", [*candidates, *defaults], evaluation.windows, table, decode=False)
     ranked = sorted(candidates, key=lambda c: table.row("val", c).crps_ratio)
     default = min(defaults, key=lambda c: table.row("val", c).crps_ratio)
-    finalists = [*ranked[: evaluation.finalists], default]
-    _score_split(data, "val", finalists, evaluation.windows, table, decode=True)
+    finalists = ranked[: evaluation.finalists]
+    nothing = Combination(flow=None, denoiser=None, diffusion=None, steps=0)
+    persistence = replace(nothing, baseline="persistence")
+    _score_split(data, "val", [*finalists, default, persistence], evaluation.windows, table, decode=True)
 
-    chosen = table.fitted("val", ranked[0])
+    chosen = choose([table.fitted("val", c) for c in finalists], partial(table.row, "val"), evaluation.choose_by)
     without_noise = (
         {"beta": 0.0} if chosen.diffusion == JOINT else {"beta": None, "diffusion": None, "diffusion_model": None}
     )
     alone = replace(chosen, denoiser=None, denoiser_model=None, more_models=(), baseline="flow", **without_noise)
-    nothing = Combination(flow=None, denoiser=None, diffusion=None, steps=0)
     tested = [
         chosen,
         table.fitted("val", default),
         alone,
         replace(nothing, baseline="climatology"),
-        replace(nothing, baseline="persistence"),
+        persistence,
     ]
+    last_frame_won = loses(asdict(table.row("val", chosen)))
     if "test" not in data.splits:
-        keep_best(data, chosen)
+        keep_best(data, chosen, last_frame_won)
         raise ConfigError(
             f"dataset.root: no test split in {str(workspace.dataset(experiment))!r}, so what was chosen on validation,"
             f" {workspace.best}, is not tested; add the split and run python -m raypipe.evaluate"
         )
     _score_split(data, "test", tested, evaluation.test_windows, table, decode=True)
     table.mark_chosen(chosen, default)
-    keep_best(data, chosen)
+    keep_best(data, chosen, last_frame_won)
     save_samples(data)
     return table.rows
 
@@ -127,8 +131,11 @@ def _score(
     return scorer.score(scorer.fit(combination), decode=decode)
 
 
-def keep_best(data: ExperimentData, chosen: Combination) -> None:
-    """Copy the models of the chosen combination to `best/`, and write the manifest of the predictor."""
+def keep_best(data: ExperimentData, chosen: Combination, last_frame_won: bool = False) -> None:
+    """Copy the models of the chosen combination to `best/`, and write the manifest of the predictor.
+
+    They are kept even if repeating the last frame was better on validation: the manifest says so.
+    """
     workspace, experiment = data.workspace, data.experiment
     with atomic_folder(workspace.best) as folder:
         shutil.copytree(workspace.autoencoder, folder / "autoencoder")
@@ -158,6 +165,7 @@ def keep_best(data: ExperimentData, chosen: Combination) -> None:
             preprocessing=dataset_preprocessing(workspace.dataset(experiment)),
             models=1 + len(chosen.more_models),
             decoding=chosen.decoding or PLAIN,
+            last_frame_won=last_frame_won,
         )
         write_manifest(folder / MANIFEST, best, ran=manifest(experiment))
 

@@ -32,7 +32,8 @@ class Manifest:
     interval. dataset: name of the dataset. constant_std: [C], standard deviation of the constant diffusion. solver:
     name of the SDE solver. preprocessing: how the frames of the dataset were made from videos; None if unknown, as in
     manifests of earlier versions. models: number of trainings of the flow that take turns, member by member.
-    decoding: how latents become frames, a key of `raypipe.forecast.decoding.DECODINGS`.
+    decoding: how latents become frames, a key of `raypipe.forecast.decoding.DECODINGS`. last_frame_won: whether
+    repeating the last frame was better in pixels on validation.
     """
 
     flow: str | None
@@ -50,6 +51,7 @@ class Manifest:
     preprocessing: Preprocessing | None = None
     models: int = 1
     decoding: str = PLAIN
+    last_frame_won: bool = False
 
 
 def model_folder(component: Component, number: int) -> str:

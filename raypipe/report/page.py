@@ -11,7 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from raypipe.common.files import write_atomic
-from raypipe.evaluation import table
+from raypipe.evaluation import choice, table
 from raypipe.forecast import film
 from raypipe.forecast.ceiling import ceiling_warning, read_ceiling
 from raypipe.report import figures
@@ -45,6 +45,7 @@ def write_report(workspace: Workspace) -> Path:
         title=workspace.name,
         dataset=experiment.dataset.name,
         headline=headline(combinations),
+        lost=choice.verdict(combinations, ceiling),
         test=score_table([row for row in combinations if row["split"] == "test"]),
         validation=score_table([row for row in combinations if row["split"] == "validation"], without="difference"),
         shown=SHOWN_ROWS,

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 
 from raypipe.common import terminal
 from raypipe.config import Experiment
-from raypipe.evaluation import table
+from raypipe.evaluation import choice, table
 from raypipe.evaluation.run import run_evaluation
+from raypipe.forecast.ceiling import read_ceiling
 from raypipe.report.page import write_report
 from raypipe.report.tables import BASELINES, flow_name
 from raypipe.search import records
@@ -71,7 +72,8 @@ def finish(experiment: Experiment, workspace: Workspace, top_k: int, budget: Bud
     terminal.say(test_table(rows))
     terminal.say(verdict(rows))
     lines = [left_out(workspace, component, experiment.search) for component in experiment.search.searched]
-    for line in [*lines, None if budget is None else budget.overrun()]:
+    lost = choice.verdict(rows, read_ceiling(workspace))
+    for line in [lost, *lines, None if budget is None else budget.overrun()]:
         if line is not None:
             terminal.say(line)
     terminal.say(f"\nbest     {workspace.best}")

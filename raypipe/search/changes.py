@@ -29,7 +29,7 @@ FREE = {
     *("search.cpus_per_trial", "search.gpus_per_trial", "search.workers_per_trial"),
     *(f"search.{stage}.{name}" for stage in Search().stages for name in ("trials", "axes")),
     *("evaluation.test_windows", "evaluation.test_members", "evaluation.climatology_members", "evaluation.alphas"),
-    *("evaluation.models", "evaluation.decoding", "evaluation.finalists"),
+    *("evaluation.models", "evaluation.decoding", "evaluation.choose_by", "evaluation.finalists"),
     *("evaluation.batch_size", "evaluation.compile"),
 }
 """Fields that may change at any time: trials before and after the change are comparable, or do not use the field.

@@ -9,6 +9,7 @@ from raypipe import checkpoint, config
 from raypipe.config import COMPONENTS, ConfigError
 from raypipe.evaluation import run
 from raypipe.evaluation.run import run_evaluation
+from raypipe.forecast.decoding import DECODINGS
 from raypipe.forecast.manifest import read_manifest
 from raypipe.forecast.predictor import load_predictor
 from raypipe.models.components import build_component
@@ -44,7 +45,13 @@ def test_without_a_test_split_the_choice_is_kept_and_the_lack_is_said(own_data, 
     monkeypatch.setattr(run, "_score_split", score_here)
     with pytest.raises(ConfigError, match=r"dataset.root: no test split in .*; add the split and run python"):
         run_evaluation(experiment, workspace, 1)
-    assert read_manifest(workspace.best).flow == "a"
+    manifest = read_manifest(workspace.best)
+    assert manifest.flow == "a" and manifest.decoding in DECODINGS
+    finalists = [row for row in records.read_rows(workspace.evaluation / "combinations.parquet") if row["decoding"]]
+    kept = next(row for row in finalists if row["decoding"] == manifest.decoding and row["baseline"] is None)
+    assert manifest.last_frame_won == (kept["crps_ratio_pixels"] >= 1)
     load_predictor(workspace.best)
     rows = records.read_rows(workspace.evaluation / "combinations.parquet")
     assert rows and {row["split"] for row in rows} == {"validation"}
+    still = next(row for row in rows if row["baseline"] == "persistence")
+    assert still["crps_ratio_pixels"] == pytest.approx(1) and still["decoding"] is None

@@ -264,6 +264,23 @@ def test_the_headline_says_by_how_much_the_best_default_is_beaten(begun, scores,
     assert says in Page(report(begun)).text
 
 
+def test_the_first_sentence_says_that_the_last_frame_won_and_why(finished):
+    assert "nothing beat" not in Page(report(finished)).text.lower()
+    reached = {"psnr": 21.0, "ssim": 0.7}
+    scores = {"plain": {**reached, "crps_ratio_pixels": 2.421}, "anchored": {**reached, "crps_ratio_pixels": 1.391}}
+    kept = {"autoencoder": "a", "windows": 64, "perfect": scores, "best": "anchored", "train_psnr": 22.0}
+    kept |= {"persistence": {**reached, "crps_ratio_pixels": 1.0}}
+    finished.ceiling.write_text(json.dumps(kept))
+    rows = [combination(0, "validation", 0.65, chosen=True, crps_ratio_pixels=2.155)]
+    records.write_rows(finished.evaluation / "combinations.parquet", rows)
+    text = Page(report(finished)).text
+    said = "Nothing beat the last frame: in pixels, the best forecast on validation is no better than repeating it"
+    assert said in text and text.index(said) < text.index("CRPS ratio on validation")
+    assert "even perfect latents would score 1.391." in text
+    assert "Even perfect latents are worse than repeating the last frame" in text
+    assert "perfect latents, anchored 1.391 21.00 0.700" in text
+
+
 def crosses(svg):
     """How many marks of a failure a figure holds: uses of a shape that is two diagonals."""
     shape = r'id="(\w+)" d="M (-[\d.]+) ([\d.]+) \nL \3 \2 \nM \2 \2 \nL \3 \3 \n"'

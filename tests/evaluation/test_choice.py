@@ -1,0 +1,59 @@
+"""Which finalist is chosen, and what is said where the last frame wins."""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+
+from raypipe.evaluation.choice import choose, loses, verdict
+from raypipe.forecast.ceiling import Ceiling, Reached
+
+SCORES = {
+    "a": (0.50, 1.10),  # best in latents, but worse in pixels than the last frame
+    "b": (0.60, 0.80),
+    "c": (0.90, 0.75),
+    "broken": (math.nan, None),
+}
+
+
+def row_of(name):
+    latents, pixels = SCORES[name]
+    return SimpleNamespace(crps_ratio=latents, crps_ratio_pixels=pixels)
+
+
+@pytest.mark.parametrize(("by", "best"), [("latents", "a"), ("pixels", "c"), ("both", "b")])
+def test_the_choice(by, best):
+    assert choose(["broken", "a", "c", "b"], row_of, by) == best
+
+
+def test_where_all_lose_to_the_last_frame_the_product_decides():
+    scores = {"a": (0.9, 1.3), "b": (0.6, 1.5)}
+    rows = {n: SimpleNamespace(crps_ratio=x, crps_ratio_pixels=y) for n, (x, y) in scores.items()}
+    assert choose(["a", "b"], rows.get, "both") == "b"
+
+
+def row(split, latents, pixels, chosen=True):
+    return {"split": split, "crps_ratio": latents, "crps_ratio_pixels": pixels, "chosen": chosen}
+
+
+def ceiling(ratio):
+    still, best = Reached(1.0, 20.0, 0.9), Reached(ratio, 21.0, 0.8)
+    return Ceiling("a", 8, still, {"plain": best}, "plain", 25.0)
+
+
+def test_nothing_is_said_of_a_forecast_that_beats_the_last_frame():
+    assert verdict([row("validation", 0.5, 0.9), row("test", 0.5, 0.99)], ceiling(0.4)) is None
+    assert verdict([row("validation", 0.5, 1.2, chosen=False)], None) is None
+    assert not loses(row("test", 0.5, None)) and loses(row("test", 0.5, math.nan)) and loses(row("test", 0.5, 1.0))
+
+
+def test_the_last_frame_wins_and_the_sentence_says_why():
+    lost = [row("validation", 0.65, 2.16), row("test", 0.65, 2.2)]
+    said = verdict(lost, ceiling(1.39))
+    assert said.startswith("nothing beat the last frame") and "2.160" in said
+    assert "the best forecast on validation is no better" in said
+    assert "even perfect latents would score 1.390" in said
+    assert "latents are not forecast better" in verdict([row("validation", 1.06, 1.2)], ceiling(0.7))
+    assert "less than what the autoencoder loses" in verdict([row("validation", 0.8, 1.2)], ceiling(0.7))
+    tested = verdict([row("validation", 0.8, 0.9), row("test", 0.8, 1.1)], None)
+    assert "the best forecast on test is no better" in tested and "1.100" in tested
