@@ -5,9 +5,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
+
 from raypipe import config
 from raypipe.common import terminal
 from raypipe.config import Axis, Component, ConfigError, Experiment, Search
+from raypipe.data.windows import WindowIndex
 from raypipe.distributed.prepare import prepare
 from raypipe.forecast.ceiling import Ceiling, ceiling_rows, ceiling_warning, measure_ceiling
 from raypipe.search import finalists, records
@@ -25,6 +29,9 @@ from raypipe.search.workload import evaluation_work, stage_work
 from raypipe.workspace.layout import Workspace
 
 logger = logging.getLogger(__name__)
+
+MOST_PASSES = 30
+"""How often a network may see each training window before a warning; at 36 times, joint networks overfitted."""
 
 
 def is_searched(workspace: Workspace, component: Component, search: Search) -> bool:
@@ -129,6 +136,25 @@ def say_ceiling(ceiling: Ceiling) -> None:
         logger.warning(warning)
 
 
+def few_windows(lengths: npt.ArrayLike, experiment: Experiment) -> str | None:
+    """A line that says that the training windows are too few for the longest training of a search, else None.
+
+    lengths: [clips], frames of each training clip.
+    """
+    search, window = experiment.search, experiment.model.num_input_frames + 1
+    count = len(WindowIndex(np.asarray(lengths), window, experiment.dataset.frame_stride))
+    stage = max(search.searched, key=lambda component: search.stages[component].refit_steps)
+    steps = search.stages[stage].refit_steps
+    passes = steps * experiment.train.batch_size / count
+    if passes <= MOST_PASSES:
+        return None
+    return (
+        f"few training data: {count} windows of {window} frames, each seen {passes:.0f} times in search.{stage}."
+        f"refit_steps {steps}, so the network may learn them by heart; what helps, cheapest first: "
+        f"--search.{stage}.refit_steps {max(1, int(steps * MOST_PASSES / passes))}, more or longer videos"
+    )
+
+
 def run_stages(
     experiment: Experiment,
     workspace: Workspace,
@@ -148,6 +174,9 @@ def run_stages(
     check_trial_resources(experiment)
     data = prepare(experiment, workspace, wandb=wandb)
     say_ceiling(measure_ceiling(data))
+    few = few_windows(data.training_shards().lengths, experiment)
+    if few:
+        logger.warning(few)
     for name, (before, after) in adopt(workspace, experiment).items():
         terminal.say(f"changed {name}: {field_text(before)} -> {field_text(after)}")
     left = [component for component in stages if not is_searched(workspace, component, experiment.search)]
