@@ -296,6 +296,15 @@ def test_a_video_is_continued(best, video, tmp_path, monkeypatch, capsys):
     assert "the truth is not shown: the input has only 10 frames after the given ones" in capsys.readouterr().out
 
 
+def test_a_model_that_the_last_frame_beats_says_so(best, video, tmp_path, capsys):
+    worse = shutil.copytree(best, tmp_path / "best")
+    path = worse / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "last_frame_won": True}))
+    for model, said in ((best, ""), (worse, "note: on validation, repeating the last frame is better than this model")):
+        assert run("--model", model, "--input", video, "--frames", 1, "--output", tmp_path / "one.gif") == 0
+        assert ("note: on validation" in (err := capsys.readouterr().err)) == bool(said) and said in err
+
+
 def test_predictions_as_shards_are_those_of_the_predictor(best, predictor, tmp_path):
     with ShardWriter(tmp_path / "test") as writer:
         writer.add("a/b", moving(9))
