@@ -11,7 +11,7 @@ ELSEWHERE = {
     "export RAY_AUTH_MODE=token": "tests/test_jobs.py, which sets it for a head with ports of its own",
     "ray start --head": "tests/test_jobs.py, with its own ports and folder: other clusters may share the host",
     "ray job submit --working-dir . -- python -m raypipe.evaluate": "tests/test_jobs.py, on that head",
-    "ray up cluster.yaml": "needs an AWS account; tests/test_cluster.py validates the file as Ray does",
+    "ray up cluster.yaml": "tests/cloud/test_cluster_yaml.py, on an emulated EC2 (`make test-cluster`)",
 }
 """Commands that are not run here, and why."""
 
