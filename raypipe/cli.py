@@ -10,10 +10,10 @@ import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
-from urllib.parse import unquote, urlparse
 
 from raypipe import config
 from raypipe.common.errors import UserError
+from raypipe.common.places import to_place
 from raypipe.config import ConfigError, Experiment
 
 BAD_INPUT = 2
@@ -105,13 +105,13 @@ PATHS = ("dataset.root", "dataset.cache", "autoencoder.path")
 def _absolute(found: Experiment) -> Experiment:
     """The experiment with absolute paths, since Ray workers have other working directories. `~` in dataset.cache is
     left as it is, as it may be another folder on each node."""
-    paths = {name: config.field_value(found, name) for name in PATHS}
+    places = {name: to_place(path) for name in PATHS if (path := config.field_value(found, name)) is not None}
     local = {
-        name: path
-        for name, path in paths.items()
-        if path is not None and "://" not in path and not (name == "dataset.cache" and path.startswith("~"))
+        name: place
+        for name, place in places.items()
+        if isinstance(place, Path) and not (name == "dataset.cache" and str(place).startswith("~"))
     }
-    return config.replace(found, **{name: str(Path(path).expanduser().resolve()) for name, path in local.items()})
+    return config.replace(found, **{name: str(path.expanduser().resolve()) for name, path in local.items()})
 
 
 def storage_root(args: argparse.Namespace) -> Path:
@@ -120,14 +120,11 @@ def storage_root(args: argparse.Namespace) -> Path:
     Raises ConfigError for a URI other than file://, or a path that is not a folder.
     """
     text = args.storage or os.environ.get("RAYPIPE_STORAGE") or "~/raypipe"
-    url = urlparse(text)
-    if url.scheme == "file":
-        text = unquote(url.path)
-    elif len(url.scheme) > 1:
-        raise ConfigError(
-            f"--storage: must be a folder that all nodes can access, not the {url.scheme}:// URI {text!r}"
-        )
-    path = Path(text).expanduser().resolve()
+    place = to_place(text)
+    if not isinstance(place, Path):
+        scheme = text.partition("://")[0]
+        raise ConfigError(f"--storage: must be a folder that all nodes can access, not the {scheme}:// URI {text!r}")
+    path = place.expanduser().resolve()
     if path.exists() and not path.is_dir():
         raise ConfigError(f"--storage: must be a folder, not a file: {str(path)!r}")
     return path

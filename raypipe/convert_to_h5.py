@@ -15,7 +15,9 @@ from raypipe import cli
 from raypipe.common import terminal
 from raypipe.common.errors import UserError
 from raypipe.common.locks import Timeout, file_lock
+from raypipe.common.places import to_place
 from raypipe.data.conversion import resuming
+from raypipe.data.conversion.remote import check_target, publish, source_folder, target_folder
 from raypipe.data.conversion.shard import LAYOUTS, Options, plan
 from raypipe.data.conversion.splits import DATASETS, Division, Split, find_splits, split_folders
 from raypipe.data.conversion.summary import Summary, summarize
@@ -35,6 +37,9 @@ file extension), folders of images (one folder per clip) and existing shards. If
 --split to divide its clips, or --dataset for a standard split. Transparent pixels are shown over black. Everything
 that is left out or looks odd is named.
 
+Both folders may be URIs, such as s3://bucket/videos: videos are first copied to ~/.cache/raypipe, and shards are made
+there before they are written to the URI, by processes of this machine. The copies can be deleted afterwards.
+
 To resume an interrupted run, give the same command again: finished shards are kept. A run with other options is
 refused, and so is a finished split whose sources have changed. The output does not depend on the number of processes.
 
@@ -50,14 +55,14 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog=f"python -m {PROG}", description=ABOUT, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--data_dir", "--data-dir", type=Path, required=True, metavar="DIR", help="folder with the videos")
+    add("--data_dir", "--data-dir", type=to_place, required=True, metavar="DIR", help="folder or URI of the videos")
     add(
         "--out_dir",
         "--out-dir",
-        type=Path,
+        type=to_place,
         required=True,
         metavar="DIR",
-        help="output folder; train/, val/ and test/ are created in it",
+        help="output folder or URI; train/, val/ and test/ are created in it",
     )
     add(
         "--image_size",
@@ -167,7 +172,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace) -> int:
     options = _options(args)
-    data, out = args.data_dir.absolute(), args.out_dir.absolute()
+    remote = [place for place in (args.data_dir, args.out_dir) if isinstance(place, str)]
+    if isinstance(args.out_dir, str):
+        check_target(args.out_dir)
+    data, out = source_folder(args.data_dir), target_folder(args.out_dir)
     for flag, folder in (("--data_dir", data), ("--out_dir", out)):
         if readable(str(folder)) != str(folder):
             raise UserError(f"{flag}: the name of {readable(str(folder))} is not UTF-8; rename it")
@@ -182,8 +190,8 @@ def _run(args: argparse.Namespace) -> int:
         with file_lock(out / LOCK, blocking=False):
             for name, state in states.items():
                 if state.finished:
-                    sys.stderr.write(f"{args.out_dir / name}: already finished, kept; delete it to convert it again\n")
-            done = convert_all(out, tasks, states, args.num_workers)
+                    sys.stderr.write(f"{args.out_dir}/{name}: already finished, kept; delete it to convert it again\n")
+            done = convert_all(out, tasks, states, args.num_workers, use_cluster=not remote)
     except Timeout:
         raise UserError(f"--out_dir: another conversion is writing to {args.out_dir}; wait until it ends") from None
     finally:
@@ -193,6 +201,8 @@ def _run(args: argparse.Namespace) -> int:
     summary = summarize(found, done)
     code = _report(args, summary)
     made = [split.name for split in summary.splits]
+    if isinstance(args.out_dir, str):
+        publish(out, args.out_dir, made)
     _say_next(args, made)
     emptied = any(split.name not in made for split in splits)
     return 1 if emptied else code
@@ -288,7 +298,7 @@ def _say_next(args: argparse.Namespace, made: Sequence[str]) -> None:
             flags = f"--data_dir {data} --out_dir {out} --image_size {args.image_size} --split {split}"
             terminal.say(f"\nnext: python -m {PROG} {flags}")
         return
-    name = re.sub(r"[^\w.-]", "_", args.out_dir.resolve().name) or "videos"
+    name = re.sub(r"[^\w.-]", "_", target_folder(args.out_dir).resolve().name) or "videos"
     size = "" if args.image_size == 64 else f" --dataset.image_size {args.image_size}"
     flags = f"--dataset.root {shlex.quote(str(args.out_dir))} --dataset.name {name}{size}"
     terminal.say(f"\nnext: python -m raypipe.train --run-name f-01-nll {flags}")

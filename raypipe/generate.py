@@ -14,10 +14,12 @@ import torch
 
 from raypipe import cli
 from raypipe.common import terminal
+from raypipe.common.places import Place, to_place
 from raypipe.config import SOLVERS, ConfigError
 from raypipe.config.sections import solver_name
 from raypipe.data.frames import to_float, to_uint8
-from raypipe.data.shards.storage import Folder
+from raypipe.data.remote import fetch, remote_file
+from raypipe.data.shards.storage import Folder, RemoteFolder
 from raypipe.data.shards.writer import ShardWriter
 from raypipe.data.video.io import Frames, write_gif, write_video
 from raypipe.forecast.clip import MOST_FRAMES, Clip, read_clip
@@ -25,6 +27,7 @@ from raypipe.forecast.film import forecast_film
 from raypipe.forecast.manifest import MANIFEST, find_best, read_manifest
 from raypipe.forecast.predictor import load_predictor
 from raypipe.workspace.claims import latest
+from raypipe.workspace.dataset import has_shards
 from raypipe.workspace.layout import Workspace
 
 PROG = "raypipe.generate"
@@ -33,10 +36,10 @@ FORMATS = ("mp4", "gif", "shards")
 
 def make_parser() -> cli.Parser:
     parser = cli.Parser(prog=PROG, description="Predict what follows in a video.", allow_abbrev=False)
-    parser.add_argument("--model", type=Path, metavar="DIR", help="folder of an experiment, or its best/ "
+    parser.add_argument("--model", type=to_place, metavar="DIR", help="folder or URI of an experiment, or its best/ "
                         "(default: the latest experiment under the storage root with a best/)")  # fmt: skip
-    parser.add_argument("--input", type=Path, metavar="VIDEO", help="video, folder of images, or folder of "
-                        "clips or shards "
+    parser.add_argument("--input", type=to_place, metavar="VIDEO", help="video, folder of images, or folder of "
+                        "clips or shards, as a path or URI "
                         "(default: the test split of the model's experiment)")  # fmt: skip
     parser.add_argument("--clip", type=int, metavar="I", help="number of the clip, if the input is a folder of "
                         "clips or shards "
@@ -80,7 +83,7 @@ def _generate(args: argparse.Namespace) -> int:
     model = find_best(args.model or _latest(args))
     manifest = read_manifest(model)
     formats = _formats(args)
-    source = args.input or _test_clips(model)
+    source = _input(args.input) if args.input else _test_clips(model)
     clip = read_clip(source, manifest, args.frames, args.clip)
     for note in clip.notes:
         sys.stderr.write(f"note: {note}\n")
@@ -113,10 +116,20 @@ def _generate(args: argparse.Namespace) -> int:
     for path in written:
         terminal.say(f"wrote  {path}")
     again = "VIDEO" if args.input is None else args.input
+    place = args.model if isinstance(args.model, str) else model
     terminal.say(
-        f"next   python -m raypipe.generate --model {model} --input {again} --frames {horizon} --interpolate 4"
+        f"next   python -m raypipe.generate --model {place} --input {again} --frames {horizon} --interpolate 4"
     )
     return 0
+
+
+def _input(place: Place) -> Folder:
+    """What to read: shards under a URI are read in place, and anything else is copied to this machine first."""
+    if isinstance(place, Path):
+        return place
+    if remote_file(place) is None and has_shards(RemoteFolder(place)):
+        return RemoteFolder(place)
+    return fetch(place)
 
 
 def _latest(args: argparse.Namespace) -> Path:

@@ -32,7 +32,7 @@ def make_parser(prog: str, text: str) -> cli.Parser:
     parser.add_argument(
         "--warm-start",
         metavar="DIR",
-        help="folder or name of an earlier search, whose best trials are among the first trials",
+        help="folder, URI or name of an earlier search, whose best trials are among the first trials",
     )
     parser.add_argument(
         "--wandb", action="store_true", help="also log every training to Weights & Biases, grouped by stage"

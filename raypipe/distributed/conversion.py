@@ -25,13 +25,17 @@ Run = Callable[[Sequence[Task], Callable[[int], None]], Generator[tuple[Task, Ou
 
 
 @contextmanager
-def choose_runner(workers: int | None) -> Iterator[Run]:
+def choose_runner(workers: int | None, use_cluster: bool = True) -> Iterator[Run]:
     """Choose the runner: this process for one worker, else a running Ray cluster, else local processes.
 
     workers: number of processes or of Ray tasks at a time; None for the number of CPUs of the machine or cluster.
+    use_cluster: whether a cluster may be used, as its nodes see the folders.
     """
     if workers == 1:
         yield _run_here
+        return
+    if not use_cluster:
+        yield partial(_run_locally, workers or cpu_count())
         return
     with _cluster() as cpus:
         if cpus is None:
@@ -135,11 +139,15 @@ def _run_on_ray(
 
 
 def convert_all(
-    out: Path, tasks: dict[str, list[Task]], states: dict[str, State], workers: int | None
+    out: Path,
+    tasks: dict[str, list[Task]],
+    states: dict[str, State],
+    workers: int | None,
+    use_cluster: bool = True,
 ) -> dict[str, dict[str, Outcome]]:
     """Convert the missing shards of all splits together; return the outcomes by split and shard name.
 
-    The manifest of a split is written as soon as its last shard is done.
+    The manifest of a split is written as soon as its last shard is done. workers, use_cluster: see `choose_runner`.
     """
     done = {name: dict(state.done) for name, state in states.items()}
     open_splits = [name for name, state in states.items() if not state.finished]
@@ -149,7 +157,7 @@ def convert_all(
     every = [task for name in open_splits for task in tasks[name]]
     try:
         with (
-            choose_runner(workers) as run,
+            choose_runner(workers, use_cluster) as run,
             ConversionBar(every, [o for name in open_splits for o in done[name].values()]) as bar,
         ):
             for name in open_splits:

@@ -10,8 +10,10 @@ from pydantic import TypeAdapter, ValidationError
 
 from raypipe.common.errors import UserError
 from raypipe.common.files import write_json
+from raypipe.common.places import Place
 from raypipe.config import Component, Solver
 from raypipe.data.conversion.preprocessing import Preprocessing
+from raypipe.data.remote import fetch, fetch_file
 from raypipe.forecast.decoding import DECODINGS, PLAIN
 
 MANIFEST = "manifest.json"
@@ -59,8 +61,13 @@ def model_folder(component: Component, number: int) -> str:
     return component if number == 1 else f"{component}-{number}"
 
 
-def find_best(folder: Path) -> Path:
-    """`folder/best` if `folder` is an experiment with one, or `folder` if it is a best/. Raises UserError otherwise."""
+def find_best(folder: Place) -> Path:
+    """`folder/best` if `folder` is an experiment with one, or `folder` if it is a best/. Raises UserError otherwise.
+
+    folder: a path, or a URI, of which best/ alone is copied to this machine.
+    """
+    if isinstance(folder, str):
+        return _fetch_best(folder)
     # The folder of an experiment also has a manifest.json, with other entries, so best/ is tried first.
     for place in (folder / "best", folder):
         if (place / MANIFEST).is_file() and (place / "autoencoder").is_dir() and not (place / "config.yaml").is_file():
@@ -72,6 +79,17 @@ def find_best(folder: Path) -> Path:
     raise UserError(
         f"{folder}: not a predictor's folder (no {MANIFEST}); give an experiment's folder, or the best/ in it that "
         "python -m raypipe.evaluate creates"
+    )
+
+
+def _fetch_best(uri: str) -> Path:
+    base, mark, query = uri.partition("?")
+    for place in (f"{base}/best{mark}{query}", uri):
+        if fetch_file(place, MANIFEST) is not None and fetch_file(place, "config.yaml") is None:
+            return find_best(fetch(place))
+    raise UserError(
+        f"{uri}: not a predictor's folder (no {Path('best') / MANIFEST} and no {MANIFEST}); give the URI of an "
+        "experiment's folder, or of the best/ in it"
     )
 
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from raypipe import checkpoint
 from raypipe.common.device import autocast, choose_device
 from raypipe.common.errors import UserError
+from raypipe.common.places import to_place
 from raypipe.config import SOLVERS, Component, Solver
 from raypipe.config.sections import solver_name
 from raypipe.forecast.decoding import PLAIN, LastFrame, decode, frames_of
@@ -143,14 +144,15 @@ class Predictor:
 
 
 def load_predictor(folder: str | Path, *, compile: bool = False) -> Predictor:
-    """Load the predictor from an experiment's folder or its `best/`.
+    """Load the predictor from an experiment's folder or its `best/`, by path or by URI (s3://bucket/experiment).
 
     compile: compile the components with torch.compile at the first prediction, which can take minutes; later
     predictions are faster, and equal up to rounding. If compilation fails, the components run uncompiled.
 
     Raises UserError if the folder is neither of the two, or if models are missing, damaged or do not fit together.
     """
-    place = find_best(Path(folder).expanduser())
+    found = folder if isinstance(folder, Path) else to_place(folder)
+    place = find_best(found.expanduser() if isinstance(found, Path) else found)
     manifest = read_manifest(place)
     autoencoder = checkpoint.load_autoencoder(place / "autoencoder")
     channels = autoencoder.latent_channels

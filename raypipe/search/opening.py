@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from raypipe import cli, config
+from raypipe.common.places import to_place
 from raypipe.config import ConfigError, Experiment, Search
+from raypipe.data.remote import fetch_file
 from raypipe.search.changes import check_changes
 from raypipe.workspace.claims import claim, contents, is_experiment, latest
 from raypipe.workspace.dataset import check_dataset
@@ -119,13 +121,19 @@ def _begin_time(workspace: Workspace) -> int:
 
 
 def warm_start(args: Any) -> Path | None:
-    """Folder of the experiment given by --warm-start, as a name in the storage root or as a path; None without it.
+    """Folder of the experiment given by --warm-start, as a name in the storage root, a path or a URI; None without it.
 
-    Raises ConfigError if the folder holds no search.
+    Of a URI, only the table of trials is copied. Raises ConfigError if the folder holds no search.
     """
     if args.warm_start is None:
         return None
-    for folder in (cli.storage_root(args) / args.warm_start, Path(args.warm_start).expanduser().resolve()):
+    place = to_place(args.warm_start)
+    if not isinstance(place, Path):
+        copied = fetch_file(place, "trials.parquet")
+        if copied is None:
+            raise ConfigError(f"--warm-start: no search at {place} (no trials.parquet); give the URI of a search")
+        return copied.parent
+    for folder in (cli.storage_root(args) / place, place.expanduser().resolve()):
         if (folder / "trials.parquet").is_file():
             return folder
     raise ConfigError(

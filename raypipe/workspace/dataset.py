@@ -24,8 +24,9 @@ from raypipe.data.demo import make_demo
 from raypipe.data.frames import to_float
 from raypipe.data.latents import Encode, open_latents
 from raypipe.data.shards import Shards, is_shard, open_shards
+from raypipe.data.shards.connection import MissingFolderError
 from raypipe.data.shards.index import INDEX
-from raypipe.data.shards.storage import Folder, MissingFolderError, list_files
+from raypipe.data.shards.storage import Folder, list_files
 from raypipe.data.splits import SPLITS, Split
 from raypipe.models.autoencoder import Autoencoder
 from raypipe.workspace.layout import Workspace
@@ -188,10 +189,11 @@ def splits_of(root: Folder) -> tuple[Split, ...]:
 
     Raises UserError if the folder cannot be listed.
     """
-    return tuple(split for split in SPLITS if split != "test" or _has_shards(root / split))
+    return tuple(split for split in SPLITS if split != "test" or has_shards(root / split))
 
 
-def _has_shards(folder: Folder) -> bool:
+def has_shards(folder: Folder) -> bool:
+    """Whether a folder has shards of either layout. Raises UserError if it cannot be listed."""
     try:
         names = list_files(folder)
     except MissingFolderError:

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from raypipe import config
+from raypipe.common.places import is_uri
 from raypipe.config import Component, ConfigError, Experiment
 from raypipe.data.shards.cache import Cache
-from raypipe.data.shards.storage import Folder, RemoteFolder, is_uri
+from raypipe.data.shards.storage import Folder, RemoteFolder
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import hashlib
 import logging
 import os
 import queue
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -23,7 +24,16 @@ import pyarrow as pa
 from pyarrow import fs
 
 from raypipe.common.errors import UserError
+from raypipe.common.places import is_uri
 from raypipe.data.shards.cache import Cache
+from raypipe.data.shards.connection import (
+    OPENING,
+    PATIENCE,
+    MissingFolderError,
+    connect,
+    explain,
+    first_line,
+)
 
 CHUNK = 1 << 20
 """Bytes read at a time."""
@@ -31,10 +41,6 @@ TRANSFER = "raypipe-transfer"
 """Name of the threads that list and read remote folders."""
 
 log = logging.getLogger(__name__)
-
-
-class MissingFolderError(UserError):
-    """A remote folder does not exist."""
 
 
 @dataclass(frozen=True)
@@ -73,13 +79,15 @@ class RemoteFolder:
         self.stall, self.attempts, self.wait = stall, attempts, wait
         self._given = filesystem
         self._resolved: tuple[int, fs.FileSystem, str] | None = None
+        self._answered = False
 
     def __str__(self) -> str:
         return self.uri
 
     def __truediv__(self, name: str) -> RemoteFolder:
+        base, mark, query = self.uri.partition("?")
         return RemoteFolder(
-            f"{self.uri}/{name}",
+            f"{base}/{name}{mark}{query}",
             self.cache,
             stall=self.stall,
             attempts=self.attempts,
@@ -92,16 +100,29 @@ class RemoteFolder:
 
     @property
     def parent(self) -> str:
-        return self.uri.rpartition("/")[0]
+        base, mark, query = self.uri.partition("?")
+        return f"{base.rpartition('/')[0]}{mark}{query}"
 
-    def files(self) -> dict[str, RemoteFile]:
-        """The files in this folder, without subfolders, by name. Raises UserError if the folder cannot be listed."""
-        infos = self.retry(self.uri, lambda: next(_pump(self._list, self.stall)))
-        return {info.base_name: RemoteFile(self, info.base_name, info.size, info.mtime_ns or 0) for info in infos}
+    def files(self, *, below: bool = False) -> dict[str, RemoteFile]:
+        """The files in this folder by name, or with `below` also those in all subfolders, by relative path.
 
-    def _list(self) -> Iterator[list[fs.FileInfo]]:
+        Raises UserError if the folder cannot be listed.
+        """
+        found = self.retry(self.uri, lambda: next(_pump(lambda: self._list(below), self.stall)))
+        return {name: RemoteFile(self, name, info.size, info.mtime_ns or 0) for name, info in found.items()}
+
+    def files_or_none(self) -> dict[str, RemoteFile] | None:
+        """`files`; None if the folder does not exist."""
+        try:
+            return self.files()
+        except MissingFolderError:
+            return None
+
+    def _list(self, below: bool) -> Iterator[dict[str, fs.FileInfo]]:
         system, path = self._open()
-        yield [info for info in system.get_file_info(fs.FileSelector(path)) if info.type == fs.FileType.File]
+        infos = system.get_file_info(fs.FileSelector(path, recursive=below))
+        files = [info for info in infos if info.type == fs.FileType.File]
+        yield {info.path.removeprefix(f"{path}/") if below else info.base_name: info for info in files}
 
     def read(self, name: str) -> Iterator[bytes]:
         """The bytes of a file, in pieces. Raises OSError if it cannot be read, TimeoutError if the transfer stalls."""
@@ -114,6 +135,19 @@ class RemoteFolder:
 
         return _pump(pieces, self.stall)
 
+    def write(self, name: str, source: Path) -> None:
+        """Write a local file to this folder. Raises UserError if that fails.
+
+        After an interruption, a part of the file may stand there: write last what names the others.
+        """
+
+        def copy() -> None:
+            system, path = self._open()
+            with source.open("rb") as file, system.open_output_stream(f"{path}/{name}") as stream:
+                shutil.copyfileobj(file, stream, CHUNK)
+
+        self.retry(f"{self}/{name}", copy)
+
     def stat(self, name: str) -> tuple[int, int]:
         """Current size and modification time in ns of a file; (-1, 0) if it does not exist."""
 
@@ -125,22 +159,27 @@ class RemoteFolder:
         return (info.size or 0, info.mtime_ns or 0) if info.type == fs.FileType.File else (-1, 0)
 
     def retry(self, uri: str, call: Callable[[], Any]) -> Any:
-        """Retry `call` with growing waits while it raises OSError; UserError with the URI after the last attempt."""
+        """Retry `call` with growing waits while it raises OSError; UserError with the URI after the last attempt.
+
+        A storage that has never answered is given up sooner, so that a mistaken address shows within seconds.
+        """
+        begin = time.monotonic()
         for attempt in range(1, self.attempts + 1):
             try:
-                return call()
+                result = call()
+                self._answered = True
+                return result
             except pa.ArrowException as error:
-                raise UserError(f"{uri}: cannot be opened ({_line(error)})") from None
-            except FileNotFoundError:
-                raise MissingFolderError(f"{uri}: no such file, folder or bucket; check dataset.root") from None
-            except PermissionError as error:
-                raise UserError(f"{uri}: access denied ({_line(error)}); check the credentials") from None
+                raise UserError(f"{uri}: cannot be opened ({first_line(error)})") from None
             except OSError as error:
                 if error.errno in (errno.ENOSPC, errno.EDQUOT):
                     raise
-                if attempt == self.attempts:
-                    raise UserError(f"{uri}: cannot be read after {attempt} attempts ({_line(error)})") from None
-                log.warning("%s: attempt %d of %d failed (%s)", uri, attempt, self.attempts, _line(error))
+                if (known := explain(uri, error)) is not None:
+                    raise known from None
+                silent = not self._answered and time.monotonic() - begin > PATIENCE
+                if attempt == self.attempts or silent:
+                    raise UserError(f"{uri}: cannot be read after {attempt} attempts ({first_line(error)})") from None
+                log.warning("%s: attempt %d of %d failed (%s)", uri, attempt, self.attempts, first_line(error))
                 time.sleep(self.wait * 2 ** (attempt - 1))
         raise AssertionError("attempts must be at least 1")
 
@@ -148,7 +187,7 @@ class RemoteFolder:
         """The filesystem and path, opened once per process: threads and connections do not survive a fork."""
         if self._resolved is None or self._resolved[0] != os.getpid():
             if self._given is None:
-                system, path = fs.FileSystem.from_uri(self.uri)
+                system, path = next(_pump(lambda: iter([connect(self.uri)]), OPENING))
             else:
                 system, path = self._given, self.uri.partition("://")[2]
             self._resolved = (os.getpid(), system, path)
@@ -179,6 +218,10 @@ class RemoteFile:
 
     def _fetch(self, path: Path) -> None:
         log.info("%s: copying to %s (%.3g MB)", self, path.parent, self.size / 1e6)
+        self.copy(path)
+
+    def copy(self, path: Path) -> None:
+        """Copy it to an existing file. Raises UserError, naming the URI, if it cannot be copied completely."""
         self.folder.retry(str(self), lambda: self._copy(path))
         # If the file was replaced during the copy, the copy may mix old and new content.
         if self.folder.retry(str(self), lambda: self.folder.stat(self.name)) != (self.size, self.mtime):
@@ -207,10 +250,6 @@ def to_folder(place: str | Path | RemoteFolder) -> Folder:
     if isinstance(place, str):
         return RemoteFolder(place) if is_uri(place) else Path(place)
     return place
-
-
-def is_uri(text: str) -> bool:
-    return "://" in text
 
 
 def list_files(folder: Folder) -> dict[str, File]:
@@ -262,7 +301,3 @@ def _pump(make: Callable[[], Iterator[Any]], stall: float) -> Iterator[Any]:
             yield item
     finally:
         left.set()
-
-
-def _line(error: BaseException) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
