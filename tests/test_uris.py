@@ -14,7 +14,9 @@ import raypipe
 from raypipe import convert_to_h5, generate, train, tune
 from raypipe.data.remote import fetch
 from raypipe.data.shards import open_shards
+from raypipe.data.shards.storage import RemoteFolder
 from raypipe.data.video.io import write_video
+from raypipe.workspace.dataset import dataset_preprocessing
 from tests.raytools import free_ports, outcome
 from tests.test_generate import moving, save_model
 
@@ -91,6 +93,8 @@ def test_conversion_from_a_bucket_to_a_bucket(bucket, monkeypatch, capfd):
         assert far.names == here.names and len(far) == count
         for i in range(count):
             np.testing.assert_array_equal(far.clip(i), here.clip(i))
+    made = dataset_preprocessing(RemoteFolder("s3://mine/shards"))  # it has no test split
+    assert made == dataset_preprocessing(bucket / "here") and made.size == 32
     assert sorted(os.listdir(bucket)) == ["here", "home"], "nothing is written to a folder named like the URI"
 
     assert convert("s3://mine/videos", "s3://mine/shards") == 0  # again: all is there

@@ -151,7 +151,7 @@ def dataset_preprocessing(root: Folder) -> Preprocessing | None:
 
     Raises ConfigError if its splits were made in different ways.
     """
-    found = {split: made for split in SPLITS if (made := read_preprocessing(root / split)) is not None}
+    found = {split: made for split in splits_of(root) if (made := read_preprocessing(root / split)) is not None}
     first = next(iter(found), None)
     if first is None:
         return None
