@@ -9,7 +9,7 @@ from raypipe.forecast.predictor import load_predictor
 from raypipe.forecast.windows import choose_windows, read_window
 from raypipe.workspace.dataset import ExperimentData
 
-SAMPLES = 3
+SAMPLES = 6
 """Number of clips."""
 SAMPLE_MEMBERS = 3
 """Number of members of each forecast."""

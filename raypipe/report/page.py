@@ -23,7 +23,7 @@ from raypipe.search.records import Row
 from raypipe.workspace.layout import Workspace
 
 TEMPLATE = "page.html.jinja"
-SAMPLES = 4
+SAMPLES = 6
 """Largest number of samples on the page."""
 SHOWN_ROWS = 12
 """Number of rows of the validation table that are shown without unfolding it."""
