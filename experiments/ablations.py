@@ -16,7 +16,7 @@ from typing import Any
 
 import ray
 import torch
-from noise_models import FieldNoise, FieldTask, MatchingTask, sample_matching
+from noise_models import FieldNoise, MatchingTask, field_task, sample_matching
 from torch import Tensor, nn
 
 from raypipe import checkpoint, cli, config
@@ -34,7 +34,8 @@ from raypipe.metrics import ensemble
 from raypipe.metrics.pixels import pixels_of, score_frames
 from raypipe.models.components import Joint, build_component
 from raypipe.sde.dynamics import Dynamics
-from raypipe.training.component import ComponentTask, component_schedule, movement_scale
+from raypipe.training.component import component_schedule, movement_scale
+from raypipe.training.component_task import component_task
 from raypipe.training.forecast_task import ForecastTask
 from raypipe.training.loop import Task
 from raypipe.training.network import NetworkTraining
@@ -117,7 +118,7 @@ def joint(experiment: Experiment, data: ExperimentData) -> tuple[nn.Module, Task
     scale = None
     if module.noise == "input":
         scale = module.scale.copy_(movement_scale(data.latents("train"), experiment.dataset.frame_stride))
-    return module, ForecastTask(module, experiment, noise_scale=scale)
+    return module, component_task(module, experiment, noise_scale=scale)
 
 
 def fields(experiment: Experiment, data: ExperimentData) -> tuple[nn.Module, Task]:
@@ -125,7 +126,7 @@ def fields(experiment: Experiment, data: ExperimentData) -> tuple[nn.Module, Tas
     height, width = data.latents("val").frame_shape[-2:]
     seen = config.replace(experiment, **{"sde.noise": "input"})
     module = FieldNoise(seen, data.channels, (height, width), FIELDS)
-    return module, FieldTask(module, seen, noise_scale=module.scale)
+    return module, field_task(module, seen)
 
 
 def matching(experiment: Experiment, data: ExperimentData) -> tuple[nn.Module, Task]:
@@ -140,8 +141,7 @@ def apart(experiment: Experiment, data: ExperimentData, flow: nn.Module | None =
     loss = "mse" if flow is None else experiment.train.loss or "nll"
     settings = config.replace(experiment, **{"train.component": component, "train.loss": loss})
     module = build_component(component, experiment.model, data.channels)
-    task = ForecastTask if settings.train.scores_forecasts else ComponentTask
-    return module, task(module, settings, flow=flow)
+    return module, component_task(module, settings, flow=flow)
 
 
 MAKERS: Mapping[str, Maker] = {"joint": joint, "two": joint, "fields": fields, "matching": matching, "apart": apart}

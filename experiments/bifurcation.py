@@ -26,7 +26,8 @@ from raypipe.data.batches import TrainBatch
 from raypipe.models.components import Denoiser, Diffusion, Flow
 from raypipe.sde.dynamics import Dynamics
 from raypipe.sde.rollout import rollout
-from raypipe.training.component import ComponentTask, component_schedule
+from raypipe.training.component import component_schedule
+from raypipe.training.component_task import ComponentTask
 from raypipe.training.loop import Progress, fit, make_optimizer
 
 POINTS, STRAIGHT, LENGTH, TURN, EACH = 100, 45, 0.1, math.radians(30), 50

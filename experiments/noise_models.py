@@ -11,6 +11,7 @@ from raypipe.data.batches import TrainBatch
 from raypipe.models.backbones import build_backbone
 from raypipe.models.components import Joint, bounded
 from raypipe.sde import losses
+from raypipe.sde.dynamics import Dynamics
 from raypipe.sde.path import stack
 from raypipe.training.forecast_task import ForecastTask
 from raypipe.training.sampling import sample_paths
@@ -46,14 +47,24 @@ class FieldNoise(Joint):
         return increment
 
 
-class FieldTask(ForecastTask):
-    """As `ForecastTask`; the velocity trains f and g as it does without fields."""
+class FieldVelocityTask:
+    """The loss of f and g of `FieldNoise` before its score: that of the velocity of a network without fields."""
 
-    def _of_velocity(self, window: Tensor, batch: TrainBatch) -> Tensor:
-        sample = sample_paths(self._settings, batch, window)
-        assert isinstance(self.module, FieldNoise)
-        f, g, _ = self.module.heads(sample.noisy, sample.time)
+    def __init__(self, module: FieldNoise, experiment: Experiment) -> None:
+        self.module: nn.Module = module
+        self._heads, self._settings = module.heads, experiment
+
+    def loss(self, batch: TrainBatch) -> Tensor:
+        """The mean loss over the windows of a batch, a scalar."""
+        sample = sample_paths(self._settings, batch, batch.data)
+        f, g, _ = self._heads(sample.noisy, sample.time)
         return losses.joint(f, g, sample.velocity)
+
+
+def field_task(module: FieldNoise, experiment: Experiment) -> ForecastTask:
+    """The loss of `FieldNoise`: of the velocity, then the score of forecasts."""
+    dynamics = Dynamics(module, noise_scale=module.scale)
+    return ForecastTask(module, experiment, FieldVelocityTask(module, experiment), dynamics)
 
 
 class MatchingTask:

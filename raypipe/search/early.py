@@ -35,7 +35,7 @@ def read_early(path: Path, name: str) -> EarlyEnd | None:
 
 
 def early_of(storage: BaseStorage, name: str) -> EarlyEnd | None:
-    """As `read_early`, from an open storage."""
+    """The record of a stage in an open storage; None if the stage has not ended early."""
     if name not in optuna.get_all_study_names(storage):
         return None
     stored = optuna.load_study(study_name=name, storage=storage).user_attrs.get(EARLY)

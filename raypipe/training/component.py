@@ -1,6 +1,6 @@
 """Training of the SDE's components: flow, denoiser, diffusion, and flow and diffusion in one."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,81 +11,20 @@ from torch import Tensor, nn
 from raypipe import checkpoint, config
 from raypipe.checkpoint import Meta
 from raypipe.common.device import choose_device
-from raypipe.config import Component, Experiment
-from raypipe.data.batches import TrainBatch, WindowBatches
+from raypipe.config import Experiment
+from raypipe.data.batches import WindowBatches
 from raypipe.data.shards import Shards
 from raypipe.data.windows import Sampler, WindowIndex
 from raypipe.models.components import Joint, build_component
-from raypipe.sde import losses
-from raypipe.sde.path import PathSample
-from raypipe.training.forecast_task import ForecastTask
-from raypipe.training.loop import Progress, Schedule, Task
+from raypipe.training.component_task import chosen_loss, component_task
+from raypipe.training.loop import Progress, Schedule
 from raypipe.training.monitor import Label
 from raypipe.training.network import NetworkTraining
-from raypipe.training.sampling import Encoder, begin_step, sample_paths
 from raypipe.workspace.dataset import ExperimentData
 from raypipe.workspace.layout import ParentModels, Workspace
 
 SCALE_WINDOWS = 512
 """Number of pairs of latents that `movement_scale` reads."""
-
-
-class ComponentTask:
-    """The loss of a component on windows of K + 1 latents, [b, K+1, C, h, w]; see `raypipe.sde`.
-
-    flow: the frozen flow whose residual a diffusion is trained on. encode: see `begin_step`.
-    """
-
-    def __init__(
-        self,
-        module: nn.Module,
-        experiment: Experiment,
-        *,
-        flow: nn.Module | None = None,
-        encode: Encoder | None = None,
-    ) -> None:
-        self.module = module
-        self._settings = experiment
-        self._flow = flow
-        self._encode = encode
-        component = experiment.train.component
-        self._loss = _LOSSES[component, chosen_loss(component, experiment.train.loss)]
-        assert (component == "diffusion") == (flow is not None)
-
-    def loss(self, batch: TrainBatch) -> Tensor:
-        """The mean loss over this rank's windows, a scalar."""
-        window = begin_step(self._settings, batch, self._encode)
-        sample = sample_paths(self._settings, batch, window)
-        output = self.module(sample.noisy, sample.time)
-        residual = None
-        if self._flow is not None:
-            with torch.no_grad():
-                residual = sample.velocity - self._flow(sample.noisy, sample.time)
-        return self._loss(output.float(), sample, residual, self._settings.sde.delta)
-
-
-def chosen_loss(component: Component, loss: str | None) -> str | None:
-    """The name of a component's loss; None selects the default. A denoiser's loss has no name, so it stays None."""
-    choices = config.LOSSES[component]
-    return loss if loss is not None or not choices else choices[0]
-
-
-_Loss = Callable[[Tensor, PathSample, Tensor | None, float], Tensor]
-"""(network output, sample on the path, residual of the flow for a diffusion, delta) -> loss."""
-
-
-def _residual(residual: Tensor | None) -> Tensor:
-    assert residual is not None
-    return residual
-
-
-_LOSSES: Mapping[tuple[Component, str | None], _Loss] = {
-    ("flow", "nll"): lambda out, sample, _, delta: losses.flow_nll(out, sample.velocity, delta),
-    ("flow", "mse"): lambda out, sample, _, delta: losses.flow_mse(out, sample.velocity),
-    ("denoiser", None): lambda out, sample, _, delta: losses.denoiser(out, sample.noise),
-    ("diffusion", "regression"): lambda out, _, r, delta: losses.diffusion_regression(out, _residual(r)),
-    ("diffusion", "nll"): lambda out, _, r, delta: losses.diffusion_nll(out, _residual(r)),
-}
 
 
 def component_schedule(train: config.Train) -> Schedule:
@@ -141,11 +80,7 @@ class ComponentTraining(NetworkTraining):
         scale = None
         if isinstance(module, Joint) and module.noise == "input":
             scale = module.scale.copy_(movement_scale(data.latents("train"), stride))
-        task: Task = (
-            ForecastTask(wrapped, experiment, flow=flow, noise_scale=scale, encode=encode)
-            if train.scores_forecasts
-            else ComponentTask(wrapped, experiment, flow=flow, encode=encode)
-        )
+        task = component_task(wrapped, experiment, flow=flow, noise_scale=scale, encode=encode)
         super().__init__(
             module,
             task,

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from raypipe import config
 from raypipe.data.batches import TrainBatch
 from raypipe.models.components import Joint, build_component
-from raypipe.training.component import ComponentTask
-from raypipe.training.forecast_task import ForecastTask
+from raypipe.training.component_task import component_task
 from raypipe.training.loop import Progress, Schedule, Task, fit
 from tests.models.small import CHANNELS, KINDS, settings_of
 
@@ -49,11 +48,9 @@ def task_of(settings: config.Experiment, module: nn.Module) -> Task:
     torch.manual_seed(7)
     flow: nn.Module | None = build_component("flow", settings.model, CHANNELS).eval().requires_grad_(False)
     flow = flow if settings.train.component == "diffusion" else None
-    if not settings.train.scores_forecasts:
-        return ComponentTask(module, settings, flow=flow)
     joint = getattr(module, "module", module)
     seen = isinstance(joint, Joint) and joint.noise == "input"
-    return ForecastTask(module, settings, flow=flow, noise_scale=joint.scale if seen else None)
+    return component_task(module, settings, flow=flow, noise_scale=joint.scale if seen else None)
 
 
 def train(kind: str, time_input: bool, accumulate: int, rank: int, world: int) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ from raypipe import config
 from raypipe.data.batches import TrainBatch
 from raypipe.models.autoencoder import Reconstruction
 from raypipe.training.autoencoder import AutoencoderTask
-from raypipe.training.component import ComponentTask
+from raypipe.training.component_task import ComponentTask
 
 K, C, SIDE = 2, 3, 2
 PARTS = ("flow", "denoiser", "diffusion")

@@ -14,8 +14,8 @@ from raypipe.models.components import Joint, build_component
 from raypipe.sde.brownian import forecast_keys
 from raypipe.sde.rollout import integrate, rollout
 from raypipe.sde.solvers import SOLVERS
-from raypipe.training.component import ComponentTask
-from raypipe.training.forecast_task import ForecastTask
+from raypipe.training.component_task import ComponentTask, component_task
+from raypipe.training.loop import Task
 from tests.models.small import awake
 
 K, T, C, H, W = 2, 3, 2, 4, 4
@@ -43,8 +43,8 @@ def network(experiment: config.Experiment) -> Joint:
     return awake(module)  # type: ignore[return-value]
 
 
-def task_of(module: Joint, experiment: config.Experiment) -> ForecastTask:
-    return ForecastTask(module, experiment, noise_scale=module.scale if module.noise == "input" else None)
+def task_of(module: Joint, experiment: config.Experiment) -> Task:
+    return component_task(module, experiment, noise_scale=module.scale if module.noise == "input" else None)
 
 
 def batch(step: int, count: int = 6, offset: int = 0, total: int = 6) -> TrainBatch:
@@ -170,7 +170,7 @@ def test_the_velocity_teaches_many_steps_and_the_score_teaches_one() -> None:
     assert 0.8 < spread(1) < 1.2
 
 
-def diffusion_task(share: float, still: bool) -> tuple[ForecastTask, ComponentTask, nn.Module]:
+def diffusion_task(share: float, still: bool) -> tuple[Task, Task, nn.Module]:
     """The score of a diffusion as its loss, its nll, and its frozen flow. still: the flow is zero everywhere."""
     values = {"train.component": "diffusion", "train.loss": "crps", "train.noise_std": 0.0, "train.score_share": share}
     experiment = settings("additive", **values, **{"train.forecast_frames": 1, "model.time_input": False})
@@ -180,7 +180,7 @@ def diffusion_task(share: float, still: bool) -> tuple[ForecastTask, ComponentTa
         parameter.zero_()
     module = awake(build_component("diffusion", experiment.model, C))
     nll = ComponentTask(module, config.replace(experiment, **{"train.loss": "nll"}), flow=flow)
-    return ForecastTask(module, experiment, flow=flow), nll, flow
+    return component_task(module, experiment, flow=flow), nll, flow
 
 
 def test_before_its_score_a_diffusion_is_trained_on_its_likelihood() -> None:

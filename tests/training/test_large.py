@@ -6,7 +6,7 @@ import torch
 from raypipe import config
 from raypipe.data.batches import TrainBatch
 from raypipe.models.components import build_component
-from raypipe.training.forecast_task import ForecastTask
+from raypipe.training.component_task import component_task
 
 REFERENCE = {"model.backbone": "transformer", "model.inner_dim": 768, "model.depth": 4, "model.mid_depth": 5}
 CONV = {"model.backbone": "conv", "model.inner_dim": 256, "model.depth": 3, "model.mid_depth": 5}
@@ -25,7 +25,7 @@ def test_a_step_of_the_score(model: dict[str, object], size: int, noise: str) ->
     data = torch.randn(1, 6, 4, size, size, generator=torch.Generator().manual_seed(1))
     batch = TrainBatch(data, torch.zeros(1, dtype=torch.long), 1, 0, 0)
     scale = module.scale if noise == "input" else None
-    task, losses = ForecastTask(module, experiment, noise_scale=scale), []
+    task, losses = component_task(module, experiment, noise_scale=scale), []
     for _ in range(2):
         optimizer.zero_grad()
         loss = task.loss(batch)
