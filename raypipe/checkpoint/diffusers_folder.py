@@ -13,8 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from raypipe.checkpoint.pickles import read_pickle
-from raypipe.checkpoint.tensors import first_line
-from raypipe.common.errors import UserError
+from raypipe.common.errors import UserError, first_line
 from raypipe.common.files import atomic_folder
 from raypipe.models.kl import AutoencoderKL
 

@@ -24,14 +24,13 @@ from raypipe import config
 from raypipe.checkpoint.tensors import (
     check_fit,
     fill,
-    first_line,
     read_tensors,
     read_tree,
     state_tensors,
     unwrap,
     write_tree,
 )
-from raypipe.common.errors import UserError
+from raypipe.common.errors import UserError, first_line
 from raypipe.common.files import atomic_folder, standing
 from raypipe.models.autoencoder import INPUT_RANGE, Autoencoder, build_network
 from raypipe.models.components import build_component

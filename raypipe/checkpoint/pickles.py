@@ -20,8 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from raypipe.checkpoint.tensors import first_line
-from raypipe.common.errors import UserError
+from raypipe.common.errors import UserError, first_line
 
 RUNS_CODE = (
     "posix",

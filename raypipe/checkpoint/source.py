@@ -12,8 +12,8 @@ from torch import Tensor
 
 from raypipe.checkpoint import diffusers_folder
 from raypipe.checkpoint.pickles import read_pickle
-from raypipe.checkpoint.tensors import first_line, pack
-from raypipe.common.errors import UserError
+from raypipe.checkpoint.tensors import pack
+from raypipe.common.errors import UserError, first_line
 
 TORCH, SAFETENSORS, DIFFUSERS = "torch", "safetensors", "diffusers"
 """Formats of a checkpoint: a file of torch.save, a file of safetensors, a diffusers folder."""

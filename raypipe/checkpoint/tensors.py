@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from raypipe.common.errors import UserError
+from raypipe.common.errors import UserError, first_line
 
 
 def unwrap(module: nn.Module) -> nn.Module:
@@ -114,8 +114,3 @@ def _unpack(value: Any, file: Any) -> Any:
         return {key: _unpack(item, file) for key, item in content}
     items = [_unpack(item, file) for item in content]
     return tuple(items) if kind == "tuple" else items
-
-
-def first_line(error: Exception) -> str:
-    """First line of an exception's message, or the name of its type if it has none."""
-    return (str(error) or type(error).__name__).splitlines()[0]

@@ -26,3 +26,8 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """`; did you mean 'x'?` with the most similar known name, or an empty string if none is similar."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def first_line(error: BaseException) -> str:
+    """First line of an exception's message, or the name of its type if it has none."""
+    return next(iter(str(error).splitlines()), "") or type(error).__name__

@@ -17,7 +17,7 @@ from typing import Any, cast, get_type_hints
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from raypipe.common.errors import ConfigError, nearest
+from raypipe.common.errors import ConfigError, first_line, nearest
 from raypipe.config import old_names, reference
 from raypipe.config.fields import Section, option, require, section
 from raypipe.config.search import Axis, Search
@@ -270,7 +270,7 @@ def read_yaml(path: str | Path) -> Mapping[str, Any]:
     try:
         tree = yaml.load(path.read_text(), _Loader) or {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not valid YAML ({str(error).splitlines()[0]})") from None
+        raise ConfigError(f"{path}: not valid YAML ({first_line(error)})") from None
     if not isinstance(tree, Mapping):
         raise ConfigError(f"{path}: must be a mapping of sections, not {type(tree).__name__}")
     return tree

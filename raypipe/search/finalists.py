@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from pydantic import TypeAdapter
 
+from raypipe.common.errors import first_line
 from raypipe.common.files import write_atomic
 from raypipe.config import Component, ConfigError
 from raypipe.search.records import Row, is_finite
@@ -59,7 +60,7 @@ def read_finalists(workspace: Workspace, component: Component) -> list[Finalist]
     try:
         return TypeAdapter(list[Finalist]).validate_python(json.loads(path.read_text()))
     except ValueError as error:
-        raise ConfigError(f"{path}: not a valid list of finalists ({str(error).splitlines()[0]}); delete it") from None
+        raise ConfigError(f"{path}: not a valid list of finalists ({first_line(error)}); delete it") from None
 
 
 def published(finalists: Sequence[Finalist]) -> Finalist:

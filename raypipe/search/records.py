@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from raypipe.common.errors import first_line
 from raypipe.common.files import atomic_path
 from raypipe.config import ConfigError, Experiment
 from raypipe.metrics.ensemble import Score
@@ -27,7 +28,7 @@ def read_rows(path: Path) -> list[Row]:
         with path.open("rb") as file:  # pyarrow opens a path twice, and the file may be replaced in between
             return [dict(row) for row in pq.read_table(file).to_pylist()]
     except (pa.ArrowInvalid, OSError) as error:
-        raise ConfigError(f"{path}: not a Parquet table ({str(error).splitlines()[0]}); delete it") from None
+        raise ConfigError(f"{path}: not a Parquet table ({first_line(error)}); delete it") from None
 
 
 def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -102,7 +102,7 @@ def test_without_any_time_the_default_has_a_score(two_cpus, tmp_path, scheduler)
     rows = [row for row in records.read_rows(stage.workspace.trials) if row["objective"] is not None]
     assert "flow-00" in {row["trial"] for row in rows}
     if scheduler == "asha":
-        assert ended_trials(stage.workspace.study, "flow") == 1
+        assert 1 <= ended_trials(stage.workspace.study, "flow") <= 2  # those that ran side by side
     assert read_early(stage.workspace.study, "flow").reason == "minutes"
     run_search(resume(tmp_path, "--search.minutes", "null"), trainable=Waiting)
     assert len(states(stage)) == 6 and set(states(stage)) == {TrialState.COMPLETE}

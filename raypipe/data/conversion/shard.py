@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from raypipe.common.errors import UserError
+from raypipe.common.errors import UserError, first_line
 from raypipe.data.conversion.reader import Sampling, SourceReader
 from raypipe.data.conversion.source import Source
 from raypipe.data.shards.reference import write_reference
@@ -215,7 +215,7 @@ def _writing(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError) as error:
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        reason = getattr(error, "strerror", None) or first_line(error)
         raise UserError(
             f"{path}: cannot be written ({reason}); fix this and run the same command again to resume"
         ) from None

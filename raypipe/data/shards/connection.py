@@ -6,7 +6,7 @@ from urllib.parse import urlsplit
 
 from pyarrow import fs
 
-from raypipe.common.errors import UserError
+from raypipe.common.errors import UserError, first_line
 
 OPENING = 5.0
 """Seconds to open a connection; for a bucket on AWS, its region is asked for first."""
@@ -58,7 +58,3 @@ def explain(uri: str, error: OSError) -> UserError | None:
     if isinstance(error, PermissionError) or any(name in text for name in REFUSED):
         return UserError(f"{uri}: access denied ({text}); check the credentials")
     return None
-
-
-def first_line(error: BaseException) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__

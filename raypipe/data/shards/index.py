@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from raypipe.common.errors import UserError
+from raypipe.common.errors import UserError, first_line
 from raypipe.data.shards.integrity import Seal, check_bytes, mark, seal_bytes
 
 INDEX = "index.parquet"
@@ -93,4 +93,4 @@ def index_from_bytes(content: bytes) -> Index:
             key=about["key"],
         )
     except (pa.ArrowException, OSError, KeyError, TypeError) as error:
-        raise UserError(str(error).splitlines()[0]) from None
+        raise UserError(first_line(error)) from None

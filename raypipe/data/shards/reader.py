@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from raypipe.common.errors import UserError
+from raypipe.common.errors import UserError, first_line
 from raypipe.data.shards.storage import File, Folder
 
 Array = NDArray[Any]
@@ -109,8 +109,8 @@ class Shards(ABC):
                 self._open_files.popitem(last=False)
         return file
 
-    def _damaged(self, i: int, reason: object) -> UserError:
-        text = str(reason).splitlines()[0] if str(reason) else type(reason).__name__
+    def _damaged(self, i: int, reason: str | BaseException) -> UserError:
+        text = first_line(reason) if isinstance(reason, BaseException) else reason
         return UserError(f"{self.path(i)}: clip {self.names[i]}: damaged shard ({text}); create it again")
 
     @abstractmethod

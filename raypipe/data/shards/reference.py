@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from h5py import h5d, h5g, h5s
 from numpy.typing import NDArray
 
-from raypipe.common.errors import UserError
+from raypipe.common.errors import UserError, first_line
 from raypipe.common.files import atomic_path
 from raypipe.data.shards.reader import Array, Shards
 from raypipe.data.shards.storage import File, Folder
@@ -90,7 +90,7 @@ class ReferenceShards(Shards):
         try:
             return _in_color(np.asarray(file[self._groups[i]][str(number)][()]))
         except ERRORS as error:
-            reason = str(error).splitlines()[0]
+            reason = first_line(error)
             raise UserError(f"{self.path(i)}: clip {self.names[i]}: frame {number} is damaged ({reason})") from None
 
     def _checksums(self) -> list[int]:
@@ -130,7 +130,7 @@ def _lengths(where: File, stem: str) -> dict[str, int]:
     except ERRORS as error:
         if str(where) in str(error):
             raise
-        raise UserError(f"{where}: damaged, or not in a known layout ({str(error).splitlines()[0]})") from None
+        raise UserError(f"{where}: damaged, or not in a known layout ({first_line(error)})") from None
     return lengths
 
 
@@ -153,7 +153,7 @@ def _length(file: h5py.File, group: str, clip: str) -> int:
         h5d.open(file.id, f"len/{group}".encode()).read(h5s.ALL, h5s.ALL, value)
         there = h5g.open(file.id, group.encode()).get_num_objs()
     except ERRORS as error:
-        raise UserError(f"{clip}: its length is damaged ({str(error).splitlines()[0]})") from None
+        raise UserError(f"{clip}: its length is damaged ({first_line(error)})") from None
     if value != there or value < 1:
         raise UserError(f"{clip}: its length says {value} frames, but it contains {there}; create the shard again")
     return int(value)

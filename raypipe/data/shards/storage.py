@@ -23,7 +23,7 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import fs
 
-from raypipe.common.errors import UserError
+from raypipe.common.errors import UserError, first_line
 from raypipe.common.places import is_uri
 from raypipe.data.shards.cache import Cache
 from raypipe.data.shards.connection import (
@@ -32,7 +32,6 @@ from raypipe.data.shards.connection import (
     MissingFolderError,
     connect,
     explain,
-    first_line,
 )
 
 CHUNK = 1 << 20

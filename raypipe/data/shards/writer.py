@@ -25,7 +25,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from raypipe.common.errors import UserError
+from raypipe.common.errors import UserError, first_line
 from raypipe.common.files import atomic_path
 from raypipe.data.shards.index import INDEX as INDEX
 from raypipe.data.shards.index import Index, index_to_bytes
@@ -121,7 +121,7 @@ def shard_head(path: Path) -> ShardHead:
             key = str(file.attrs["key"])
             columns = {name: file[name][:] for name in ("start", "length", "crc32", "name", "source")}
     except (OSError, KeyError, RuntimeError, ValueError) as error:
-        raise UserError(f"{path}: not a packed shard, or damaged ({_brief(error)}); create it again") from None
+        raise UserError(f"{path}: not a packed shard, or damaged ({first_line(error)}); create it again") from None
     rows = [
         {
             "clip": name.decode(),
@@ -250,7 +250,3 @@ def _is_packed(path: Path) -> bool:
         return is_sealed(path)
     except OSError:
         return False
-
-
-def _brief(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
