@@ -22,9 +22,10 @@ tests-with-ray:
 	$(BIN)/python -m pytest -m "cluster and not demo and not long"
 
 tests-without-ray:
-	$(BIN)/python -m pytest -m "not cluster and not cloud"
+	$(BIN)/python -m pytest -m "not cluster and not cloud and not long"
 
-test-all: check tests-without-ray
+test-all: check
+	$(BIN)/python -m pytest -m "not cluster and not cloud"
 	$(BIN)/python -m pytest -m "cluster and demo"
 	$(BIN)/python -m pytest -m "cluster and not demo"
 

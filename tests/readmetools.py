@@ -38,7 +38,8 @@ APPENDED = {
     "python experiments/tune_flow.py": flags({k: v for k, v in SHORT.items() if k != "search.flow.trials"}),
     "python -m raypipe.train": flags(SHORT),
     "python experiments/pipeline.py --dataset.root": flags(
-        {k: v for k, v in SHORT.items() if not k.startswith("demo.")} | {"dataset.image_size": 64}
+        {k: v for k, v in SHORT.items() if not k.startswith("demo.")}
+        | {"dataset.image_size": 64, "search.joint.trials": 0}
     ),
 }
 """What makes a command small, by its beginning."""

@@ -8,16 +8,16 @@ import pytest
 from raypipe import cli
 from raypipe.common.errors import ConfigError, UserError
 
-COMMANDS = {
-    "train": "make_parser",
-    "evaluate": "make_parser",
-    "generate": "make_parser",
-    "convert_to_h5": "_parser",
-}
 
-
-@pytest.mark.parametrize(("command", "function"), COMMANDS.items())
-@pytest.mark.parametrize("defect", ["list(zip([1], [1, 2], strict=True))", "min([])", "numpy.ones(2) + numpy.ones(3)"])
+@pytest.mark.parametrize(
+    ("command", "function", "defect"),
+    [
+        ("train", "make_parser", "list(zip([1], [1, 2], strict=True))"),
+        ("evaluate", "make_parser", "min([])"),
+        ("generate", "make_parser", "numpy.ones(2) + numpy.ones(3)"),
+        ("convert_to_h5", "_parser", "min([])"),
+    ],
+)
 def test_a_defect_shows_its_traceback(command, function, defect):
     """The defect is compiled under the command's own name, so that its last frame lies in raypipe."""
     code = f"""

@@ -245,7 +245,7 @@ def test_jobs_side_by_side_come_out_as_one_after_the_other_even_if_a_worker_dies
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("side_by_side", [False, True])
+@pytest.mark.parametrize("side_by_side", [pytest.param(False, marks=pytest.mark.long), True])
 def test_a_diverging_job_is_told_at_once_and_not_tried_again(workspace, values, tmp_path, side_by_side):
     """Its finished neighbour is kept; a rank that gave up does not keep the others waiting."""
     good, bad = make_jobs(workspace, values, f"diverging-{side_by_side}", 2)

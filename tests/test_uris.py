@@ -164,7 +164,9 @@ def test_nothing_in_the_bucket(bucket, capfd, flag):
     assert "no " in refusal(bucket, capfd, flag, "s3://mine/not-there")
 
 
-@pytest.mark.parametrize("flag", COMMANDS)
+@pytest.mark.parametrize(
+    "flag", [f if f in ("--out_dir", "--model") else pytest.param(f, marks=pytest.mark.long) for f in COMMANDS]
+)
 def test_nobody_there(bucket, capfd, monkeypatch, flag):
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_ports(1)[0]}")
     assert "cannot be read after" in refusal(bucket, capfd, flag, "s3://mine/x")

@@ -54,6 +54,7 @@ def test_profile():
 
 @pytest.mark.cluster
 @pytest.mark.slow
+@pytest.mark.long
 def test_torch_trainer_against_the_bare_loop(head):
     (line,) = lines("trainer", **head.variables)
     assert (line["steps"], line["at_least"]) == (12, 0.97)

@@ -32,6 +32,7 @@ def test_an_end_counts_as_near_within_a_tenth_of_the_turn(bifurcation):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_noise_makes_the_forecast_fork(bifurcation, tmp_path, capsys):
     assert bifurcation.main(["--seeds", "1", "--storage", str(tmp_path)]) == 0
     result = json.loads(capsys.readouterr().out.splitlines()[0])

@@ -27,7 +27,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.cluster]
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
 SECONDS = 0.5
-"""How long a `Waiting` trial trains to a rung."""
+"""How long a `Waiting` trial trains to a rung if a budget in seconds is tested."""
 
 
 class Waiting(ray_tune.Trainable):
@@ -42,7 +42,7 @@ class Waiting(ray_tune.Trainable):
         return True
 
     def step(self):
-        time.sleep(SECONDS)
+        time.sleep(SECONDS if self.stage.experiment.search.minutes else 0)
         rung = self.left.pop(0)
         name = self.given["trial"]
         return asdict(
@@ -95,7 +95,7 @@ def test_a_share_ends_a_stage_and_the_next_call_runs_the_rest(two_cpus, tmp_path
     assert before < {row["trial"] for row in rows}
 
 
-@pytest.mark.parametrize("scheduler", ["asha", "halving"])
+@pytest.mark.parametrize("scheduler", ["asha", pytest.param("halving", marks=pytest.mark.long)])
 def test_without_any_time_the_default_has_a_score(two_cpus, tmp_path, scheduler):
     stage = begin(tmp_path, **{"search.flow.trials": 6, "search.scheduler": scheduler, "search.minutes": 0.001})
     run_search(stage, trainable=Waiting, budget=budget(0.06))

@@ -13,8 +13,8 @@ CONV = {"model.backbone": "conv", "model.inner_dim": 256, "model.depth": 3, "mod
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("noise", ["additive", "input"])
-@pytest.mark.parametrize("size", [8, 16])
+@pytest.mark.parametrize("noise", [pytest.param("additive", marks=pytest.mark.long), "input"])
+@pytest.mark.parametrize("size", [8, pytest.param(16, marks=pytest.mark.long)])
 @pytest.mark.parametrize("model", [REFERENCE, CONV], ids=["98M", "conv"])
 def test_a_step_of_the_score(model: dict[str, object], size: int, noise: str) -> None:
     values = {"train.component": "joint", "train.score_share": 1.0, "sde.noise": noise, "model.num_heads": 8}
