@@ -69,6 +69,7 @@ def test_batched_trials_against_one_after_the_other(capsys):
     assert line["ratio"] == pytest.approx(line["seconds"][0] / line["seconds"][1], rel=0.05, abs=0.002)
 
 
+@pytest.mark.long
 def test_the_allocator_in_processes_of_their_own(capsys, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     assert load_script("benchmarks/allocator").main(["--turns", "1", "--steps", "2"]) == 0
