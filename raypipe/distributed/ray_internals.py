@@ -1,19 +1,22 @@
 """All uses of private APIs of Ray; tests/distributed/test_ray_internals.py fails if one of them changes.
 
-Ray has no public API to read the address that `ray start` recorded on this machine, to leave processes out of a
-training, to stop a training at once on Ctrl-C, to give ASHA and the median rule results of an earlier process, or to
-stop a paused trial such that the searcher receives its last result.
+Ray has no public API to read the address that `ray start` recorded on this machine, to leave out of a training what
+serves Ray Data, to stop a training at once on Ctrl-C, to tell its processes the address of their cluster, to give ASHA
+and the median rule results of an earlier process, or to stop a paused trial such that the searcher receives its last
+result.
 """
 
+import os
 import signal
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import ray
 from ray._private.services import find_bootstrap_address
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks import DatasetsCallback
-from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2._internal.constants import ENV_VARS_TO_PROPAGATE
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler, MedianStoppingRule
 
@@ -27,19 +30,30 @@ def head_address(temp_dir: str | None = None) -> str | None:
     return address
 
 
-class LeanTorchTrainer(TorchTrainer):
-    """A TorchTrainer that starts two processes less and one sooner, and heeds Ctrl-C.
+ENV_VARS_TO_PROPAGATE.add("RAY_ADDRESS")
 
-    Left out are the process that serves Ray Data, which raypipe does not use, and the one that removes the placement
-    group after the death of the controller: with its controller a training fails and the command ends, and Ray removes
-    the placement groups of a command that has ended. The controller does not need to read the config of the training
-    loop, and so does not import the modules that are named in it.
+
+class LeanTorchTrainer(TorchTrainer):
+    """A TorchTrainer without Ray Data, which heeds Ctrl-C, and whose processes know the address of their own cluster.
+
+    raypipe does not use Ray Data; without it, a process less is started for each worker group. The controller does not
+    need the config of the training loop; without it, it does not import the modules of the jobs. The address is for the
+    process that removes placement groups: without it, Ray asks the cluster that `ray start` recorded on this machine,
+    which may be another one, or one that has ended (then each training waits 12 seconds for an answer).
     """
 
     def fit(self) -> Any:
         context: Any = self.train_run_context  # type: ignore[has-type]  # untyped in Ray
         self.train_run_context = replace(context, train_loop_config=None)
-        return super().fit()
+        before = os.environ.get("RAY_ADDRESS")
+        os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
+        try:
+            return super().fit()
+        finally:
+            if before is None:
+                del os.environ["RAY_ADDRESS"]
+            else:
+                os.environ["RAY_ADDRESS"] = before
 
     def _register_sigint_handler(self, controller: Any) -> None:
         """Stop the workers on Ctrl-C and raise KeyboardInterrupt.
@@ -55,7 +69,7 @@ class LeanTorchTrainer(TorchTrainer):
 
     def _create_default_callbacks(self) -> list[Any]:
         callbacks: list[Any] = super()._create_default_callbacks()  # type: ignore[misc]  # untyped in Ray
-        return [each for each in callbacks if not isinstance(each, DatasetsCallback | PlacementGroupCleanerCallback)]
+        return [each for each in callbacks if not isinstance(each, DatasetsCallback)]
 
 
 def add_rung(scheduler: ASHAScheduler, trial: Any, step: int, objective: float) -> None:
