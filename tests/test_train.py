@@ -172,7 +172,7 @@ def test_jobs_are_trained_to_their_end_and_finished_ones_are_skipped(workspace, 
     written = [(job.folder / "model.safetensors").stat().st_mtime_ns for job in reference]
     began = time.monotonic()
     train_jobs(reference, settings(workspace, "reference"))
-    assert time.monotonic() - began < 1  # no workers were started
+    assert time.monotonic() - began < 3  # no workers were started
     assert [(job.folder / "model.safetensors").stat().st_mtime_ns for job in reference] == written
 
 

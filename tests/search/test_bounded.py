@@ -72,12 +72,12 @@ def states(stage, component="flow"):
 
 
 def test_a_share_ends_a_stage_and_the_next_call_runs_the_rest(two_cpus, tmp_path):
-    """Beyond its time a stage takes the few seconds in which Ray ends its processes."""
+    """Beyond its time a stage takes the seconds in which Ray ends its processes; all trials would take 45."""
     options = {"search.flow.trials": 60, "search.scheduler": "none", "search.minutes": 0.25}
     stage = begin(tmp_path, **options)
     began = time.monotonic()
     run_search(stage, trainable=Waiting, budget=budget(15))
-    assert time.monotonic() - began < 15 + 10
+    assert time.monotonic() - began < 15 + 20
     ended = ended_trials(stage.workspace.study, "flow")
     assert 1 <= ended < 60
     assert states(stage).count(TrialState.COMPLETE) == ended and TrialState.FAIL not in states(stage)
