@@ -137,7 +137,7 @@ def make_jobs(workspace, values, suffix, count=3):
 
 
 def settings(workspace, name, **more):
-    return Settings(workspace.ray / "train", name, **{"show_progress": False, **more})
+    return Settings(workspace.ray / "train", name, **{"show_progress": False, "keep_checkpoints": True, **more})
 
 
 @pytest.fixture(scope="module")

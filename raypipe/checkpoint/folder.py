@@ -185,6 +185,18 @@ def restore(
     return meta.step
 
 
+def drop_training_state(folder: str | Path) -> None:
+    """Delete what only further training needs: the state of the optimizer and the weights that it updates."""
+    for name in (OPTIMIZER, LIVE):
+        (standing(Path(folder)) / name).unlink(missing_ok=True)
+
+
+def drop_weights(folder: str | Path) -> None:
+    """Delete all tensors of a model folder; its `config.json` stays."""
+    drop_training_state(folder)
+    (standing(Path(folder)) / MODEL).unlink(missing_ok=True)
+
+
 def save_autoencoder(
     folder: str | Path,
     autoencoder: nn.Module,
@@ -237,6 +249,7 @@ def read_meta(folder: str | Path) -> Meta:
             raise UserError(
                 f"{folder}: not a model folder (no {name}); "
                 "give one that training or `python -m raypipe.checkpoint import` wrote"
+                + ("" if name == CONFIG else ", or a trial whose weights were kept (search.keep)")
             )
     try:
         return Meta.from_json((place / CONFIG).read_text(encoding="utf-8"))

@@ -158,6 +158,11 @@ class Search(Section):
         0.15, "the next stage uses the finalists whose CRPS ratio, once retrained, is at most this far above the best"
     )
     finalist_seeds: int = option(2, "number of seeds with which each finalist is retrained")
+    keep: int | Literal["all", "finalists"] = option(
+        10,
+        "trials of a stage whose weights stay when it is over, beside those of the finalists: a number (of the best), "
+        "finalists (no others) or all, which also keeps the optimizers of ended trainings",
+    )
     cpus_per_trial: int = option(1, "CPUs, and torch threads, per worker of a trial")
     gpus_per_trial: float = option(0.0, "GPUs per worker of a trial; a fraction shares a GPU")
     workers_per_trial: int = option(1, "Ray Train workers per trial; with 2 or more, a trial is run by a TorchTrainer")

@@ -38,7 +38,7 @@ def plan_run(
     ray_name = f"{train.component}-{name}"
     storage = workspace.ray / "train"
     is_begun, done = (storage / ray_name).exists(), (folder / "config.json").is_file()
-    more: dict[str, Any] = {"use_gpu": use_gpu, "wandb": wandb}
+    more: dict[str, Any] = {"use_gpu": use_gpu, "wandb": wandb, "keep_checkpoints": True}
     if resume_step is not None:
         source = _checkpoint_at(storage, ray_name, folder, resume_step)
         number = len(list(storage.glob(f"{ray_name}*")))
@@ -127,5 +127,5 @@ def find_parents(experiment: Experiment, workspace: Workspace, flow: str | None,
         )
         job = ComponentJob(needed, workspace, name)
         assert not finished(job)
-        train_jobs([job], run_settings(needed, workspace, f"flow-{name}", use_gpu=use_gpu))
+        train_jobs([job], run_settings(needed, workspace, f"flow-{name}", use_gpu=use_gpu, keep_checkpoints=True))
     return ParentModels(flow=folder)

@@ -1,6 +1,7 @@
 """Run training jobs under Ray Train's TorchTrainer; this is the driver's side."""
 
 import logging
+import shutil
 import signal
 import threading
 from collections.abc import Iterator, Sequence
@@ -59,6 +60,8 @@ def train_jobs(jobs: Sequence[Job], settings: Settings) -> None:
         result: Any = trainer.fit()
     if result.return_value is not None:
         raise DivergedError(result.return_value)
+    if not settings.keep_checkpoints:
+        shutil.rmtree(settings.storage / settings.name, ignore_errors=True)
 
 
 def _resources(settings: Settings) -> dict[str, float]:

@@ -45,6 +45,7 @@ class Settings:
 
     storage: the folder in which Ray Train keeps its runs. name: the Ray run's name, unique in `storage`; a run that is
     resumed must have the same name. start_from: folder of a saved model from which the job starts; for a single job.
+    keep_checkpoints: whether the run's checkpoints stay when it has ended; the trained models are elsewhere.
     side_by_side: every job is trained by one worker instead of by all workers together, which is faster if there are
     at least as many jobs as workers.
     """
@@ -58,6 +59,7 @@ class Settings:
     wandb: bool = False
     start_from: Path | None = None
     show_progress: bool = True
+    keep_checkpoints: bool = False
     side_by_side: bool = False
 
 

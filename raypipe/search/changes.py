@@ -25,7 +25,7 @@ FREE = {
     *("train.compile", "train.accumulate"),
     *("search.scheduler", "search.rungs", "search.reduction_factor", "search.sampler", "search.seed"),
     *("search.top_k", "search.margin", "search.finalist_seeds", "search.max_concurrent"),
-    *("search.minutes", "search.patience"),
+    *("search.minutes", "search.patience", "search.keep"),
     *("search.cpus_per_trial", "search.gpus_per_trial", "search.workers_per_trial"),
     *(f"search.{stage}.{name}" for stage in Search().stages for name in ("trials", "axes")),
     *("evaluation.test_windows", "evaluation.test_members", "evaluation.climatology_members", "evaluation.alphas"),
@@ -71,7 +71,9 @@ def _is_fixed(workspace: Workspace, name: str, begun: list[Component]) -> bool:
 
 def _refits(workspace: Workspace, component: Component) -> bool:
     """Whether a finalist of a stage has started to train."""
-    return any((workspace.ray / "train").glob(f"{component}-refit-*"))
+    return any(workspace.run(component, "").glob("*-s[0-9]*")) or any(
+        (workspace.ray / "train").glob(f"{component}-refit-*")
+    )
 
 
 def field_text(value: object) -> str:

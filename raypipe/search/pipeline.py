@@ -20,6 +20,7 @@ from raypipe.search.changes import adopt, check_changes, field_text
 from raypipe.search.default import DEFAULT_DIFFUSION
 from raypipe.search.early import left_out, read_early
 from raypipe.search.finalists import read_finalists, write_finalists
+from raypipe.search.keep import tidy
 from raypipe.search.parents import fix_parents, parent_axes
 from raypipe.search.refits import refit
 from raypipe.search.stage import Stage
@@ -83,7 +84,9 @@ def run_stage(stage: Stage, extra: Mapping[str, Axis], budget: Budget) -> None:
     chosen = ranked[:top_k] if component == "joint" else finalists.select_finalists(ranked, top_k)
     if len(experiment.search.objectives) > 1:
         chosen += [trial for trial in finalists.pareto_front(ranked) if trial not in chosen]
-    write_finalists(workspace, component, refit(stage, chosen))
+    found = refit(stage, chosen)
+    write_finalists(workspace, component, found)
+    tidy(stage, ranked, found)
     set_closed(workspace.study, component, True)
     budget.end_stage(component)
 

@@ -5,7 +5,7 @@ Ray's OptunaSearch supports initial points or conditional axes, but not both, an
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,11 @@ from raypipe.config import Axis, Search
 from raypipe.search.optuna_internals import resume_trial
 from raypipe.search.space import decode, suggest
 from raypipe.search.study import (
-    OTHER_AXES,
     REASON,
     STEP,
     VALUES,
     count_ended,
+    has_ended,
     known_trials,
     rung_scores,
     trial_name,
@@ -46,7 +46,7 @@ class OptunaSearcher(Searcher):
     name: of the study, whose trials are in the space (see `takeover`). axes: the search space. first: encoded points
     that are tried first if the study has no trials.
     objectives: the metrics of a result that are minimized; with several, none are recorded at rungs, since Optuna
-    allows this for a single objective only.
+    allows this for a single objective only. ended: called with the name of each trial whose end the study has recorded.
 
     Attributes: ended: number of trials that ended in earlier processes. rungs: objectives recorded by earlier
     processes, by trial name and step.
@@ -61,8 +61,10 @@ class OptunaSearcher(Searcher):
         sampler: BaseSampler,
         first: Sequence[Mapping[str, Any]],
         objectives: Sequence[str] = ("objective",),
+        ended: Callable[[str], None] | None = None,
     ) -> None:
         super().__init__(metric="objective", mode="min")
+        self._tell_end = ended
         self._name, self._axes, self._objectives = name, axes, tuple(objectives)
         known = known_trials(storage, name)
         self._study = optuna.create_study(
@@ -100,7 +102,7 @@ class OptunaSearcher(Searcher):
                 trial.user_attrs.get(REASON, "its process failed") if trial.state == TrialState.FAIL else None,
             )
             for trial in self._study.get_trials(deepcopy=False)
-            if trial.state.is_finished() and trial.user_attrs.get(REASON) != OTHER_AXES
+            if has_ended(trial)
         ]
 
     def _decoded(self, params: Mapping[str, Any]) -> dict[str, Any]:
@@ -123,13 +125,18 @@ class OptunaSearcher(Searcher):
             return
         if error or result is None or result.get("failure") is not None:
             trial.set_user_attr(REASON, "its process failed" if result is None else result["failure"])
-            self._study.tell(trial, state=TrialState.FAIL)
+            self._end(trial, state=TrialState.FAIL)
             return
         self._live[trial_id] = trial
         self.on_trial_result(trial_id, result)  # Tune does not call on_trial_result with the last result
         del self._live[trial_id]
         trial.set_user_attr(STEP, result["train_step"])
-        self._study.tell(trial, [result[name] for name in self._objectives])
+        self._end(trial, [result[name] for name in self._objectives])
+
+    def _end(self, trial: optuna.Trial, values: Sequence[float] | None = None, state: TrialState | None = None) -> None:
+        self._study.tell(trial, values, state=state)
+        if self._tell_end is not None:
+            self._tell_end(trial_name(self._name, trial.number))
 
     def save(self, checkpoint_path: str) -> None:
         """Write an empty file, which Tune requires; the study holds all state."""

@@ -48,7 +48,12 @@ def known_trials(storage: BaseStorage, name: str) -> list[FrozenTrial]:
 
 def count_ended(trials: Sequence[FrozenTrial]) -> int:
     """Number of trials that are finished, stopped or failed, without those dropped for OTHER_AXES."""
-    return sum(trial.state.is_finished() and trial.user_attrs.get(REASON) != OTHER_AXES for trial in trials)
+    return sum(has_ended(trial) for trial in trials)
+
+
+def has_ended(trial: FrozenTrial) -> bool:
+    """Whether a trial is finished, stopped or failed, and not just dropped for OTHER_AXES."""
+    return trial.state.is_finished() and trial.user_attrs.get(REASON) != OTHER_AXES
 
 
 def ended_in_order(storage: BaseStorage, name: str) -> list[tuple[str, float | None]]:

@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import optuna
@@ -22,6 +23,7 @@ from raypipe.search.default import default_trial
 from raypipe.search.early import EARLY, early_of
 from raypipe.search.early_stop import LimitedSearcher, StopEarly
 from raypipe.search.first_points import best_points, default_point, first_points
+from raypipe.search.keep import forget_training
 from raypipe.search.limits import StageLimit
 from raypipe.search.schedulers import make_scheduler
 from raypipe.search.searcher import OptunaSearcher, make_sampler
@@ -62,6 +64,7 @@ def make_searcher(stage: Stage, storage: BaseStorage, extra: Mapping[str, Axis] 
         sampler=make_sampler(search, startup=startup, ended=count_ended(known), conditional=conditional),
         first=first[:trials],
         objectives=["objective", *search.objectives[1:]],
+        ended=partial(forget_training, stage),
     )
 
 

@@ -83,6 +83,8 @@ def others(name, hint, value):
         return [choice for choice in get_args(hint) if choice != value]
     if hint in (int, float, int | None, float | None):
         return [-1, 1, 3, *([0.5] if hint is float else [])]
+    if name == "search.keep":
+        return [-1, 1, "finalists", "all", "none"]
     if name == "search.objectives":
         return [["crps_ratio", "nfe_per_frame"], ["nfe_per_frame"], []]
     if hint == dict[str, Axis]:
