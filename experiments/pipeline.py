@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from raypipe import cli, tune
 from raypipe.report import summary
-from raypipe.search import opening, pipeline
+from raypipe.search import opening, pipeline, progress
 from raypipe.search.budget import Budget
 from raypipe.workspace.claims import hold
 
@@ -17,7 +17,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     args, overrides = cli.parse(parser, argv)
     source = opening.warm_start(args)
-    experiment, workspace = opening.open_workspace(args, overrides, pipeline.is_unfinished, check=tune.start)
+    experiment, workspace = opening.open_workspace(args, overrides, progress.is_unfinished, check=tune.start)
     with hold(workspace):
         budget, stages = Budget(experiment.search.minutes, began), experiment.search.searched
         pipeline.run_stages(

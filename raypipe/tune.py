@@ -15,7 +15,8 @@ from raypipe.distributed.capacity import check_search
 from raypipe.distributed.connection import start_ray
 from raypipe.search.budget import Budget
 from raypipe.search.opening import open_workspace, warm_start
-from raypipe.search.pipeline import is_searched, run_stages
+from raypipe.search.pipeline import run_stages
+from raypipe.search.progress import is_searched
 from raypipe.workspace.claims import hold
 from raypipe.workspace.layout import Workspace
 

@@ -11,7 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import raypipe
 from raypipe import checkpoint, cli, evaluate, generate, train, tune
 from raypipe.config import LOSSES, REFERENCE_COMPONENTS, ConfigError
-from raypipe.search import opening, pipeline, records
+from raypipe.search import opening, progress, records
 from raypipe.search.finalists import read_finalists
 from raypipe.search.first_points import default_point
 from raypipe.training.monitor import log_folder, read_metrics
@@ -257,7 +257,7 @@ def test_a_diffusion_is_trained_on_the_best_flow_of_the_search(two_cpus, workspa
 def test_a_second_pipeline_takes_the_next_free_name(workspace):
     def opened(*argv):
         args, overrides = cli.parse(tune.make_parser("pipeline.py", ""), [*argv, "--storage", str(workspace.storage)])
-        experiment, found = opening.open_workspace(args, overrides, pipeline.is_unfinished)
+        experiment, found = opening.open_workspace(args, overrides, progress.is_unfinished)
         return SimpleNamespace(name=experiment.name, folder=found.folder)
 
     second = opened()

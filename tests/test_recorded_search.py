@@ -24,7 +24,7 @@ from raypipe.evaluation.run import keep_best
 from raypipe.forecast.manifest import CONSTANT, JOINT, read_manifest
 from raypipe.search.changes import adopt
 from raypipe.search.finalists import read_finalists
-from raypipe.search.pipeline import is_searched
+from raypipe.search.progress import is_searched
 from raypipe.search.study import ended_trials
 from raypipe.workspace.dataset import ExperimentData
 from raypipe.workspace.layout import Workspace

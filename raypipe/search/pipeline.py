@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from raypipe import config
 from raypipe.common import terminal
-from raypipe.config import Axis, Component, ConfigError, Experiment, Search
+from raypipe.config import Axis, Component, ConfigError, Experiment
 from raypipe.data.windows import WindowIndex
 from raypipe.distributed.prepare import prepare
 from raypipe.forecast.ceiling import Ceiling, ceiling_rows, ceiling_warning, measure_ceiling
@@ -18,13 +18,14 @@ from raypipe.search import finalists, records
 from raypipe.search.budget import Budget, Work
 from raypipe.search.changes import adopt, check_changes, field_text
 from raypipe.search.default import DEFAULT_DIFFUSION
-from raypipe.search.early import left_out, read_early
+from raypipe.search.early import left_out
 from raypipe.search.finalists import read_finalists, write_finalists
 from raypipe.search.keep import tidy
 from raypipe.search.parents import fix_parents, parent_axes
+from raypipe.search.progress import is_searched
 from raypipe.search.refits import refit
 from raypipe.search.stage import Stage
-from raypipe.search.study import ended_trials, is_closed, set_closed
+from raypipe.search.study import ended_trials, set_closed
 from raypipe.search.tuner import SearchCost, check_trial_resources, concurrent_trials, run_search
 from raypipe.search.workload import evaluation_work, stage_work
 from raypipe.workspace.layout import Workspace
@@ -33,29 +34,6 @@ logger = logging.getLogger(__name__)
 
 MOST_PASSES = 30
 """How often a network may see each training window before a warning; at 36 times, joint networks overfitted."""
-
-
-def is_searched(workspace: Workspace, component: Component, search: Search) -> bool:
-    """Whether a stage has finalists, chosen from all its trials, and as many ended trials as `search` asks for.
-
-    If `search.patience` has ended the stage, and still does, it has no more trials to run. A finished stage may have no
-    study at all.
-    """
-    if not workspace.finalists(component).is_file() or not is_closed(workspace.study, component):
-        return False
-    early, ended = read_early(workspace.study, component), ended_trials(workspace.study, component)
-    if early is not None and early.holds(search):
-        return True
-    return ended >= search.stages[component].trials or (ended == 0 and early is None)
-
-
-def is_unfinished(workspace: Workspace, search: Search) -> bool:
-    """Whether a stage is not searched, or its finalists are newer than `best/`, which the evaluation makes of them."""
-    if not all(is_searched(workspace, component, search) for component in search.searched):
-        return True
-    best = workspace.best / "manifest.json"
-    newest = max(workspace.finalists(component).stat().st_mtime_ns for component in search.searched)
-    return not best.is_file() or best.stat().st_mtime_ns < newest
 
 
 def run_stage(stage: Stage, extra: Mapping[str, Axis], budget: Budget) -> None:

@@ -1,10 +1,12 @@
 """Files of a search: trials.parquet, with one row per trial and rung, and the per-window scores of each rung."""
 
+from __future__ import annotations
+
 import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,9 +15,11 @@ import pyarrow.parquet as pq
 from raypipe.common.errors import first_line
 from raypipe.common.files import atomic_path
 from raypipe.config import ConfigError, Experiment
-from raypipe.metrics.ensemble import Score
 from raypipe.search.default import is_default
 from raypipe.training.monitor import log_folder
+
+if TYPE_CHECKING:
+    from raypipe.metrics.ensemble import Score
 
 Row = dict[str, Any]
 
@@ -110,6 +114,8 @@ def save_score(folder: Path, step: int, score: Score) -> None:
 
 def read_score(folder: Path, step: int) -> Score | None:
     """The score that `save_score` saved; None if there is none."""
+    from raypipe.metrics.ensemble import Score  # imports torch, for which a reader of the tables must not wait
+
     path = _score_path(folder, step)
     if not path.is_file():
         return None

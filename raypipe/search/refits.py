@@ -6,7 +6,6 @@ import math
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import ray
@@ -22,8 +21,9 @@ from raypipe.distributed.training_job import Settings
 from raypipe.forecast.component import ComponentScore, ComponentScorer
 from raypipe.metrics.ensemble import Score
 from raypipe.search import records
-from raypipe.search.default import DEFAULT_DIFFUSION, default_trial, default_values, is_default
-from raypipe.search.finalists import NO_DENOISER, Finalist, Trial, published, read_finalists
+from raypipe.search.configured import finalist_values, refit_config, refit_name
+from raypipe.search.default import DEFAULT_DIFFUSION, default_trial, is_default
+from raypipe.search.finalists import NO_DENOISER, Finalist, Trial
 from raypipe.search.stage import Stage
 from raypipe.search.study import ended_trials
 from raypipe.workspace.dataset import ExperimentData
@@ -59,38 +59,20 @@ def _settings(stage: Stage, name: str, jobs: int) -> Settings:
 
 def _jobs(stage: Stage, chosen: Sequence[Trial]) -> dict[str, list[ComponentJob]]:
     """The training jobs of each chosen trial and of the default, by trial name, one per seed."""
-    search, component, full = stage.experiment.search, stage.component, stage.settings.refit_steps
+    component, default = stage.component, default_trial(stage.component)
     names = [trial.name for trial in chosen]
-    if component in ("flow", "denoiser") and _values(stage, default_trial(component)) is not None:
-        names.append(default_trial(component))
-    seeds = range(search.finalist_seeds)
-    length = {"train.steps": full, "train.warmup_steps": max(1, full // 20)}
-    jobs = {
-        name: [_refit(stage, name, {**(_values(stage, name) or {}), **length}, seed) for seed in seeds]
-        for name in dict.fromkeys(names)
-    }
+    if component in ("flow", "denoiser") and finalist_values(stage.workspace, component, default) is not None:
+        names.append(default)
     if component == "diffusion":
-        # The default diffusion is trained on the default flow.
-        flow = published(read_finalists(stage.workspace, "flow")).model
-        values = {**default_values(component), "train.flow": flow, **length}
-        jobs[DEFAULT_DIFFUSION] = [_refit(stage, DEFAULT_DIFFUSION, values, seed) for seed in seeds]
-    return jobs
+        names.append(DEFAULT_DIFFUSION)
+    seeds = range(stage.experiment.search.finalist_seeds)
+    return {name: [_refit(stage, name, seed) for seed in seeds] for name in dict.fromkeys(names)}
 
 
-def _refit(stage: Stage, name: str, values: Mapping[str, Any], seed: int) -> ComponentJob:
-    base = stage.experiment.train.random_seed
-    experiment = config.replace(stage.configure(values), **{
-        "train.random_seed": base + seed, "train.num_workers": stage.experiment.train.num_workers
-    })  # fmt: skip
-    return ComponentJob(experiment, stage.workspace, f"{name}-s{seed}", stage.parents(experiment))
-
-
-def _values(stage: Stage, trial: str) -> dict[str, Any] | None:
-    """The config fields of a trial at its last rung, by dotted name; None if it has no row in trials.parquet."""
-    rows = [
-        r for r in records.read_rows(stage.workspace.trials) if (r["trial"], r["stage"]) == (trial, stage.component)
-    ]
-    return dict(json.loads(max(rows, key=lambda row: row["step"])["values"])) if rows else None
+def _refit(stage: Stage, name: str, seed: int) -> ComponentJob:
+    values = finalist_values(stage.workspace, stage.component, name) or {}
+    experiment = refit_config(stage.experiment, stage.component, values, seed)
+    return ComponentJob(experiment, stage.workspace, refit_name(name, seed), stage.parents(experiment))
 
 
 def _rank(stage: Stage, chosen: Sequence[Trial], refit: Mapping[str, Sequence[ComponentJob]]) -> list[Finalist]:

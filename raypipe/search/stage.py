@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from raypipe import checkpoint, config
+from raypipe import checkpoint
 from raypipe.config import Component, Experiment, SearchStage
+from raypipe.search.configured import trial_config
 from raypipe.search.rungs import stage_rungs
 from raypipe.search.schedulers.pbt import Exploit
 from raypipe.workspace.layout import ParentModels, Workspace
@@ -36,9 +37,7 @@ class Stage:
 
     def configure(self, values: Mapping[str, Any]) -> Experiment:
         """The experiment of a trial with these values, by dotted name."""
-        base = {"train.component": self.component, "train.steps": self.settings.steps}
-        warm = {"train.warmup_steps": max(1, self.settings.steps // 20)}
-        return config.replace(self.experiment, **{**base, **warm, "train.loss": None, **values})
+        return trial_config(self.experiment, self.component, values)
 
     def parents(self, experiment: Experiment) -> ParentModels:
         """Folders of the flow and the denoiser that a trial uses."""

@@ -116,9 +116,9 @@ def has_begun(path: Path, name: str) -> bool:
     return any(trial.state != TrialState.WAITING for trial in read_trials(path, name))
 
 
-def is_closed(path: Path, name: str) -> bool:
-    """Whether CLOSED is true, or not known, for a stage; its journal is opened for reading only."""
-    if not path.is_file() or name not in optuna.get_all_study_names(storage := read_only(path)):
+def is_closed(storage: BaseStorage, name: str) -> bool:
+    """Whether CLOSED is true, or not known, for a stage."""
+    if name not in optuna.get_all_study_names(storage):
         return True
     return bool(optuna.load_study(study_name=name, storage=storage).user_attrs.get(CLOSED, True))
 

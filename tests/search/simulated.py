@@ -7,7 +7,7 @@ import yaml
 from ray.tune.schedulers import TrialScheduler
 
 from raypipe import cli, config, tune
-from raypipe.search import pipeline, records
+from raypipe.search import progress, records
 from raypipe.search.changes import adapt_study, adopt
 from raypipe.search.opening import open_workspace
 from raypipe.search.schedulers import make_scheduler
@@ -32,7 +32,7 @@ def resume(storage, *argv):
     """What `--name x --resume` does before the first trial; returns the flow stage."""
     line = ["--storage", str(storage), "--name", "x", "--resume", *map(str, argv)]
     args, overrides = cli.parse(tune.make_parser("pipeline.py", ""), line)
-    experiment, workspace = open_workspace(args, overrides, pipeline.is_unfinished)
+    experiment, workspace = open_workspace(args, overrides, progress.is_unfinished)
     adopt(workspace, experiment)
     return Stage(experiment, workspace, "flow")
 

@@ -13,7 +13,7 @@ from raypipe.search.budget import Budget, StageWork, Work
 from raypipe.search.early import EARLY, EarlyEnd, left_out, read_early
 from raypipe.search.early_stop import LimitedSearcher, StopEarly
 from raypipe.search.limits import StageLimit, plateaued
-from raypipe.search.pipeline import is_searched
+from raypipe.search.progress import is_searched
 from raypipe.search.study import ended_trials, open_storage, set_closed
 from raypipe.search.tuner import make_limit, make_searcher
 from tests.raytools import listing, outcome, tiny

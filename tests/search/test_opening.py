@@ -9,7 +9,7 @@ import yaml
 from raypipe import cli, config, train, tune
 from raypipe.config import ConfigError
 from raypipe.distributed.named_run import begun, plan_run
-from raypipe.search import pipeline
+from raypipe.search import progress
 from raypipe.search.opening import open_workspace
 from raypipe.workspace.claims import LOCK, hold
 from raypipe.workspace.layout import Workspace
@@ -27,7 +27,7 @@ SEARCHES = {
 def opened(storage, *argv):
     """The name of the experiment that a search command chooses."""
     args, overrides = cli.parse(tune.make_parser("pipeline.py", ""), ["--storage", str(storage), *argv])
-    return open_workspace(args, overrides, pipeline.is_unfinished)[1].name
+    return open_workspace(args, overrides, progress.is_unfinished)[1].name
 
 
 def make_begun(storage, name, at):

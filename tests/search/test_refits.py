@@ -9,8 +9,9 @@ from raypipe import checkpoint, config, train
 from raypipe.forecast.component import ComponentScorer
 from raypipe.metrics.ensemble import Score
 from raypipe.search import records
+from raypipe.search.configured import finalist_values
 from raypipe.search.finalists import Trial
-from raypipe.search.refits import _values, refit, rivals_of
+from raypipe.search.refits import refit, rivals_of
 from raypipe.search.stage import Stage
 from raypipe.workspace.dataset import ExperimentData
 from raypipe.workspace.layout import ParentModels, Workspace
@@ -56,8 +57,8 @@ def test_a_trial_that_changed_its_values_is_trained_again_with_its_last(tmp_path
         for stage, step, rate in rates
     ]
     records.write_rows(stage.workspace.trials, rows)
-    assert _values(stage, "flow-01") == {"train.learning_rate": 3e-3}
-    assert _values(stage, "flow-02") is None
+    assert finalist_values(stage.workspace, "flow", "flow-01") == {"train.learning_rate": 3e-3}
+    assert finalist_values(stage.workspace, "flow", "flow-02") is None
 
 
 # ---- with real refits

@@ -12,7 +12,7 @@ import yaml
 from raypipe import cli, config, tune
 from raypipe.config import Axis, ConfigError, Experiment, Search, SearchStage
 from raypipe.config.old_names import STAGES
-from raypipe.search import pipeline
+from raypipe.search import progress
 from raypipe.search.changes import FREE
 from raypipe.search.opening import open_workspace
 from raypipe.search.study import VALUES, known_trials, open_storage, set_closed
@@ -320,7 +320,7 @@ def test_resume_with_a_name_means_that_experiment(storage, tmp_path):
     args, overrides = cli.parse(
         tune.make_parser("pipeline.py", ""), ["--storage", str(storage), "--resume", "--config", str(named)]
     )
-    experiment, workspace = open_workspace(args, overrides, pipeline.is_unfinished)
+    experiment, workspace = open_workspace(args, overrides, progress.is_unfinished)
     assert experiment.name == workspace.name == "x-2"  # the latest of the name that is unfinished
 
 

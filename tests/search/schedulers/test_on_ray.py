@@ -11,7 +11,8 @@ import torch
 from raypipe import checkpoint, train
 from raypipe.checkpoint import OPTIMIZER
 from raypipe.common.files import standing
-from raypipe.search import records, refits
+from raypipe.search import records
+from raypipe.search.configured import finalist_values
 from raypipe.search.stage import Stage
 from raypipe.search.tuner import run_search
 from raypipe.training.component import ComponentTraining
@@ -136,7 +137,7 @@ def test_pbt_copies_weights_and_optimizer_and_goes_on_from_them(two_cpus, storag
         assert rows[exploit.trial][exploit.step + 6]["noise_std"] == exploit.values["train.noise_std"]
 
     last = seen[-1]
-    assert refits._values(stage, last.trial) == last.values
+    assert finalist_values(stage.workspace, "flow", last.trial) == last.values
     experiment = stage.configure(last.values)
     torch.set_num_threads(1)
     alone = ComponentTraining(
@@ -180,4 +181,4 @@ def test_a_pbt_trial_keeps_its_values_after_kill_9_of_the_driver(head, two_cpus,
     assert json.loads(rows[name][120]["values"]) == extra["values"] != proposed
     assert rows[name][120]["exploited"] == extra["exploited"]["trial"]
     assert rows[name][120]["learning_rate"] == extra["values"]["train.learning_rate"]
-    assert refits._values(stage, name) == json.loads(rows[name][180]["values"])
+    assert finalist_values(stage.workspace, "flow", name) == json.loads(rows[name][180]["values"])
