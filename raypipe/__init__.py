@@ -7,14 +7,16 @@ if TYPE_CHECKING:
     from raypipe.checkpoint import load_autoencoder, load_component
     from raypipe.data.shards import open_shards
     from raypipe.forecast.predictor import load_predictor
+    from raypipe.report.view import open_search
 
-__all__ = ["load_autoencoder", "load_component", "load_predictor", "open_shards"]
+__all__ = ["load_autoencoder", "load_component", "load_predictor", "open_search", "open_shards"]
 
 _HOME = {
     "open_shards": "raypipe.data.shards",
     "load_component": "raypipe.checkpoint",
     "load_autoencoder": "raypipe.checkpoint",
     "load_predictor": "raypipe.forecast.predictor",
+    "open_search": "raypipe.report.view",
 }
 
 

@@ -6,9 +6,7 @@
 
 import json
 import shutil
-import tarfile
 from dataclasses import asdict
-from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -29,16 +27,12 @@ from raypipe.search.study import ended_trials
 from raypipe.workspace.dataset import ExperimentData
 from raypipe.workspace.layout import Workspace
 from tests.raytools import TINY, flags, started, tiny
-
-RECORDED = Path(__file__).parent / "recorded" / "search.tar.gz"
+from tests.recordedtools import unpack
 
 
 @pytest.fixture(scope="module")
 def storage(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("recorded")
-    with tarfile.open(RECORDED) as archive:
-        archive.extractall(folder, filter="data")
-    return folder
+    return unpack(tmp_path_factory.mktemp("recorded")).storage
 
 
 @pytest.fixture(scope="module")

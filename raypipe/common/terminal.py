@@ -21,7 +21,7 @@ def say(text: str = "") -> None:
 
 def table(rows: Sequence[Sequence[object]], header: Sequence[str]) -> str:
     """Format rows as a text table: text columns left-aligned, numeric columns right-aligned."""
-    cells = [[_cell(value) for value in row] for row in rows]
+    cells = [[cell(value) for value in row] for row in rows]
     numeric = [
         all(isinstance(row[i], int | float) or row[i] is None for row in rows) and bool(rows)
         for i in range(len(header))
@@ -35,7 +35,8 @@ def table(rows: Sequence[Sequence[object]], header: Sequence[str]) -> str:
     return "\n".join([line(header), line(["-" * w for w in widths]), *map(line, cells)])
 
 
-def _cell(value: object) -> str:
+def cell(value: object) -> str:
+    """Format a value of a table; a missing one is shown as a dash."""
     if value is None or (isinstance(value, float) and value != value):
         return "-"
     if isinstance(value, float):

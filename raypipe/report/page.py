@@ -29,8 +29,8 @@ SHOWN_ROWS = 12
 """Number of rows of the validation table that are shown without unfolding it."""
 
 
-def write_report(workspace: Workspace) -> Path:
-    """Write `evaluation/report.html` of an experiment, and return its path.
+def write_report(workspace: Workspace, path: Path | None = None) -> Path:
+    """Write the report of an experiment to `path`, by default `evaluation/report.html`, and return the path.
 
     A sentence on the page replaces each part that has no results yet. Raises ConfigError if the folder contains no
     experiment or if one of its tables cannot be read.
@@ -57,7 +57,7 @@ def write_report(workspace: Workspace) -> Path:
         ran=flat(json.loads(manifest.read_text())) if manifest.is_file() else [],
         config=(workspace.folder / "config.yaml").read_text(),
     )  # fmt: skip
-    path = workspace.evaluation / "report.html"
+    path = path or workspace.evaluation / "report.html"
     write_atomic(path, page)
     return path
 

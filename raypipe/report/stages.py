@@ -66,11 +66,7 @@ def stage(workspace: Workspace, rows: Sequence[Row], component: Component, searc
 
 def _last(rows: Sequence[Row]) -> list[Row]:
     """The row of each trial at its last rung, best first and failed ones last."""
-    last: dict[str, Row] = {}
-    for row in rows:
-        if row["trial"] not in last or row["step"] >= last[row["trial"]]["step"]:
-            last[row["trial"]] = row
-    return sorted(last.values(), key=lambda row: row["objective"] if _good(row) else math.inf)
+    return sorted(records.last_rows(rows), key=lambda row: row["objective"] if _good(row) else math.inf)
 
 
 def _good(row: Row) -> bool:

@@ -43,6 +43,16 @@ def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         pq.write_table(pa.table(columns), temporary)
 
 
+def last_rows(rows: Sequence[Row]) -> list[Row]:
+    """The row of each trial at its last rung, in the order in which the trials first appear."""
+    last: dict[tuple[str, str], Row] = {}
+    for row in rows:
+        key = (row["stage"], row["trial"])
+        if row["step"] >= last.get(key, row)["step"]:
+            last[key] = row
+    return list(last.values())
+
+
 def read_importances(path: Path) -> dict[str, float]:
     """Importance of each axis, as shares, largest first; empty if the file does not exist.
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from raypipe.common.errors import RESUME
-from raypipe.common.locks import Timeout, file_lock
+from raypipe.common.locks import Timeout, file_lock, is_locked
 from raypipe.config import ConfigError
 from raypipe.workspace.layout import Workspace
 
@@ -16,6 +16,8 @@ SHOWN = 8
 """Number of names that a message lists."""
 LOCK = "search.lock"
 """Lock file held by the process that runs a search or a training; it contains the process ID and the host."""
+LOOK_SECONDS = 0.2
+"""A lock that is not free after this time is held by a process that works, not by one that looks (`runner`)."""
 
 
 def claim(storage: Path, name: str) -> Workspace:
@@ -28,6 +30,12 @@ def claim(storage: Path, name: str) -> Workspace:
             continue
         return workspace
     raise AssertionError
+
+
+def runner(workspace: Workspace) -> str | None:
+    """The process that runs a search in the experiment, such as `process 17 on host`; None if none does."""
+    path = workspace.folder / LOCK
+    return (path.read_text().strip() or "a process") if is_locked(path) else None
 
 
 @contextmanager
@@ -76,7 +84,7 @@ def locked(path: Path, busy: str) -> Iterator[None]:
     """
     lock = file_lock(path)
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=LOOK_SECONDS)
     except Timeout:
         owner = path.read_text().strip() if path.is_file() else ""
         raise ConfigError(f"{path.parent}: {owner or 'another process'} {busy}") from None

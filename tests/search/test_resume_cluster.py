@@ -10,6 +10,7 @@ from optuna.trial import TrialState
 from ray import tune as ray_tune
 
 from raypipe import tune
+from raypipe.report.view import open_search
 from raypipe.search import records
 from raypipe.search.finalists import read_finalists
 from raypipe.search.study import known_trials, open_storage, trial_name
@@ -73,6 +74,8 @@ def test_kill_change_extend_fail_and_resume_again(head, two_cpus, tmp_path, capf
     argv = ["experiments/tune_flow.py", "--name", "x", *begin_flags]
     with started(tmp_path / "first", argv, storage, **head.variables) as process:
         ended = kill_half_way(process, head, workspace)
+    states = {row["trial"]: row["status"] for row in open_search(workspace.folder).trials.to_pylist()}
+    assert all(states[trial] in ("finished", "stopped") for trial in ended) and "interrupted" in states.values()
     files = trained(workspace, ended)
     kept = {name(t): kept_rows(workspace, name(t)) for t in trials() if saved_step(workspace, name(t))}
     assert files and set(ended) < set(kept)
