@@ -20,6 +20,8 @@ BAD_INPUT = 2
 """Exit code for errors that the user can fix."""
 INTERRUPTED = 130
 """Exit code after Ctrl-C."""
+HELP_FORMAT = argparse.RawDescriptionHelpFormatter
+"""Formatter of the help of commands whose description has paragraphs."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -35,20 +37,25 @@ def experiment_parser(prog: str, description: str) -> Parser:
         prog=prog,
         description=description,
         epilog=_fields_help(),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HELP_FORMAT,
         allow_abbrev=False,
     )
     parser.add_argument("--config", metavar="FILE", help="YAML config of the experiment (default: the built-in demo)")
+    add_storage(parser)
+    parser.add_argument(
+        "--name", metavar="NAME", help="name of the experiment and of its folder under the storage root"
+    )
+    return parser
+
+
+def add_storage(parser: argparse.ArgumentParser) -> None:
+    """Add the flag that `storage_root` reads."""
     parser.add_argument(
         "--storage",
         metavar="DIR",
         help="storage root: folder for all experiments, accessible from all nodes (default: $RAYPIPE_STORAGE, else "
         "~/raypipe)",
     )
-    parser.add_argument(
-        "--name", metavar="NAME", help="name of the experiment and of its folder under the storage root"
-    )
-    return parser
 
 
 def parse(parser: Parser, argv: Sequence[str] | None) -> tuple[argparse.Namespace, dict[str, Any]]:

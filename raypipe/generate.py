@@ -60,8 +60,7 @@ def make_parser() -> cli.Parser:
                         "test clip, in the experiment's samples/)")  # fmt: skip
     parser.add_argument("--format", choices=FORMATS, help="mp4, gif: given and predicted frames beside the truth; "
                         "shards: only the predicted frames, one clip per member (default: mp4 and gif)")  # fmt: skip
-    parser.add_argument("--storage", metavar="DIR", help="storage root of the experiments (default: $RAYPIPE_STORAGE, "
-                        "else ~/raypipe)")  # fmt: skip
+    cli.add_storage(parser)
     return parser
 
 

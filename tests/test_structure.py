@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "raypipe"
 FILES = sorted(PACKAGE.rglob("*.py"))
-COMMANDS = {"convert_to_h5", "train", "tune", "evaluate", "generate"}
+COMMANDS = {"convert_to_h5", "train", "tune", "evaluate", "generate", "show"}
 
 
 def lint(folder):

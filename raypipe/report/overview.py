@@ -170,13 +170,14 @@ def facts(overview: Overview) -> list[tuple[str, str]]:
     """What else there is to say, each with a word for it: what runs, failed, was chosen, is to do, and how to go on."""
     lines = [("running", f"{name} at step {step} of {_steps(overview, name)}") for name, step in overview.at.items()]
     lines = lines[:SHOWN] + _failures(overview.rows)
-    for row in overview.chosen:
+    for row in overview.chosen[:1]:
         parts = [f"{name} {row[name]}" for name in ("flow", "denoiser", "diffusion") if row[name] is not None]
+        lines.append(("chosen", ", ".join(parts)))
+    for row in overview.chosen:
         pixels = row.get("crps_ratio_pixels")
         lost = ", no better than repeating the last frame" if pixels is not None and not pixels < 1 else ""
         shown = "" if pixels is None else f", in pixels {pixels:.3f}{lost}"
-        text = f"{', '.join(parts)}: crps_ratio {_with_error(row, 'crps_ratio')}{shown} on {row['split']}"
-        lines.append(("chosen", text))
+        lines.append((row["split"], f"crps_ratio {_with_error(row, 'crps_ratio')}{shown}"))
     if not overview.finished:
         lines.append(("to do", "; ".join(_to_do(overview))))
     report = overview.workspace.evaluation / "report.html"
