@@ -13,11 +13,13 @@ from raypipe.checkpoint.reference import import_file
 from raypipe.common import terminal
 from raypipe.common.errors import UserError
 
+PROG = "raypipe.checkpoint"
+
 
 def parser() -> argparse.ArgumentParser:
     """The parser of the commands `import` and `export`."""
     root = cli.Parser(
-        prog="raypipe.checkpoint",
+        prog=PROG,
         description="Convert checkpoints of the reference code, latent diffusion and diffusers to model folders and "
         "back. Nothing in a file is run.",
     )
@@ -89,7 +91,7 @@ def main(argv: list[str] | None = None) -> int:
             lines += done.notes
             lines.append(f"to convert back: python -m raypipe.checkpoint export {done.folder} --out FILE.pth")
     except (UserError, OSError) as error:
-        sys.stderr.write(f"raypipe.checkpoint: error: {' '.join(str(error).split())}\n")
+        sys.stderr.write(f"{PROG}: error: {' '.join(str(error).split())}\n")
         return cli.BAD_INPUT
     terminal.say("\n".join(lines))
     return 0
