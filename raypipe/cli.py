@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -22,6 +22,24 @@ INTERRUPTED = 130
 """Exit code after Ctrl-C."""
 HELP_FORMAT = argparse.RawDescriptionHelpFormatter
 """Formatter of the help of commands whose description has paragraphs."""
+FIELDS = (
+    "Every config field is a flag, --section.field VALUE, where VALUE is YAML, such as 1e-3, true, null or [1, 2].\n"
+    "The package raypipe.sde defines symbols such as K, s, u and alpha."
+)
+"""The help's introduction to the config fields."""
+DAILY_FIELDS = (
+    "dataset.root",
+    "dataset.name",
+    "dataset.image_size",
+    "train.batch_size",
+    "train.learning_rate",
+    "search.minutes",
+    "search.flow.trials",
+    "search.max_concurrent",
+    "search.gpus_per_trial",
+    "evaluation.horizon",
+)
+"""The config fields that `--help` lists; `--help-all` lists all."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -31,21 +49,37 @@ class Parser(argparse.ArgumentParser):
         self.exit(BAD_INPUT, f"{self.prog}: error: {message}; see --help\n")
 
 
+class _HelpAll(argparse.Action):
+    """Prints the help with all config fields, and exits."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *args: Any) -> None:
+        parser.epilog = f"{FIELDS} The fields are:\n{_fields_help(dict(config.field_names()))}"
+        parser.print_help()
+        parser.exit()
+
+
 def experiment_parser(prog: str, description: str) -> Parser:
-    """A parser with the flags that all commands share; its help ends with a list of all config fields."""
+    """A parser with the flags that all commands share; its help ends with some config fields, or with all of them."""
     parser = Parser(
         prog=prog,
         description=description,
-        epilog=_fields_help(),
+        epilog=f"{FIELDS} --help-all lists them; some are:\n{_fields_help(DAILY_FIELDS)}",
         formatter_class=HELP_FORMAT,
         allow_abbrev=False,
     )
+    parser.add_argument("--help-all", action=_HelpAll, nargs=0, help="show this help with all config fields and exit")
     parser.add_argument("--config", metavar="FILE", help="YAML config of the experiment (default: the built-in demo)")
     add_storage(parser)
     parser.add_argument(
         "--name", metavar="NAME", help="name of the experiment and of its folder under the storage root"
     )
     return parser
+
+
+def more_flags(parser: argparse.ArgumentParser) -> Any:
+    """The group of the flags that are not of daily use, which the help lists after the others."""
+    parser._optionals.title = "flags of daily use"
+    return parser.add_argument_group("more flags")
 
 
 def add_storage(parser: argparse.ArgumentParser) -> None:
@@ -165,18 +199,15 @@ def run(main: Callable[[Sequence[str] | None], int], prog: str, argv: Sequence[s
         return INTERRUPTED
 
 
-def _fields_help() -> str:
-    """Help text of every config field, with its default as YAML."""
-    lines = [
-        "Every config field is a flag, --section.field VALUE, where VALUE is YAML, such as 1e-3, true, null or [1, 2].",
-        "The package raypipe.sde defines symbols such as K, s, u and alpha. The fields are:",
-    ]
-    defaults = Experiment()
-    for name, f in config.field_names():
+def _fields_help(names: Iterable[str]) -> str:
+    """Help text of config fields, each with its default as YAML."""
+    lines: list[str] = []
+    defaults, known = Experiment(), dict(config.field_names())
+    for name in names:
         if name == "name":
             continue
         default = config.field_value(defaults, name)
-        text = f.metadata.get("help", "")
+        text = known[name].metadata.get("help", "")
         if not isinstance(default, dict):
             text += f" (default: {default if isinstance(default, str) else json.dumps(default)})"
         lines += textwrap.wrap(f"  --{name:<32} {text}", width=118, subsequent_indent=" " * 37)

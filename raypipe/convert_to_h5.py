@@ -7,9 +7,9 @@ import math
 import re
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from raypipe import cli
 from raypipe.common import terminal
@@ -54,7 +54,7 @@ class _Parser(argparse.ArgumentParser):
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog=f"python -m {PROG}", description=ABOUT, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
+    add, more = parser.add_argument, cli.more_flags(parser)
     add("--data_dir", "--data-dir", type=to_place, required=True, metavar="DIR", help="folder or URI of the videos")
     add(
         "--out_dir",
@@ -72,20 +72,20 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="side of the square frames in pixels, a multiple of 8, at least 16 (default: 64)",
     )
-    add(
+    more.add_argument(
         "--fit",
         choices=MODES,
         default="crop",
         help="how a frame is made square: crop keeps the central square, pad keeps the whole frame and adds black bars"
         " (default: crop)",
     )
-    _add_selection(parser)
+    _add_selection(add, more.add_argument)
+    _add_division(add, more.add_argument)
     return parser
 
 
-def _add_selection(parser: argparse.ArgumentParser) -> None:
-    """Flags that select frames and clips."""
-    add = parser.add_argument
+def _add_selection(add: Callable[..., Any], more: Callable[..., Any]) -> None:
+    """Flags that select frames and clips. add, more: add a flag of daily use, and one of the others."""
     add("--frame-stride", type=int, default=1, metavar="N", help="keep every N-th frame (default: 1)")
     add(
         "--fps",
@@ -94,7 +94,7 @@ def _add_selection(parser: argparse.ArgumentParser) -> None:
         help="resample videos and animated images to RATE frames per second, before --frame-stride, by repeating or"
         " dropping frames (default: keep the frames of each)",
     )
-    add(
+    more(
         "--white",
         type=float,
         metavar="LEVEL",
@@ -102,7 +102,7 @@ def _add_selection(parser: argparse.ArgumentParser) -> None:
         " 65535 for 16 bits; for 32 bits, the first of 1, 255 and 65535 that no value of the clip exceeds)",
     )
     add("--grey", action="store_true", help="convert to grayscale (stored as three equal channels)")
-    add(
+    more(
         "--min-length",
         type=int,
         default=1,
@@ -110,14 +110,12 @@ def _add_selection(parser: argparse.ArgumentParser) -> None:
         help="leave out clips with fewer frames, counted after --frame-stride; they are listed but are no error"
         " (default: 1)",
     )
-    add("--skip-bad", action="store_true", help="exit with 0 even if unreadable sources were left out")
-    _add_division(parser)
+    more("--skip-bad", action="store_true", help="exit with 0 even if unreadable sources were left out")
 
 
-def _add_division(parser: argparse.ArgumentParser) -> None:
-    """Flags that say where the clips are and go, and how the run works."""
-    add = parser.add_argument
-    add("--extension", metavar="SUFFIX", help="file extension of the images in folders of frames (default: detected)")
+def _add_division(add: Callable[..., Any], more: Callable[..., Any]) -> None:
+    """Flags that say where the clips are and go, and how the run works. add, more: see `_add_selection`."""
+    more("--extension", metavar="SUFFIX", help="file extension of the images in folders of frames (default: detected)")
     add(
         "--split",
         metavar="A,B,C",
@@ -140,7 +138,7 @@ def _add_division(parser: argparse.ArgumentParser) -> None:
         " taken from its training persons)."
         " clevrer: folders video_train/, video_validation/, video_test/",
     )
-    add(
+    more(
         "--layout",
         choices=LAYOUTS,
         default="packed",
@@ -148,7 +146,7 @@ def _add_division(parser: argparse.ArgumentParser) -> None:
         help="packed is fast to read; reference is the layout of the reference code, one compressed dataset per frame"
         " (default: packed)",
     )
-    add(
+    more(
         "--num-workers",
         type=int,
         metavar="N",

@@ -41,26 +41,27 @@ def make_parser() -> cli.Parser:
     parser.add_argument("--input", type=to_place, metavar="VIDEO", help="video, folder of images, or folder of "
                         "clips or shards, as a path or URI "
                         "(default: the test split of the model's experiment)")  # fmt: skip
-    parser.add_argument("--clip", type=int, metavar="I", help="number of the clip, if the input is a folder of "
-                        "clips or shards "
-                        "(default: 0)")  # fmt: skip
     parser.add_argument("--frames", type=cli.positive, metavar="N", help="number of frames to predict (default: "
                         f"those left in the input, at most {MOST_FRAMES}; {MOST_FRAMES} if none are left)")  # fmt: skip
     parser.add_argument("--interpolate", type=cli.positive, default=1, metavar="K", help="output frames per "
                         "predicted frame: K - 1 in-between frames and the frame itself (default: 1)")  # fmt: skip
-    parser.add_argument("--steps", type=cli.positive, metavar="N", help="integration steps per predicted frame "
-                        "(default: the model's)")  # fmt: skip
-    parser.add_argument("--solver", type=solver_name, choices=SOLVERS, help="SDE solver (default: the model's)")
     parser.add_argument(
         "--members", type=cli.positive, default=1, metavar="M", help="number of forecasts to sample (default: 1)"
     )
-    parser.add_argument("--seed", type=_seed, default=0, metavar="S", help="seed of the noise (default: 0)")
     parser.add_argument("--output", type=Path, metavar="OUT", help="output file, to which the suffix of the format is "
                         "added, or folder of shards (default: <input>-prediction in the working directory or, for a "
                         "test clip, in the experiment's samples/)")  # fmt: skip
-    parser.add_argument("--format", choices=FORMATS, help="mp4, gif: given and predicted frames beside the truth; "
-                        "shards: only the predicted frames, one clip per member (default: mp4 and gif)")  # fmt: skip
     cli.add_storage(parser)
+    more = cli.more_flags(parser)
+    more.add_argument("--clip", type=int, metavar="I", help="number of the clip, if the input is a folder of "
+                        "clips or shards "
+                        "(default: 0)")  # fmt: skip
+    more.add_argument("--steps", type=cli.positive, metavar="N", help="integration steps per predicted frame "
+                        "(default: the model's)")  # fmt: skip
+    more.add_argument("--solver", type=solver_name, choices=SOLVERS, help="SDE solver (default: the model's)")
+    more.add_argument("--seed", type=_seed, default=0, metavar="S", help="seed of the noise (default: 0)")
+    more.add_argument("--format", choices=FORMATS, help="mp4, gif: given and predicted frames beside the truth; "
+                        "shards: only the predicted frames, one clip per member (default: mp4 and gif)")  # fmt: skip
     return parser
 
 

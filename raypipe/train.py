@@ -32,13 +32,6 @@ def make_parser() -> cli.Parser:
     parser.add_argument("--run-name", metavar="NAME", help="name of the run, <component>-<noise>-<loss>: f-01-nll is a "
                         "flow at noise level 0.1 with loss nll, d-003 a denoiser at 0.03, g-01-regression a diffusion; "
                         "with --component, any name")  # fmt: skip
-    parser.add_argument("--component", choices=config.COMPONENTS, help="component to train (default: that of the run "
-                        "name, else train.component)")  # fmt: skip
-    parser.add_argument("--noise-std", type=float, metavar="S", help="noise level, the field train.noise_std")
-    parser.add_argument("--loss", metavar="LOSS", help="nll or mse for a flow, regression or nll for a diffusion, "
-                        "crps_energy, crps or energy for a joint network; the field train.loss")  # fmt: skip
-    parser.add_argument("--flow", metavar="RUN", help="name of the flow run that a diffusion is trained on (default: "
-                        "the experiment's best flow; without one, f-<noise>-nll, trained first)")  # fmt: skip
     parser.add_argument(
         "--num-workers",
         type=cli.positive,
@@ -49,12 +42,20 @@ def make_parser() -> cli.Parser:
         "--num-gpus", type=cli.positive, metavar="N", help="number of Ray Train workers with one GPU each"
     )
     parser.add_argument("--resume", action="store_true", help="continue the interrupted run of this name")
-    parser.add_argument("--resume-step", type=cli.positive, metavar="S", help="continue the run from its checkpoint at "
-                        "step S, even if the run is finished")  # fmt: skip
-    parser.add_argument("--random-seed", type=int, metavar="S", help="seed of the initial weights, the order of "
-                        "windows and the noise")  # fmt: skip
     parser.add_argument("--wandb", action="store_true", help="also log to Weights & Biases (WANDB_MODE=offline: "
                         "without a network connection)")  # fmt: skip
+    more = cli.more_flags(parser)
+    more.add_argument("--component", choices=config.COMPONENTS, help="component to train (default: that of the run "
+                        "name, else train.component)")  # fmt: skip
+    more.add_argument("--noise-std", type=float, metavar="S", help="noise level, the field train.noise_std")
+    more.add_argument("--loss", metavar="LOSS", help="nll or mse for a flow, regression or nll for a diffusion, "
+                        "crps_energy, crps or energy for a joint network; the field train.loss")  # fmt: skip
+    more.add_argument("--flow", metavar="RUN", help="name of the flow run that a diffusion is trained on (default: "
+                        "the experiment's best flow; without one, f-<noise>-nll, trained first)")  # fmt: skip
+    more.add_argument("--resume-step", type=cli.positive, metavar="S", help="continue the run from its checkpoint at "
+                        "step S, even if the run is finished")  # fmt: skip
+    more.add_argument("--random-seed", type=int, metavar="S", help="seed of the initial weights, the order of "
+                        "windows and the noise")  # fmt: skip
     return parser
 
 

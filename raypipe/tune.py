@@ -28,14 +28,15 @@ def make_parser(prog: str, text: str) -> cli.Parser:
     parser = cli.experiment_parser(prog, text)
     parser.add_argument("--resume", action="store_true", help="continue the latest unfinished search, or extend it "
                         "to a larger number of trials")  # fmt: skip
-    parser.add_argument("--seed", type=int, metavar="S", help="seed of the sampler (search.seed) and of the trainings "
+    more = cli.more_flags(parser)
+    more.add_argument("--seed", type=int, metavar="S", help="seed of the sampler (search.seed) and of the trainings "
                         "(train.random_seed)")  # fmt: skip
-    parser.add_argument(
+    more.add_argument(
         "--warm-start",
         metavar="DIR",
         help="folder, URI or name of an earlier search, whose best trials are among the first trials",
     )
-    parser.add_argument(
+    more.add_argument(
         "--wandb", action="store_true", help="also log every training to Weights & Biases, grouped by stage"
     )
     return parser

@@ -214,19 +214,42 @@ def test_an_empty_table_is_its_header():
     assert terminal.table([], ["a", "long"]) == "a  long\n-  ----"
 
 
-def test_help_explains_every_flag_and_lists_every_field(capsys):
+def help_text(parser, flag, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        cli.parse(parser, [flag])
+    assert exit_.value.code == 0
+    return capsys.readouterr().out
+
+
+def test_help_explains_every_flag_and_help_all_lists_every_field(capsys):
     from raypipe.train import make_parser
 
     own = make_parser()
     for action in own._actions:
         assert action.help, action.option_strings
-    with pytest.raises(SystemExit) as exit_:
-        cli.parse(own, ["--help"])
-    assert exit_.value.code == 0
-    text = capsys.readouterr().out
+    text = help_text(own, "--help-all", capsys)
     flat = " ".join(text.split())
     for name, field in config.field_names():
         assert f"--{name} " in text, name
         if name != "name":
             assert " ".join(field.metadata["help"].split()) in flat, name
     assert max(len(line) for line in text[text.index("Every config field is a flag") :].splitlines()) <= 120
+
+
+def test_help_begins_with_the_flags_of_daily_use_and_leaves_the_fields_to_help_all(capsys):
+    from raypipe import convert_to_h5, generate, train, tune
+
+    for parser, daily, other in (
+        (train.make_parser(), "--run-name", "--resume-step"),
+        (tune.make_parser("tune_flow.py", ""), "--resume", "--warm-start"),
+        (generate.make_parser(), "--input", "--solver"),
+        (convert_to_h5._parser(), "--data_dir", "--layout"),
+    ):
+        text = help_text(parser, "--help", capsys)
+        first, rest = text[text.index("flags of daily use:") :].split("\nmore flags:\n")
+        assert daily in first and other not in first and f"\n  {other} " in rest
+        assert len([line for line in first.splitlines() if line.startswith("  -")]) <= 12
+    text = help_text(train.make_parser(), "--help", capsys)
+    listed = [name for name, _ in config.field_names() if f"\n  --{name} " in text]
+    assert sorted(listed) == sorted([*cli.DAILY_FIELDS, "name"])
+    assert "--help-all lists them" in text

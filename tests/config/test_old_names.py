@@ -154,8 +154,10 @@ def test_a_flag_overrides_the_file_whatever_the_names(tmp_path, flag, content):
     assert parsed("--config", str(path), flag, "3").search.flow.trials == 3
 
 
-def test_help_lists_the_current_names_with_the_defaults_of_each_stage():
-    text = " ".join(cli.experiment_parser("x", "").format_help().split())
+def test_help_lists_the_current_names_with_the_defaults_of_each_stage(capsys):
+    with pytest.raises(SystemExit):
+        cli.experiment_parser("x", "").parse_args(["--help-all"])
+    text = " ".join(capsys.readouterr().out.split())
     for stage, settings in Experiment().search.stages.items():
         assert f"--search.{stage}.trials number of trials in the stage (default: {settings.trials})" in text
     assert "_trials" not in text
