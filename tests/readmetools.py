@@ -19,6 +19,7 @@ from raypipe.data.video.io import write_video
 from tests.raytools import ROOT, TINY, Head, Process, flags, started, wait_for
 
 BLOCKS = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+PYTHON = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
 COMMANDS = [line.split("#")[0].strip() for block in BLOCKS for line in block.splitlines() if line.strip()]
 
 DEMO = TINY | {"search.max_concurrent": 1, "evaluation.decoding": "plain", "evaluation.choose_by": "latents"}
@@ -106,7 +107,7 @@ def new_user(base: Path, head: Head) -> User:
 
 
 def run_demo(user: User) -> Finished:
-    """`make demo`, interrupted before it trains the autoencoder, and the command that resumes it."""
+    """`make demo`, interrupted before it trains the autoencoder, a look at it, and the command that resumes it."""
     demo, resume = COMMANDS[0], next(command for command in COMMANDS if command.endswith("--resume"))
     assert demo == "make demo"
     with user.typing(demo, own_ray=True) as process:
@@ -118,6 +119,9 @@ def run_demo(user: User) -> Finished:
         assert "interrupted; run the same command with --resume to continue" in process.err
         assert "Traceback" not in process.err
         process.gone(60)
+    with user.typing("raypipe show") as process:
+        assert process.finish() == 0, process.err[-4000:]
+    assert process.out.startswith(f"{user.storage / 'demo'}: not running\n") and "to do  flow: " in process.out
     with user.typing(resume) as process:
         assert process.finish() == 0, process.err[-4000:] + process.out[-4000:]
     return Finished(user.storage, process)

@@ -1,8 +1,9 @@
 """The README's commands, run in order in a fresh copy of the repository, as a user types them."""
 
 import pytest
+import torch
 
-from tests.readmetools import COMMANDS
+from tests.readmetools import COMMANDS, PYTHON
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.demo]
 
@@ -23,6 +24,15 @@ def test_command(command, finished, user):
     with user.typing(command) as process:
         assert process.finish() == 0, process.err[-4000:] + process.out[-4000:]
     assert "Traceback" not in process.err, process.err[-4000:]
+
+
+def test_what_it_asks_in_python(finished, monkeypatch):
+    monkeypatch.setenv("HOME", str(finished.storage.parent))
+    given = torch.rand(1, 4, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    assert len(PYTHON) == 2
+    for code, shape in zip(PYTHON, ([1, 1, 8, 3, 32, 32], [1, 16, 32, 3, 32, 32]), strict=True):
+        exec(code, names := {"frames": given})
+        assert list(names["future"].shape) == shape
 
 
 def test_it_left_what_the_readme_says(user):
