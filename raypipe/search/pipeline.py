@@ -5,13 +5,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import numpy.typing as npt
 
 from raypipe import config
 from raypipe.common import terminal
 from raypipe.config import Axis, Component, ConfigError, Experiment
-from raypipe.data.windows import WindowIndex
 from raypipe.distributed.prepare import prepare
 from raypipe.forecast.ceiling import Ceiling, ceiling_rows, ceiling_warning, measure_ceiling
 from raypipe.search import finalists, records
@@ -28,12 +26,10 @@ from raypipe.search.stage import Stage
 from raypipe.search.study import ended_trials, set_closed
 from raypipe.search.tuner import SearchCost, check_trial_resources, concurrent_trials, run_search
 from raypipe.search.workload import evaluation_work, stage_work
+from raypipe.training.few_data import few_data
 from raypipe.workspace.layout import Workspace
 
 logger = logging.getLogger(__name__)
-
-MOST_PASSES = 30
-"""How often a network may see each training window before a warning; at 36 times, joint networks overfitted."""
 
 
 def run_stage(stage: Stage, extra: Mapping[str, Axis], budget: Budget) -> None:
@@ -122,17 +118,16 @@ def few_windows(lengths: npt.ArrayLike, experiment: Experiment) -> str | None:
 
     lengths: [clips], frames of each training clip.
     """
-    search, window = experiment.search, experiment.model.num_input_frames + 1
-    count = len(WindowIndex(np.asarray(lengths), window, experiment.dataset.frame_stride))
+    search = experiment.search
     stage = max(search.searched, key=lambda component: search.stages[component].refit_steps)
     steps = search.stages[stage].refit_steps
-    passes = steps * experiment.train.batch_size / count
-    if passes <= MOST_PASSES:
+    few = few_data(lengths, experiment, steps)
+    if few is None:
         return None
     return (
-        f"few training data: {count} windows of {window} frames, each seen {passes:.0f} times in search.{stage}."
-        f"refit_steps {steps}, so the network may learn them by heart; what helps, cheapest first: "
-        f"--search.{stage}.refit_steps {max(1, int(steps * MOST_PASSES / passes))}, more or longer videos"
+        f"few training data: {few.windows} windows of {experiment.model.num_input_frames + 1} frames, each seen "
+        f"{few.passes:.0f} times in search.{stage}.refit_steps {steps}, so the network may learn them by heart; what "
+        f"helps, cheapest first: --search.{stage}.refit_steps {few.steps}, more or longer videos"
     )
 
 
