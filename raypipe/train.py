@@ -20,6 +20,7 @@ from raypipe.distributed.jobs import ComponentJob
 from raypipe.distributed.named_run import begun, find_parents, keep_aside, plan_run
 from raypipe.distributed.prepare import prepare
 from raypipe.distributed.trainer import train_jobs
+from raypipe.training.early_stopping import kept_early
 from raypipe.workspace.dataset import check_dataset
 from raypipe.workspace.layout import Workspace
 from raypipe.workspace.run_names import RunName, parse_run_name, run_name
@@ -90,6 +91,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     terminal.say(
         f"trained {train.component} {name}: {last.step} steps, s = {train.noise_std:g}, loss {last.loss or 'denoising'}"
     )
+    if (line := kept_early(job.folder)) is not None:
+        terminal.say(line)
     terminal.say(f"model        {job.folder}")
     terminal.say(f"TensorBoard  tensorboard --logdir {job.folder}.log")
     terminal.say("next         python experiments/pipeline.py")

@@ -26,6 +26,7 @@ from raypipe.distributed.connection import start_ray
 from raypipe.distributed.jobs import ComponentJob
 from raypipe.distributed.trainer import train_jobs
 from raypipe.distributed.training_job import Settings
+from raypipe.training.early_stopping import Validated, validated
 from raypipe.training.loop import DivergedError
 from raypipe.training.monitor import read_metrics
 from raypipe.workspace.layout import Workspace
@@ -37,7 +38,7 @@ pytestmark = pytest.mark.cluster
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers do not find the tests
 STEPS = TINY["train.steps"]
-LONG = {"train.steps": 600, "train.checkpoint_every": 100}
+LONG = {"train.steps": 600, "train.checkpoint_every": 100, "train.validate_every": 0}
 """Long enough to be interrupted."""
 
 
@@ -278,6 +279,42 @@ class CountedJob:
             for parameter in trainee.module.parameters():
                 parameter.data.fill_(1e30)
         return trainee
+
+
+@dataclass(frozen=True)
+class FlatJob:
+    """A job whose score on validation never improves."""
+
+    job: ComponentJob
+
+    folder = property(lambda self: self.job.folder)
+    steps = property(lambda self: self.job.steps)
+    checkpoint_every = property(lambda self: self.job.checkpoint_every)
+
+    def build(self, *args: Any) -> Any:
+        trainee = self.job.build(*args)
+        if args[0] == 0:
+            trainee.early_stopping._score = lambda module: 0.5
+        return trainee
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("side_by_side", [False, True])
+def test_all_ranks_end_when_the_score_no_longer_improves(workspace, values, side_by_side):
+    """Whether they train the job together, or one of them trains another job, to its end."""
+    checked = {"train.validate_every": 5, "train.patience": 2}
+    flat, other = make_jobs(workspace, values | checked, f"flat-{side_by_side}", 2)
+    jobs = [FlatJob(flat), *([other] if side_by_side else [])]
+    train_jobs(jobs, settings(workspace, f"flat-{side_by_side}", num_workers=2, side_by_side=side_by_side))
+    assert checkpoint.read_meta(flat.folder).step == 15
+    scores = {row["step"]: row["validation"] for row in read_metrics(flat.folder) if "validation" in row}
+    assert scores == {5: 0.5, 10: 0.5, 15: 0.5}
+    assert validated(checkpoint.read_meta(flat.folder)) == Validated(0.5, 5, 2, True)
+    train_jobs(jobs, settings(workspace, f"flat-{side_by_side}-again", num_workers=2, side_by_side=side_by_side))
+    assert checkpoint.read_meta(flat.folder).step == 15
+    if side_by_side:
+        assert checkpoint.read_meta(other.folder).step in (15, 20, STEPS)
+        assert validated(checkpoint.read_meta(other.folder)).score != 0.5
 
 
 @pytest.mark.slow

@@ -37,7 +37,9 @@ from raypipe.models.components import build_component
 
 CONFIG, MODEL, OPTIMIZER, UNUSED = "config.json", "model.safetensors", "optimizer.safetensors", "unused.safetensors"
 LIVE = "live.safetensors"
-"""The weights that the optimizer updates, if `model.safetensors` holds their moving average."""
+"""The weights that the optimizer updates, if `model.safetensors` holds others."""
+AVERAGE = "average.safetensors"
+"""The moving average of those weights, if `model.safetensors` holds neither, but the best weights on validation."""
 PARTS = ("flow", "denoiser", "autoencoder")
 """Subfolders of an imported model folder, for the other networks that the checkpoint file contained."""
 
@@ -114,17 +116,20 @@ def save_component(
     meta: Meta,
     optimizer: torch.optim.Optimizer | None = None,
     live: nn.Module | None = None,
+    average: nn.Module | None = None,
 ) -> None:
     """Save a component, and the state of its optimizer if given, atomically.
 
-    module: the component, possibly wrapped by DDP or torch.compile. live: the module that the optimizer updates, if
-    `module` is its moving average. Replaces an existing model folder; raises UserError if the folder contains other
-    files.
+    module: the component, possibly wrapped by DDP or torch.compile. live: the module that the optimizer updates, and
+    average: its moving average, if `module` is another one. Replaces an existing model folder; raises UserError if the
+    folder contains other files.
     """
     with staged(folder) as temporary:
         write_model(temporary, module, meta, optimizer)
         if live is not None and live is not module:
             save_file(state_tensors(live), temporary / LIVE)
+        if average is not None and average is not module and average is not live:
+            save_file(state_tensors(average), temporary / AVERAGE)
 
 
 def copy_component(source: str | Path, folder: str | Path, **changes: Any) -> None:
@@ -177,7 +182,8 @@ def restore(
     meta = read_meta(folder)
     saved = read_tensors(place / MODEL)
     live = read_tensors(place / LIVE) if (place / LIVE).is_file() else saved
-    for target, tensors in ((average, saved), (module, live)):
+    mean = read_tensors(place / AVERAGE) if (place / AVERAGE).is_file() else saved
+    for target, tensors in ((average, mean), (module, live)):
         if target is not None:
             check_fit(target, tensors, str(folder))
             target.load_state_dict(tensors)
@@ -186,8 +192,8 @@ def restore(
 
 
 def drop_training_state(folder: str | Path) -> None:
-    """Delete what only further training needs: the state of the optimizer and the weights that it updates."""
-    for name in (OPTIMIZER, LIVE):
+    """Delete what only further training needs: the state of the optimizer, the weights that it updates, their mean."""
+    for name in (OPTIMIZER, LIVE, AVERAGE):
         (standing(Path(folder)) / name).unlink(missing_ok=True)
 
 
@@ -276,7 +282,7 @@ def write_model(folder: Path, module: nn.Module, meta: Meta, optimizer: torch.op
 def staged(folder: str | Path) -> AbstractContextManager[Path]:
     """`files.atomic_folder` for a model folder. Raises UserError if the folder contains other files."""
     target = Path(folder)
-    known = {CONFIG, MODEL, LIVE, OPTIMIZER, UNUSED, *PARTS}
+    known = {CONFIG, MODEL, LIVE, AVERAGE, OPTIMIZER, UNUSED, *PARTS}
     foreign = sorted(path.name for path in target.iterdir() if path.name not in known) if target.is_dir() else []
     if foreign or (target.exists() and not target.is_dir()):
         found = f"it contains {foreign[0]!r}" if foreign else "it is a file"

@@ -71,6 +71,7 @@ class Experiment(Section):
 FIXED = {
     *("model.num_input_frames", "train.component", "train.steps", "train.checkpoint_every", "train.random_seed"),
     *("train.num_workers", "train.cpus_per_worker", "train.max_failures", "train.compile", "train.flow"),
+    *("train.validate_every", "train.patience"),
 }
 """Fields of model and train that cannot be searched: they define the task, its budget, or how it is executed."""
 

@@ -114,6 +114,7 @@ def translate(tree: Mapping[str, Any]) -> dict[str, Any]:
             "clip_norm": None,
             "ema": 0.0,
             "checkpoint_every": 5000,
+            "validate_every": 0,
             "flow": _flow(get("model.f_ckpt_path", None)) if component == "diffusion" else None,
         },
         "search": _search(steps, {**RATES, component: rate}),

@@ -135,6 +135,17 @@ class Train(Section):
         0.95, "decay of the exponential moving average of the weights, which is saved as the model; 0: no averaging"
     )
     checkpoint_every: int = option(250, "training steps between checkpoints")
+    validate_every: int | None = option(
+        None,
+        "training steps between scores on validation, of which the best weights are kept as the model; not in trials "
+        "of a search, which are scored at their rungs, nor for a denoiser without a flow; null: a tenth of the steps "
+        "(more where this would take long) if the training data are few for so many steps, else as 0; 0: no scores, "
+        "the last weights are kept",
+    )
+    patience: int | None = option(
+        4,
+        "a training ends after this many scores on validation without a better one; null: at the last step",
+    )
     random_seed: int = option(0, "seed of the initial weights, the order of windows and the noise")
     num_workers: int = option(1, "number of Ray Train workers")
     cpus_per_worker: int = option(1, "CPUs, and torch threads, per Ray Train worker")
@@ -148,6 +159,10 @@ class Train(Section):
         require(self.noise_std >= 0, "train.noise_std", "at least 0", self.noise_std)
         require_least(1, self, "train", "steps", "batch_size", "checkpoint_every", "num_workers", "cpus_per_worker")
         require_least(0, self, "train", "warmup_steps", "max_failures", "random_seed")
+        rule = "at least 0, or null"
+        every, patience = self.validate_every, self.patience
+        require(every is None or every >= 0, "train.validate_every", rule, every)
+        require(patience is None or patience >= 1, "train.patience", "at least 1, or null", patience)
         require(self.learning_rate > 0, "train.learning_rate", "above 0", self.learning_rate)
         require(self.clip_norm is None or self.clip_norm > 0, "train.clip_norm", "above 0, or null", self.clip_norm)
         require(0 <= self.ema < 1, "train.ema", "from 0 to below 1", self.ema)
@@ -168,6 +183,11 @@ class Train(Section):
     def scores_forecasts(self) -> bool:
         """Whether the loss is the score of forecasts."""
         return self.component == "joint" or self.loss in SCORES
+
+    @property
+    def velocity_steps(self) -> int:
+        """Number of steps on the velocity, before those on the score of forecasts; 0 if that is not the loss."""
+        return round((1 - self.score_share) * self.steps) if self.scores_forecasts else 0
 
 
 def solver_name(name: Any) -> Any:

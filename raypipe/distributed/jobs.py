@@ -9,6 +9,7 @@ import torch
 from raypipe import config
 from raypipe.config import Experiment
 from raypipe.distributed.training_job import Settings, Trainee
+from raypipe.distributed.validation import early_stopping
 from raypipe.training.autoencoder import AutoencoderTraining
 from raypipe.training.component import ComponentTraining, component_label
 from raypipe.training.monitor import Label
@@ -96,12 +97,14 @@ class ComponentJob:
         return component_label(self.experiment, self.workspace)
 
     def build(self, rank: int, world_size: int, device: torch.device, wrap: Any) -> Trainee:
+        data = ExperimentData(self.experiment, self.workspace)
         return ComponentTraining(
             self.experiment,
-            ExperimentData(self.experiment, self.workspace),
+            data,
             self.parents,
             rank=rank,
             world_size=world_size,
             wrap=wrap,
             device=device,
+            early_stopping=early_stopping(self.experiment, data, self.parents, rank, world_size),
         )

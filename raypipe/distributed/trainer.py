@@ -81,16 +81,17 @@ def _progress_line(jobs: Sequence[Job], settings: Settings) -> Iterator[None]:
 
     def watch() -> None:
         while not stopped.wait(0.5):
-            update()
             if settings.show_progress:
+                update()
                 waiting.look(bar.n)
 
     def update() -> None:
         done, latest = 0, None
         for job in jobs:
             last = read_metrics(job.folder)[-1:]
-            done += last[0]["step"] if last else 0
-            if last and (latest is None or last[0]["step"] < job.steps):
+            ended = finished(job)  # perhaps before its last step
+            done += job.steps if ended else last[0]["step"] if last else 0
+            if last and (latest is None or not ended):
                 latest = (job.folder.name, last[0])
         if latest is not None:
             name, row = latest

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import torch
 
 from raypipe.checkpoint import read_meta
+from raypipe.training.early_stopping import validated
 from raypipe.training.monitor import Label
 
 
@@ -64,6 +65,10 @@ class Settings:
 
 
 def finished(job: Job) -> bool:
-    """Whether the folder of a job holds a model with all training steps."""
+    """Whether the folder of a job holds a model with all training steps, or one whose training ended early."""
     folder = job.folder
-    return (folder / "config.json").is_file() and read_meta(folder).step >= job.steps
+    if not (folder / "config.json").is_file():
+        return False
+    meta = read_meta(folder)
+    found = validated(meta)
+    return meta.step >= job.steps or (found is not None and found.stopped)

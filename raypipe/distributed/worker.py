@@ -2,7 +2,7 @@
 
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -134,16 +134,16 @@ class JobRun:
         return end // every - start // every + (end % every != 0 and start < end)
 
     def train(self, *, writes: bool) -> str | None:
-        """Train to the last step. writes: whether this rank writes checkpoints, metrics and the model.
+        """Train to the last step, or until early stopping ends the training.
 
-        Returns why the job diverged, or None.
+        writes: whether this rank writes checkpoints, metrics and the model. Returns why the job diverged, or None.
         """
         job, label = self.job, self.job.label if self.wandb else None
         monitor = Monitor(job.folder, self.trainee.step, wandb=label) if writes else None
 
         def report(progress: Progress) -> None:
             if monitor is not None:
-                monitor.log(asdict(progress))
+                monitor.log(progress.metrics())
             if progress.step % job.checkpoint_every and progress.step != job.steps:
                 return
             self.reports += 1
@@ -152,7 +152,7 @@ class JobRun:
                 return
             with tempfile.TemporaryDirectory() as folder:
                 self.trainee.save(Path(folder) / checkpoint_name(job))
-                ray.train.report(asdict(progress), checkpoint=Checkpoint.from_directory(folder))
+                ray.train.report(progress.metrics(), checkpoint=Checkpoint.from_directory(folder))
 
         try:
             self.trainee.advance(job.steps, report, max(1, job.checkpoint_every // REPORTS_A_CHECKPOINT))

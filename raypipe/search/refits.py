@@ -12,6 +12,7 @@ import ray
 import torch
 
 from raypipe import checkpoint, config
+from raypipe.common import terminal
 from raypipe.config import Evaluation
 from raypipe.distributed.capacity import alive
 from raypipe.distributed.failures import plain_errors
@@ -26,6 +27,7 @@ from raypipe.search.default import DEFAULT_DIFFUSION, default_trial, is_default
 from raypipe.search.finalists import NO_DENOISER, Finalist, Trial
 from raypipe.search.stage import Stage
 from raypipe.search.study import ended_trials
+from raypipe.training.early_stopping import kept_early
 from raypipe.workspace.dataset import ExperimentData
 from raypipe.workspace.layout import ParentModels
 
@@ -42,6 +44,9 @@ def refit(stage: Stage, chosen: Sequence[Trial]) -> list[Finalist]:
     digest = zlib.crc32(" ".join(job.name for job in left).encode())
     name = f"{stage.component}-refit-{trials}-{digest:08x}"
     train_jobs(left, _settings(stage, name, len(left)))
+    for job in left:
+        if (line := kept_early(job.folder)) is not None:
+            terminal.say(line)
     return _rank(stage, chosen, jobs)
 
 
@@ -191,8 +196,8 @@ def _record(stage: Stage, refit: Mapping[str, Sequence[ComponentJob]], scored: M
     )
     rows = [r for r in records.read_rows(stage.workspace.trials) if not (r["refit"] and r["stage"] == stage.component)]
     for job in [job for group in refit.values() for job in group]:
-        result, steps = scored[job.name], job.experiment.train.steps
-        records.save_score(job.folder, checkpoint.read_meta(job.folder).step, result.score)
+        result, steps = scored[job.name], checkpoint.read_meta(job.folder).step
+        records.save_score(job.folder, steps, result.score)
         row = records.rung_row(job.experiment, job.name, steps, flow=stage.flow, score=result.score, default=default)
         rows.append(
             row

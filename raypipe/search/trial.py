@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from ray import tune
 
+from raypipe import config
 from raypipe.distributed.jobs import ComponentJob
 from raypipe.distributed.trainer import train_jobs
 from raypipe.distributed.training_job import Settings
@@ -60,7 +61,8 @@ def advance_together(run: TrialRun, target: int) -> None:
     """Train a trial to a step under a TorchTrainer with `search.workers_per_trial` workers."""
     run.close()  # only the workers may write the metrics from here on
     stage, search = run.stage, run.stage.experiment.search
-    job = TrialJob(run.experiment, stage.workspace, run.name, run.parents, target)
+    experiment = config.replace(run.experiment, **{"train.validate_every": 0})  # trials are scored at their rungs
+    job = TrialJob(experiment, stage.workspace, run.name, run.parents, target)
     settings = Settings(
         storage=stage.workspace.ray / "trials",
         name=f"{run.name}-{target}",

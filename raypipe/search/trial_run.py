@@ -152,7 +152,7 @@ class TrialRun:
         training, every, monitor = self.training, self.experiment.train.checkpoint_every, self.monitor()
 
         def report(progress: Progress) -> None:
-            monitor.log(vars(progress))
+            monitor.log(progress.metrics())
 
         while training.step < target:
             stop = min(target, (training.step // every + 1) * every)

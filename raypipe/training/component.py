@@ -17,6 +17,7 @@ from raypipe.data.shards import Shards
 from raypipe.data.windows import Sampler, WindowIndex
 from raypipe.models.components import Joint, build_component
 from raypipe.training.component_task import chosen_loss, component_task
+from raypipe.training.early_stopping import EarlyStopping
 from raypipe.training.loop import Progress, Schedule
 from raypipe.training.monitor import Label
 from raypipe.training.network import NetworkTraining
@@ -44,7 +45,7 @@ class ComponentTraining(NetworkTraining):
     """Training of a component. It is deterministic: all random numbers depend on train.random_seed.
 
     parents: a diffusion needs the flow. rank, world_size: of this worker. wrap: wraps the module for distributed
-    training (DistributedDataParallel). device: None: see `choose_device`.
+    training (DistributedDataParallel). device: None: see `choose_device`. early_stopping: see `NetworkTraining`.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class ComponentTraining(NetworkTraining):
         world_size: int = 1,
         wrap: Callable[[nn.Module], nn.Module] | None = None,
         device: torch.device | None = None,
+        early_stopping: EarlyStopping | None = None,
     ) -> None:
         train, device = experiment.train, device or choose_device()
         self.experiment = experiment
@@ -87,6 +89,7 @@ class ComponentTraining(NetworkTraining):
             WindowBatches(shards, window, stride, sampler, pin_memory=device.type == "cuda"),
             component_schedule(train),
             ema=train.ema,
+            early_stopping=early_stopping,
             world_size=world_size,
         )
 
@@ -100,7 +103,7 @@ class ComponentTraining(NetworkTraining):
         changes: new values of fields of its Meta.
         """
         meta = replace(self.meta(), **changes)  # type: ignore[arg-type]
-        checkpoint.save_component(folder, self.model, meta, self.optimizer, live=self.module)
+        checkpoint.save_component(folder, self.kept, meta, self.optimizer, live=self.module, average=self.model)
 
     def meta(self) -> Meta:
         """The Meta of the component at the current step."""
@@ -118,6 +121,7 @@ class ComponentTraining(NetworkTraining):
             flow=None if flow is None else flow.name,
             flow_hash=None if flow is None else checkpoint.weights_hash(flow),
             autoencoder_hash=self._data.autoencoder_hash,
+            extra={} if self.early_stopping is None else self.early_stopping.extra(),
         )
 
 

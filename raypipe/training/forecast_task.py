@@ -43,7 +43,7 @@ class ForecastTask:
         self._encode = encode
         train = experiment.train
         self._loss = train.loss or SCORES[0]
-        self._first_scored = round((1 - train.score_share) * train.steps)
+        self._first_scored = train.velocity_steps
 
     def loss(self, batch: TrainBatch) -> Tensor:
         """The mean loss over this rank's windows, a scalar."""

@@ -86,13 +86,21 @@ class Average:
 
 @dataclass(frozen=True)
 class Progress:
-    """A progress report. step: steps done. loss, grad_norm: means since the last report, over all ranks."""
+    """A progress report. step: steps done. loss, grad_norm: means since the last report, over all ranks.
+
+    validation: score on validation at this step; None if it was not measured.
+    """
 
     step: int
     loss: float
     grad_norm: float
     learning_rate: float
     windows_per_second: float
+    validation: float | None = None
+
+    def metrics(self) -> dict[str, float]:
+        """What was measured, by name."""
+        return {name: value for name, value in vars(self).items() if value is not None}
 
 
 class DivergedError(ValueError):

@@ -138,6 +138,7 @@ def test_kth_means_the_same(tmp_path: Path) -> None:
         clip_norm=None,
         ema=0.0,
         checkpoint_every=5000,
+        validate_every=0,
         num_workers=2,
     )
     assert found.evaluation.horizon == 36
