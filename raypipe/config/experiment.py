@@ -49,9 +49,9 @@ class Experiment(Section):
         require(
             bool(re.fullmatch(r"[\w.-]+", self.name)), "name", "made of letters, digits, '.', '_' and '-'", self.name
         )
-        augmented = self.dataset.horizontal_flip or self.dataset.color_jitter
-        rule = "off if dataset.horizontal_flip or dataset.color_jitter is set"
-        require(not augmented or self.latents.mode == "off", "latents.mode", rule, self.latents.mode)
+        mode, jitter, reversal = self.latents.mode, self.dataset.color_jitter, self.dataset.time_reversal
+        require(not jitter or mode == "off", "latents.mode", "off if dataset.color_jitter is set", mode)
+        require(not reversal or mode == "cache", "latents.mode", "cache if dataset.time_reversal is set", mode)
         frames, given, horizon = self.dataset.num_frames, self.model.num_input_frames, self.evaluation.horizon
         require(frames > given, "dataset.num_frames", f"above model.num_input_frames ({given})", frames)
         rule = f"at most dataset.num_frames - model.num_input_frames ({frames - given})"

@@ -224,7 +224,16 @@ class Dataset(Section):
     num_frames: int = option(
         12, "given plus predicted frames: an upper limit on model.num_input_frames + evaluation.horizon"
     )
-    horizontal_flip: bool = option(False, "flip half of the training clips horizontally; needs latents.mode off")
+    horizontal_flip: bool = option(
+        False,
+        "also train components on the mirror image of each clip, left to right, which is encoded once too; with "
+        "latents.mode off, half of the clips are flipped in every step",
+    )
+    time_reversal: bool = option(
+        False,
+        "also train components on each clip played backwards; only for scenes in which that looks as real; needs "
+        "latents.mode cache",
+    )
     color_jitter: bool = option(False, "randomly change the colors of training clips; needs latents.mode off")
 
     def __post_init__(self) -> None:

@@ -58,16 +58,16 @@ def prepare_latents(data: ExperimentData, *, use_gpu: bool = False) -> None:
         if pieces:
             _encode_all(data, pieces, use_gpu)
         for split in unfinished:
-            finish(data.frames(split), data.cache(split), data.cache_key(split))
+            finish(data.encoded_frames(split), data.cache(split), data.cache_key(split))
     # Few frames are compared, so the CPU is enough; the driver has no GPU reserved.
     encode = frame_encoder(checkpoint.load_autoencoder(data.workspace.autoencoder), torch.device("cpu"))
     rng = np.random.default_rng(data.experiment.train.random_seed)
     for split in data.splits:
-        check_latents(data.frames(split), data.latents(split), encode, CHECKED_FRAMES, rng)
+        check_latents(data.encoded_frames(split), data.latents(split), encode, CHECKED_FRAMES, rng)
 
 
 def _pieces(data: ExperimentData, split: Split) -> list[Piece]:
-    frames, key = data.frames(split), data.cache_key(split)
+    frames, key = data.encoded_frames(split), data.cache_key(split)
     counts = np.bincount(frames.shard_of, weights=frames.lengths)
     return [Piece(split, i, int(counts[i]), key) for i in missing_shards(frames, data.cache(split), key)]
 
@@ -92,7 +92,7 @@ class _Encoder:
     def encode(self, piece: Piece) -> None:
         self._done = 0
         if piece.split not in self._splits:
-            self._splits[piece.split] = self._data.frames(piece.split)
+            self._splits[piece.split] = self._data.encoded_frames(piece.split)
         frames = self._splits[piece.split]
         height, width = frames.frame_shape[:2]
         batch = max(1, BATCH_PIXELS // (height * width))
@@ -173,7 +173,7 @@ class _Workers:
         except RayTaskError:
             raise
         except RayError as error:
-            frames = self._data.frames(piece.split)
+            frames = self._data.encoded_frames(piece.split)
             times = self._data.experiment.train.max_failures + 1
             raise ConfigError(
                 f"{frames.folder / frames.shard_names[piece.shard]}: {times} workers died encoding it, perhaps out of"

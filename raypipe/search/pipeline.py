@@ -124,10 +124,12 @@ def few_windows(lengths: npt.ArrayLike, experiment: Experiment) -> str | None:
     few = few_data(lengths, experiment, steps)
     if few is None:
         return None
+    flip = "--dataset.horizontal_flip true (and another --name) if mirrored videos look as real, "
     return (
         f"few training data: {few.windows} windows of {experiment.model.num_input_frames + 1} frames, each seen "
         f"{few.passes:.0f} times in search.{stage}.refit_steps {steps}, so the network may learn them by heart; what "
-        f"helps, cheapest first: --search.{stage}.refit_steps {few.steps}, more or longer videos"
+        f"helps, cheapest first: --search.{stage}.refit_steps {few.steps}, "
+        f"{'' if experiment.dataset.horizontal_flip else flip}more or longer videos"
     )
 
 

@@ -20,6 +20,7 @@ from raypipe.config import ConfigError, Experiment
 from raypipe.data import augment
 from raypipe.data.batches import TrainBatch
 from raypipe.data.conversion.preprocessing import Preprocessing, check_strides, every, read_preprocessing
+from raypipe.data.copies import Copies
 from raypipe.data.demo import make_demo
 from raypipe.data.frames import to_float
 from raypipe.data.latents import Encode, open_latents
@@ -55,14 +56,22 @@ class ExperimentData:
         """Shards of a split, whose clips consist of frames, uint8 [H, W, 3]."""
         return open_shards(self.workspace.dataset(self.experiment) / split)
 
+    def encoded_frames(self, split: Split) -> Shards:
+        """The frames whose latents are cached: those of the split, and augmented copies of the training clips."""
+        settings, frames = self.experiment.dataset, self.frames(split)
+        flip = settings.horizontal_flip and self.experiment.latents.mode == "cache"
+        if split != "train" or not (flip or settings.time_reversal):
+            return frames
+        return Copies(frames, flip=flip, reverse=settings.time_reversal)
+
     @property
     def splits(self) -> tuple[Split, ...]:
         """The splits of the dataset, see `splits_of`."""
         return splits_of(self.workspace.dataset(self.experiment))
 
     def cache_key(self, split: Split) -> str:
-        """Key of a latent cache: it changes with the autoencoder's weights and with the frames."""
-        return f"{self.autoencoder_hash}-{self.frames(split).content_hash()}"
+        """Key of a latent cache: it changes with the autoencoder's weights, the frames and their augmented copies."""
+        return f"{self.autoencoder_hash}-{self.encoded_frames(split).content_hash()}"
 
     def cache(self, split: Split) -> Path:
         """Folder of the latent cache of a split."""

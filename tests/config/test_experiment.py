@@ -93,8 +93,12 @@ def with_loss(**delta: object) -> dict:
             "config: model.inner_dim: must be even and a multiple of model.num_heads (3), not 64",
         ),
         (
-            {"dataset": {"horizontal_flip": True}},
-            "config: latents.mode: must be off if dataset.horizontal_flip or dataset.color_jitter is set, not 'cache'",
+            {"dataset": {"color_jitter": True}},
+            "config: latents.mode: must be off if dataset.color_jitter is set, not 'cache'",
+        ),
+        (
+            {"dataset": {"time_reversal": True}, "latents": "off"},
+            "config: latents.mode: must be cache if dataset.time_reversal is set, not 'off'",
         ),
         ({"dataset": {"num_frames": 4}}, "config: dataset.num_frames: must be above model.num_input_frames (4), not 4"),
         (

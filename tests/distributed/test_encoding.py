@@ -13,7 +13,7 @@ import ray
 import ray.cloudpickle
 import torch
 
-from raypipe import checkpoint
+from raypipe import checkpoint, config
 from raypipe.config import ConfigError
 from raypipe.data.latents import encode_shard, finish
 from raypipe.data.shards import ShardWriter
@@ -96,12 +96,13 @@ def dying(data, tmp_path, **more):
 
 def expected(data, split, i):
     encode = frame_encoder(checkpoint.load_autoencoder(data.workspace.autoencoder), torch.device("cpu"))
-    return encode(data.frames(split).clip(i)).astype(np.float16)
+    return encode(data.encoded_frames(split).clip(i)).astype(np.float16)
 
 
 @pytest.mark.slow
 @pytest.mark.long
 def test_a_worker_that_dies_is_replaced_and_nothing_finished_is_done_twice(two_cpus, data, tmp_path, capfd):
+    data = replace(data, experiment=config.replace(data.experiment, **{"dataset.horizontal_flip": True}))
     prepare_latents(dying(data, tmp_path))
     at_death = {name: tuple(stat) for name, stat in json.loads((tmp_path / "mark").read_text()).items()}
     standing = {split: shards_in(data.cache(split)) for split in SPLITS}
@@ -109,13 +110,13 @@ def test_a_worker_that_dies_is_replaced_and_nothing_finished_is_done_twice(two_c
     assert "shard_0004.hdf5" not in at_death
     for split in SPLITS:
         latents = data.latents(split)
-        assert latents.names == data.frames(split).names
+        assert latents.names == data.encoded_frames(split).names
         for i in range(len(latents)):
             assert np.array_equal(latents.clip(i), expected(data, split, i))
     loads = [pid for pid in (tmp_path / "loads").read_text().split() if int(pid) != os.getpid()]
     assert len(loads) == len(set(loads)) <= 3  # two workers, and the one in place of the dead; 13 shards
     progress = capfd.readouterr().err
-    assert "encode frames" in progress and "/130 " in progress and "frame/s" in progress
+    assert "encode frames" in progress and "/190 " in progress and "frame/s" in progress
 
     prepare_latents(data)
     assert {split: shards_in(data.cache(split)) for split in SPLITS} == standing
