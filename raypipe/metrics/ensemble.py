@@ -44,9 +44,18 @@ class Score:
 
     @property
     def spread_skill(self) -> float:
-        """sqrt((M+1)/M variance / error), which is 1 for a reliable ensemble (Fortin et al. 2014)."""
-        spread = self.variance.mean() * (self.members + 1) / self.members
-        return float(np.sqrt(spread / self.error.mean()))
+        """sqrt((M+1)/M variance / error), which is 1 for a reliable ensemble (Fortin et al. 2014); 0 without spread."""
+        return float(self._spread_skill(None))
+
+    @property
+    def spread_skill_by_step(self) -> Array:
+        """spread_skill of each predicted frame, [horizon]."""
+        return self._spread_skill(0)
+
+    def _spread_skill(self, axis: int | None) -> Array:
+        spread = np.asarray(self.variance.mean(axis) * (self.members + 1) / self.members)
+        error = np.asarray(self.error.mean(axis))
+        return np.asarray(np.sqrt(np.divide(spread, error, out=np.zeros_like(spread), where=spread > 0)))
 
     def minus(self, other: "Score") -> Estimate:
         """crps_ratio minus that of `other` on the same windows.

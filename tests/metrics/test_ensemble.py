@@ -125,6 +125,13 @@ def test_ratio_by_step():
     assert s.ratio.value == pytest.approx(4 / 12)
 
 
+def test_spread_skill_by_step():
+    variance, error = np.array([[1.0, 0.0], [3.0, 8.0]]), np.array([[2.0, 5.0], [2.0, 5.0]])
+    s = Score(np.ones((2, 2)), np.ones((2, 2)), variance, error, members=4)
+    np.testing.assert_allclose(s.spread_skill_by_step, np.sqrt([1.25 * 2 / 2, 1.25 * 4 / 5]))
+    assert s.spread_skill == pytest.approx(np.sqrt(1.25 * 3 / 3.5))
+
+
 @pytest.mark.parametrize("members", [4, 8])
 def test_score_by_its_definitions(members):
     generator = torch.Generator().manual_seed(3)
@@ -151,7 +158,8 @@ def test_persistence_has_ratio_one_however_many_members():
 
 def test_a_perfect_forecast_has_ratio_zero():
     truth, last = torch.ones(3, 2, 3, 3), torch.zeros(3, 3, 3)
-    assert score(truth[:, None], truth, last).ratio.value == 0
+    perfect = score(truth[:, None], truth, last)
+    assert (perfect.ratio.value, perfect.spread_skill, *perfect.spread_skill_by_step) == (0, 0, 0, 0)
 
 
 @pytest.mark.parametrize("members", [2, 4, 16])
