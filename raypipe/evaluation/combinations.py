@@ -18,6 +18,7 @@ from raypipe.forecast.manifest import CONSTANT, JOINT
 from raypipe.forecast.windows import climatology, forecast_windows, true_frames
 from raypipe.metrics import ensemble
 from raypipe.metrics.ensemble import Score
+from raypipe.metrics.fields import FieldScores, score_fields
 from raypipe.metrics.pixels import FrameErrors, Pixels, best_of, frame_errors, pixels_of, score_frames
 from raypipe.models.components import Joint
 from raypipe.sde.dynamics import ConstantDiffusion, Dynamics
@@ -139,7 +140,7 @@ def default_combination(
 
 @dataclass(frozen=True)
 class Result:
-    """The score of a combination on a split.
+    """The score of a combination on a split. fields: of whole latents.
 
     nfe_per_frame: network evaluations per predicted frame. seconds_per_frame: time per predicted frame of one member,
     forecast in batches, without decoding. pixels: None if the forecasts were not decoded.
@@ -147,6 +148,7 @@ class Result:
 
     combination: Combination
     score: Score
+    fields: FieldScores
     nfe_per_frame: int
     seconds_per_frame: float
     pixels: Pixels | None = None
@@ -189,9 +191,12 @@ class CombinationScorer:
         members, nfe = self._forecast(combination)
         frames_made = len(members) * members.shape[1] * members.shape[2]
         seconds = (time.perf_counter() - began) / frames_made if nfe else 0.0
-        result = ensemble.score(members, self._held_out.truth, self._held_out.last)
+        truth, last = self._held_out.truth, self._held_out.last
+        result = ensemble.score(members, truth, last)
+        fields = score_fields([distinct(forecasts) for forecasts in members], truth, last)
         decoding, pixels = self._pixels(combination, members) if decode else (combination.decoding, None)
-        return Result(replace(combination, decoding=decoding), result, nfe * combination.steps, seconds, pixels)
+        done = replace(combination, decoding=decoding)
+        return Result(done, result, fields, nfe * combination.steps, seconds, pixels)
 
     def _forecast(self, combination: Combination) -> tuple[Tensor, int]:
         """The ensemble forecast in latent space, [n, M, H, C, h, w], and network evaluations per integration step."""

@@ -4,9 +4,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 from raypipe.evaluation.combinations import Combination, HeldOutSplit, Result
 from raypipe.forecast.decoding import PLAIN
+from raypipe.metrics.calibration import LEVELS, RankHistogram
 from raypipe.metrics.ensemble import Score
 from raypipe.search import records
 from raypipe.search.records import Row, is_finite
@@ -52,7 +54,9 @@ class CombinationRow:
     window. *_se: standard errors. crps_ratio_by_step: [H], crps_ratio of each predicted frame. crps_ratio_pixels, psnr
     (dB), ssim, energy_ratio_pixels, bodies_kept: scores of decoded frames, the last one at the last frame; None if they
     were not decoded. trainings: number of trainings of the flow that take turns. decoding: see
-    `raypipe.forecast.decoding`. See also `Combination` and `Result`.
+    `raypipe.forecast.decoding`. energy_ratio, variogram_ratio, rank_histogram [M + 1], reliability_index, coverage_50
+    (the central 50%) and so on: of latents, and *_pixels of decoded frames, see `FieldScores` and `RankHistogram`; None
+    in tables of earlier versions. See also `Combination` and `Result`.
     """
 
     key: str
@@ -84,6 +88,20 @@ class CombinationRow:
     bodies_kept_by_step: list[float] | None = None
     trainings: int = 1
     decoding: str | None = None
+    spread_skill_by_step: list[float] | None = None
+    energy_ratio: float | None = None
+    variogram_ratio: float | None = None
+    variogram_ratio_pixels: float | None = None
+    rank_histogram: list[float] | None = None
+    rank_histogram_pixels: list[float] | None = None
+    reliability_index: float | None = None
+    reliability_index_pixels: float | None = None
+    coverage_50: float | None = None
+    coverage_50_pixels: float | None = None
+    coverage_80: float | None = None
+    coverage_80_pixels: float | None = None
+    coverage_90: float | None = None
+    coverage_90_pixels: float | None = None
 
 
 class Table:
@@ -148,6 +166,12 @@ class Table:
             nfe_per_frame=result.nfe_per_frame,
             seconds_per_frame=result.seconds_per_frame,
             crps_ratio_by_step=score.ratio_by_step.tolist(),
+            spread_skill_by_step=score.spread_skill_by_step.tolist(),
+            energy_ratio=result.fields.energy_ratio,
+            variogram_ratio=result.fields.variogram_ratio,
+            variogram_ratio_pixels=pixels.variogram_ratio if pixels else None,
+            **_calibration(result.fields.ranks, ""),
+            **(_calibration(pixels.ranks, "_pixels") if pixels else {}),
         )
         self._rows[row.split, row.key] = row
         self.save()
@@ -168,6 +192,13 @@ class Table:
 
     def _folder(self, split: HeldOutSplit, key: str) -> Path:
         return self._scores / f"{SPLIT_NAMES[split]}-{key.replace('/', '_')}"
+
+
+def _calibration(ranks: RankHistogram, suffix: str) -> dict[str, Any]:
+    """Columns with a rank histogram and what follows from it."""
+    found = {"rank_histogram": list(ranks.frequencies), "reliability_index": ranks.reliability_index}
+    found |= {f"coverage_{100 * level:.0f}": ranks.coverage(level) for level in LEVELS}
+    return {name + suffix: value for name, value in found.items()}
 
 
 def _paired(name: str, score: Score | None, other: Score | None) -> Row:

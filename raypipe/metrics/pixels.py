@@ -9,6 +9,9 @@ from torch import Tensor
 
 from raypipe.metrics import ensemble, frames
 from raypipe.metrics.bodies import kept_bodies
+from raypipe.metrics.calibration import RankHistogram, rank_counts
+from raypipe.metrics.fields import ScoreAndReference, beside_persistence, ratio
+from raypipe.metrics.variogram import variogram_score
 
 ENERGY_MARGIN = 0.01
 """Largest relative difference of an energy score from the best one at which the CRPS decides, see `best_of`."""
@@ -18,15 +21,18 @@ ENERGY_MARGIN = 0.01
 class Pixels:
     """Scores of decoded frames over all windows.
 
-    crps_ratio, energy_ratio: fair CRPS per pixel, and fair energy score of whole frames, over those of persistence.
-    psnr (dB) and ssim are those of single members, averaged over all members. bodies_kept: for the demo, the share of
-    the bodies that members still show at each predicted frame, [H], see `raypipe.metrics.bodies`; else None.
+    crps_ratio, energy_ratio, variogram_ratio: fair CRPS per pixel, and fair energy and variogram score of whole frames,
+    over those of persistence. ranks: of the true pixels among those of the members. psnr (dB) and ssim are those of
+    single members, averaged over all members. bodies_kept: for the demo, the share of the bodies that members still
+    show at each predicted frame, [H], see `raypipe.metrics.bodies`; else None.
     """
 
     crps_ratio: float
     psnr: float
     ssim: float
     energy_ratio: float
+    variogram_ratio: float
+    ranks: RankHistogram
     bodies_kept: list[float] | None
 
 
@@ -34,15 +40,17 @@ class Pixels:
 class FrameErrors:
     """Fair CRPS per pixel, and fair energy score of whole frames, of one window: of the forecast, of persistence."""
 
-    crps: tuple[float, float]
-    energy: tuple[float, float]
+    crps: ScoreAndReference
+    energy: ScoreAndReference
 
 
 @dataclass(frozen=True)
 class WindowScore:
-    """Scores of one window. kept: [H], share of `bodies` bodies."""
+    """Scores of one window. ranks: see `rank_counts`. kept: [H], share of `bodies` bodies."""
 
     errors: FrameErrors
+    variogram: ScoreAndReference
+    ranks: Tensor
     psnr: float
     ssim: float
     kept: Tensor
@@ -51,11 +59,9 @@ class WindowScore:
 
 def frame_errors(members: Tensor, truth: Tensor, last: Tensor) -> FrameErrors:
     """The errors of an ensemble of frames; see `score_frames` for the arguments."""
-    by_frame = members.transpose(0, 1).expand(len(truth), -1, -1, -1, -1)
-    still = last.expand(len(truth), 1, -1, -1, -1)
     crps = ensemble.fair_crps(members[None], truth[None]).mean().item()
-    energy, energy_of_last = (ensemble.energy_score(made, truth).mean().item() for made in (by_frame, still))
-    return FrameErrors((crps, (truth - last).abs().mean().item()), (energy, energy_of_last))
+    energy = beside_persistence(ensemble.energy_score, members, truth, last)
+    return FrameErrors((crps, (truth - last).abs().mean().item()), energy)
 
 
 def best_of(windows: Sequence[Mapping[str, FrameErrors]]) -> str:
@@ -83,6 +89,8 @@ def score_frames(members: Tensor, truth: Tensor, last: Tensor) -> WindowScore:
     share, bodies = kept_bodies(members, last)
     return WindowScore(
         frame_errors(members, truth, last),
+        beside_persistence(variogram_score, members, truth, last),
+        rank_counts(members[None], truth[None]),
         frames.psnr(members, truth).mean().item(),
         frames.ssim(members, truth).mean().item(),
         share.mean(0).expand(len(truth)),
@@ -92,12 +100,13 @@ def score_frames(members: Tensor, truth: Tensor, last: Tensor) -> WindowScore:
 
 def pixels_of(scores: Sequence[WindowScore], *, bodies: bool) -> Pixels:
     """The scores over all windows. bodies: whether the frames are those of the demo, so that bodies can be found."""
-    crps, energy = (np.mean([getattr(s.errors, name) for s in scores], 0) for name in ("crps", "energy"))
     kept = torch.stack([s.bodies * s.kept for s in scores]).sum(0) / max(1, sum(s.bodies for s in scores))
     return Pixels(
-        float(crps[0] / crps[1]),
+        ratio([s.errors.crps for s in scores]),
         float(np.mean([s.psnr for s in scores])),
         float(np.mean([s.ssim for s in scores])),
-        float(energy[0] / energy[1]),
+        ratio([s.errors.energy for s in scores]),
+        ratio([s.variogram for s in scores]),
+        RankHistogram.of([s.ranks for s in scores]),
         kept.tolist() if bodies else None,
     )

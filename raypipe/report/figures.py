@@ -214,6 +214,44 @@ def curves(left: Sequence[Line], right: Sequence[Line]) -> str:
     return to_svg(figure)
 
 
+def reliability(ranks: Sequence[Line], coverage: Sequence[Line], spread: Sequence[Line]) -> str:
+    """Three plots of how reliable ensembles are; a thin line shows where a reliable one lies.
+
+    ranks: x [M + 2], edges of the bins of a rank histogram from 0 to 1; y [M + 1], their densities. coverage: x, levels
+    of central intervals; y, how often the truth lies in them. spread: y, spread/skill of each predicted frame.
+    """
+    figure = Figure(figsize=(10.4, 3.4))
+    left = _axes(figure, "rank of the truth among the members", "density of ranks", place=(1, 3, 1))
+    middle = _axes(figure, "level of the central interval", "truth inside", place=(1, 3, 2))
+    right = _axes(figure, "frames ahead", "spread/skill", place=(1, 3, 3))
+    ideal: Mapping[str, Any] = {"color": MUTED, "linewidth": 1, "linestyle": (0, (2, 3)), "label": "_"}
+    left.axhline(1, **ideal)
+    middle.plot([0, 1], [0, 1], **ideal)
+    right.axhline(1, **ideal)
+    for line in ranks:
+        style = (0, (5, 3)) if line.dashed else "-"
+        left.stairs(
+            line.y, line.x, baseline=None, color=line.color, linestyle=style, linewidth=2.4 if line.bold else 1.6,
+            label=line.label, zorder=4 if line.bold else 3,
+        )  # fmt: skip
+    for line in coverage:
+        _draw(middle, line, marker="o")
+    for line in spread:
+        _draw(right, replace(line, x=[step + 1 for step in range(len(line.y))]), marker="o")
+    left.set_xticks([0, 1], ["lowest", "highest"])
+    for axes in (left, right):
+        axes.set_ylim(bottom=0)
+    middle.set_xlim(0, 1)
+    middle.set_ylim(0, 1)
+    handles, labels = left.get_legend_handles_labels()
+    figure.legend(
+        handles, labels, frameon=False, labelcolor=INK, fontsize=9.5, ncols=5, loc="lower right",
+        bbox_to_anchor=(0.9, 0.97),
+    )  # fmt: skip
+    figure.subplots_adjust(wspace=0.25)
+    return to_svg(figure)
+
+
 @dataclass(frozen=True)
 class Bar:
     """A bar with its label. quiet: draw it pale with a cross at its end, for a failed trial."""

@@ -16,6 +16,7 @@ from raypipe.forecast import film
 from raypipe.forecast.ceiling import ceiling_warning, read_ceiling
 from raypipe.report import figures
 from raypipe.report.figures import Line
+from raypipe.report.reliability import reliability
 from raypipe.report.stages import stage
 from raypipe.report.tables import IN_WORDS, ceiling_table, describe, known, number, score_table, short, text
 from raypipe.search import records
@@ -52,6 +53,7 @@ def write_report(workspace: Workspace, path: Path | None = None) -> Path:
         ceiling=None if ceiling is None else ceiling_table(ceiling),
         warning=None if ceiling is None else ceiling_warning(ceiling),
         horizon=horizon_plot(combinations),
+        reliability=reliability(combinations),
         samples=[film.read_sample(path) for path in sorted((workspace.folder / "samples").glob("*.npz"))[:SAMPLES]],
         stages=[stage(workspace, trials, name, experiment.search) for name in experiment.search.searched],
         ran=flat(json.loads(manifest.read_text())) if manifest.is_file() else [],

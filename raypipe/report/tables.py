@@ -96,6 +96,8 @@ SCORES = [
     Column("crps_ratio_pixels", "in pixels", number(3), "CRPS ratio of decoded frames"),
     Column("decoding", "decoding", text, "how latents became frames, see evaluation.decoding", numeric=False),
     Column("energy_ratio_pixels", "energy", number(3), "fair energy score of whole decoded frames over persistence's"),
+    Column("variogram_ratio_pixels", "variogram", number(3), "fair variogram score of whole decoded frames over "
+           "persistence's: whether the pixels of a member differ from one another as those of the truth do"),
     Column("bodies_kept", "bodies kept", number(2), "share of the bodies that members show at the last frame with 0.4 "
            "to 2.5 times their area"),
     Column("psnr", "PSNR", number(2), "peak signal-to-noise ratio of single members, dB"),
@@ -104,6 +106,26 @@ SCORES = [
     Column("nfe_per_frame", "NFE", short, "network evaluations per frame"),
     Column("seconds_per_frame", "ms/frame", milliseconds, "time per predicted frame of one member"),
 ]  # fmt: skip
+
+
+RELIABILITY = [
+    Column("name", "forecast", text, numeric=False),
+    Column("members", "members", short, "size of the ensemble"),
+    Column("energy_ratio", "energy", number(3), "fair energy score of whole latents over that of persistence"),
+    Column("variogram_ratio", "variogram", number(3), "fair variogram score of whole latents over that of persistence"),
+    *(
+        Column(f"{key}{suffix}", f"{label}{where}", number(3), meaning)
+        for suffix, where in (("", ""), ("_pixels", " in pixels"))
+        for key, label, meaning in (
+            (
+                "reliability_index",
+                "reliability",
+                "sum over ranks of the distance of their frequency from 1 / (members + 1)",
+            ),
+            *((f"coverage_{level}", f"{level}%", f"truths in the central {level}% interval") for level in (50, 80, 90)),
+        )
+    ),
+]
 
 
 TRIALS = [
@@ -126,7 +148,8 @@ TRIALS = [
 
 
 _NOT_SHOWN = {"combination", "trainings", "flow", "denoiser", "diffusion", "split", "baseline", "chosen", "fps"}
-"""Columns of combinations.parquet that the page does not show; all other numeric columns get a column."""
+_NOT_SHOWN |= {column.key for column in RELIABILITY}
+"""Columns of combinations.parquet that this table does not show; all other numeric columns get a column."""
 
 
 def describe(row: Mapping[str, Any]) -> str:

@@ -177,6 +177,8 @@ def test_persistence_has_ratio_1(data, scorer):
     assert result.score.members == 1
     assert result.pixels.crps_ratio == pytest.approx(1.0, abs=1e-6)
     assert (result.nfe_per_frame, result.seconds_per_frame) == (0, 0.0)
+    for found in (result.fields, result.pixels):
+        assert (found.energy_ratio, found.variogram_ratio) == pytest.approx((1.0, 1.0))
     # PSNR by hand, from the frames in the shards: the last given one, K = 2, against the three that follow
     windows = forecast_windows(data.latents("val"), data.experiment, 6, data.experiment.evaluation.seed)
     by_hand = []
@@ -205,6 +207,7 @@ def test_climatology(data, scorer):
     assert np.isfinite([result.score.ratio.value, result.score.spread_skill]).all()
     assert np.isfinite([result.pixels.crps_ratio, result.pixels.psnr, result.pixels.ssim]).all()
     assert result.nfe_per_frame == 0
+    assert len(result.fields.ranks.frequencies) == len(result.pixels.ranks.frequencies) == 6
     assert (result.score.variance[:, :1] == result.score.variance).all()  # the same frames at every step
 
 

@@ -55,3 +55,11 @@ def test_without_a_test_split_the_choice_is_kept_and_the_lack_is_said(own_data, 
     assert rows and {row["split"] for row in rows} == {"validation"}
     still = next(row for row in rows if row["baseline"] == "persistence")
     assert still["crps_ratio_pixels"] == pytest.approx(1) and still["decoding"] is None
+    whole = ("energy_ratio", "variogram_ratio", "variogram_ratio_pixels")
+    assert [still[name] for name in whole] == pytest.approx([1, 1, 1])
+    for row in rows:
+        members = len(row["rank_histogram"]) - 1
+        assert members == (1 if row["baseline"] == "persistence" else experiment.evaluation.members)
+        assert (row["rank_histogram_pixels"] is None) == (row["crps_ratio_pixels"] is None)
+        assert len(row["spread_skill_by_step"]) == experiment.evaluation.horizon
+        assert (row["coverage_50"] is None) == (members < 3) and row["coverage_90"] is None

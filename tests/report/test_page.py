@@ -10,6 +10,7 @@ import yaml
 
 from raypipe.config import ConfigError
 from raypipe.data.demo import make_clip
+from raypipe.metrics.calibration import LEVELS, RankHistogram
 from raypipe.report.page import write_report
 from raypipe.search import records
 from raypipe.workspace.layout import Workspace
@@ -401,6 +402,38 @@ def test_test_split_untouched(begun):
     text = Page(report(begun)).text
     assert "0.487 ± 0.012 CRPS ratio on validation" in text
     assert "The test split has not been used yet." in text
+
+
+def with_reliability(row, members):
+    """A row with the columns on reliability, of an ensemble that is too narrow."""
+    counts = [3.0, *[1.0] * (members - 1), 3.0]
+    histogram = RankHistogram(tuple(count / sum(counts) for count in counts))
+    columns = {"rank_histogram": list(histogram.frequencies), "reliability_index": histogram.reliability_index}
+    columns |= {f"coverage_{100 * level:.0f}": histogram.coverage(level) for level in LEVELS}
+    columns |= {f"{name}_pixels": value for name, value in columns.items()}
+    columns |= {"energy_ratio": 0.4321, "variogram_ratio": 0.8765, "spread_skill_by_step": [0.5] * HORIZON}
+    return row | columns
+
+
+def test_the_page_shows_whether_the_ensembles_are_reliable(finished):
+    assert "Reliability, and whole frames" not in report(finished)  # of an evaluation without these columns
+    sizes = {None: 4, "published": 4, "climatology": 16}
+    rows = [
+        with_reliability(row, sizes[row["baseline"]]) if row["split"] == "test" and row["baseline"] in sizes else row
+        for row in combination_rows()
+    ]
+    records.write_rows(finished.evaluation / "combinations.parquet", rows)
+    source = report(finished)
+    text = Page(source).text
+    assert source.index("<h2>Over the horizon") < source.index("<h2>Reliability") < source.index("<h2>Video")
+    section = source[source.index("<h2>Reliability") : source.index("<h2>Video")]
+    assert section.count("<svg") == 1 and all(f"var(--series-{i})" in section for i in (1, 2, 3))
+    assert "chosen, pixels" in section and "default" in section
+    assert "An ensemble of 4 says nothing of its central 80% and 90%" in text and "test_members 19 would" in text
+    name = "flow-02 + constant diffusion"
+    outer = 2 * (3 / 9 - 1 / 5) + 3 * (1 / 5 - 1 / 9)
+    assert f"{name} 4 0.432 0.876 {outer:.3f} {1 / 9 + 1.5 / 9:.3f} – {outer:.3f}" in text  # climatology alone has 80%
+    assert "efflite0 frechet" in text and "reliability index" not in text  # no further columns of the table of scores
 
 
 def test_columns_and_values_that_are_missing(begun):
