@@ -78,10 +78,11 @@ def save_picture(sample: Path, path: Path) -> None:
 def summarize(runs: Sequence[Sequence[records.Row]]) -> dict[str, dict[str, Any]]:
     """Mean and standard deviation over runs of each metric on test, by baseline (or `chosen`) and metric.
 
-    runs: rows of combinations.parquet of each run. The best of the first run comes first.
+    runs: rows of combinations.parquet of each run. The best of the first run comes first. What some of the runs lack is
+    left out: runs of earlier versions have fewer rows.
     """
     tested = [{r["baseline"] or "chosen": r for r in rows if r["split"] == "test"} for rows in runs]
-    names = sorted(tested[0], key=lambda name: tested[0][name]["crps_ratio"])
+    names = sorted(set.intersection(*map(set, tested)), key=lambda name: tested[0][name]["crps_ratio"])
     return {name: {metric: _spread([run[name][metric] for run in tested]) for metric in METRICS} for name in names}
 
 

@@ -30,8 +30,12 @@ HeldOutSplit = Literal["val", "test"]
 """Splits on which combinations are scored."""
 CHOICE_WINDOWS = 32
 """Number of windows on which the decoding of a combination is chosen; its scores are then of all windows."""
-Baseline = Literal["persistence", "climatology", "flow", "published"]
-"""Names of the baselines in combinations.parquet. `published` is the default, see `default_combination`."""
+Baseline = Literal["persistence", "climatology", "flow", "published", "reconstruction"]
+"""Names of the baselines in combinations.parquet. `published` is the default, see `default_combination`.
+
+`reconstruction` is no rival but a bound: the true latents, so its scores in pixels are the best that forecasts in
+latents can be expected to reach with this autoencoder.
+"""
 
 
 @dataclass(frozen=True)
@@ -204,6 +208,8 @@ class CombinationScorer:
         if combination.baseline == "persistence":
             horizon = held_out.truth.shape[1]
             return held_out.last[:, None, None].expand(-1, 1, horizon, -1, -1, -1), 0
+        if combination.baseline == "reconstruction":
+            return held_out.truth[:, None], 0
         if combination.baseline == "climatology":
             train = self._data.latents("train")
             return climatology(train, held_out, evaluation.climatology_members, evaluation.seed), 0

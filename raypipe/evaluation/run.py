@@ -84,6 +84,7 @@ def run_evaluation(experiment: Experiment, workspace: Workspace, top_k: int) -> 
         alone,
         replace(nothing, baseline="climatology"),
         persistence,
+        replace(nothing, baseline="reconstruction", decoding=chosen.decoding),
     ]
     last_frame_won = loses(asdict(table.row("val", chosen)))
     if "test" not in data.splits:

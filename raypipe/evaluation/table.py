@@ -30,6 +30,11 @@ class Margin:
     se: float
 
 
+def is_rival(row: Row) -> bool:
+    """Whether a row of combinations.parquet is a baseline to be compared with, which perfect latents are not."""
+    return row["baseline"] not in (None, "reconstruction")
+
+
 def margin_over_best_default(rows: Sequence[Row], split: str) -> Margin | None:
     """The margin of the chosen combination over the best baseline of a split; below 0 the chosen one is better.
 
@@ -38,7 +43,7 @@ def margin_over_best_default(rows: Sequence[Row], split: str) -> Margin | None:
     """
     scored = [row for row in rows if row["split"] == split and is_finite(row["crps_ratio"])]
     chosen = next((row for row in scored if row["chosen"]), None)
-    defaults = [row for row in scored if row["baseline"] is not None]
+    defaults = [row for row in scored if is_rival(row)]
     if chosen is None or not defaults:
         return None
     best = min(defaults, key=lambda row: row["crps_ratio"])

@@ -150,7 +150,7 @@ def horizon_plot(rows: Sequence[Row]) -> Markup | None:
     for split in ("test", "validation"):
         scored = [r for r in rows if r["split"] == split and r.get("crps_ratio_by_step") is not None]
         shown = [r for r in scored if r["chosen"]][:1] + [
-            r for r in scored if r["baseline"] not in (None, "persistence") and not r["chosen"]
+            r for r in scored if table.is_rival(r) and r["baseline"] != "persistence" and not r["chosen"]
         ]
         if shown:
             lines = [

@@ -14,6 +14,7 @@ BASELINES = {
     "climatology": "climatology",
     "flow": "flow alone",
     "published": "default",
+    "reconstruction": "perfect latents",
 }
 """Baselines of combinations.parquet and their labels in tables."""
 

@@ -18,6 +18,7 @@ from raypipe.evaluation.combinations import (
     spread,
 )
 from raypipe.forecast import scoring
+from raypipe.forecast.ceiling import measure_ceiling
 from raypipe.forecast.decoding import DECODINGS, decode
 from raypipe.forecast.manifest import CONSTANT, JOINT
 from raypipe.forecast.windows import forecast_windows, true_frames
@@ -31,6 +32,7 @@ from raypipe.workspace.dataset import ExperimentData
 STD = (0.3, 0.4, 0.5, 0.6)
 PERSISTENCE = Combination(None, None, None, baseline="persistence")
 CLIMATOLOGY = Combination(None, None, None, baseline="climatology")
+RECONSTRUCTION = Combination(None, None, None, baseline="reconstruction", decoding="plain")
 
 
 def finalist(name, flow=None, **more):
@@ -188,6 +190,15 @@ def test_persistence_has_ratio_1(data, scorer):
             by_hand.append(10 * np.log10(255**2 / np.mean((frames[t] - frames[start + 1]) ** 2)))
     assert result.pixels.psnr == pytest.approx(np.mean(by_hand), rel=1e-4)
     assert 0 < result.pixels.ssim < 1
+
+
+def test_perfect_latents_score_what_the_autoencoder_loses(data, scorer):
+    result = scorer.score(RECONSTRUCTION, decode=True)
+    assert (result.score.ratio.value, result.score.spread_skill, result.nfe_per_frame) == (0, 0, 0)
+    bound = measure_ceiling(data).perfect["plain"]
+    found = (result.pixels.crps_ratio, result.pixels.psnr, result.pixels.ssim)
+    assert found == pytest.approx((bound.crps_ratio_pixels, bound.psnr, bound.ssim), rel=1e-5)
+    assert scorer.score(replace(RECONSTRUCTION, decoding="copied-0.2"), decode=True).pixels != result.pixels
 
 
 def test_true_frames_are_those_of_the_windows(data):

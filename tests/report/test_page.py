@@ -404,6 +404,17 @@ def test_test_split_untouched(begun):
     assert "The test split has not been used yet." in text
 
 
+def test_perfect_latents_are_a_row_but_no_rival(finished):
+    before = report(finished)
+    bound = combination(9, "test", 0.0, "reconstruction", crps_ratio_pixels=0.1357, psnr=31.46)
+    records.write_rows(finished.evaluation / "combinations.parquet", [*combination_rows(), bound])
+    after = report(finished)
+    assert "perfect latents" in Page(after).text and "31.46" in Page(after).text and "31.46" not in before
+    headline, horizon = slice(0, after.index("<h2>Test")), "<h2>Over the horizon"
+    assert after[headline] == before[headline]
+    assert after[after.index(horizon) :] == before[before.index(horizon) :]
+
+
 def with_reliability(row, members):
     """A row with the columns on reliability, of an ensemble that is too narrow."""
     counts = [3.0, *[1.0] * (members - 1), 3.0]
