@@ -235,9 +235,16 @@ def test_the_report_names_the_chosen_trials(workspace, combinations):
 
 def test_evaluating_again_keeps_what_is_scored(two_cpus, workspace, combinations, capfd):
     """A row that was scored anew would show in its seconds_per_frame."""
+    protocol = (workspace.evaluation / "protocol.json").read_bytes()
+    clips = {name: len({w["clip"] for w in windows}) for name, windows in json.loads(protocol)["windows"].items()}
     assert outcome(evaluate.main, evaluate.PROG, ["--storage", workspace.storage]) == 0
     assert records.read_rows(workspace.evaluation / "combinations.parquet") == combinations
+    assert (workspace.evaluation / "protocol.json").read_bytes() == protocol
     out, err = capfd.readouterr()
+    assert [line.split(" split;")[0] for line in out.splitlines() if line.startswith("protocol: ")] == [
+        f"protocol: 6 windows of {clips['validation']} clips of demo's validation",
+        f"protocol: 4 windows of {clips['test']} clips of demo's test",
+    ]
     assert f"evaluating {workspace.folder}" in out
     assert "score on" not in err and "decode on" not in err
 

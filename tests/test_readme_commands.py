@@ -38,8 +38,17 @@ def test_what_it_asks_in_python(finished, monkeypatch):
 def test_it_left_what_the_readme_says(user):
     demo, mine = (user.home / "raypipe" / name for name in ("demo", "mine"))
     for folder in (demo, mine):
-        for name in ("config.yaml", "manifest.json", "study.log", "trials.parquet", "evaluation/combinations.parquet",
-                     "evaluation/report.html", "samples", "best/manifest.json"):  # fmt: skip
+        for name in (
+            "config.yaml",
+            "manifest.json",
+            "study.log",
+            "trials.parquet",
+            "samples",
+            "best/manifest.json",
+            "evaluation/combinations.parquet",
+            "evaluation/protocol.json",
+            "evaluation/report.html",
+        ):
             assert (folder / name).exists(), name
     assert (demo / "flow" / "f-01-nll" / "model.safetensors").is_file()
 

@@ -23,6 +23,7 @@ from raypipe.evaluation.combinations import (
     combinations,
     default_combination,
 )
+from raypipe.evaluation.protocol import keep_protocol
 from raypipe.evaluation.samples import save_samples
 from raypipe.evaluation.table import SPLIT_NAMES, Table
 from raypipe.forecast.decoding import PLAIN
@@ -59,12 +60,14 @@ def run_evaluation(experiment: Experiment, workspace: Workspace, top_k: int) -> 
 
     The candidates and the default are scored on validation, the best of the finalists is chosen by latents and pixels
     (`evaluation.choose_by`), and only the chosen combination and the baselines are scored on test. top_k: see
-    `combinations`. Returns the rows of combinations.parquet. Raises ConfigError if a stage is not finished.
+    `combinations`. Returns the rows of combinations.parquet. Raises ConfigError if a stage is not finished, or if
+    existing scores are of another protocol.
     """
     data, handed = ExperimentData(experiment, workspace), StageFinalists.read(workspace)
     candidates = combinations(handed.flows, handed.denoisers, handed.diffusions, handed.joints, experiment, top_k)
     evaluation, table = experiment.evaluation, Table(workspace)
     defaults = [default_combination(handed.flows, handed.denoisers, handed.diffusions, n) for n in evaluation.steps]
+    keep_protocol(data)
     _score_split(data, "val", [*candidates, *defaults], evaluation.windows, table, decode=False)
     ranked = sorted(candidates, key=lambda c: table.row("val", c).crps_ratio)
     default = min(defaults, key=lambda c: table.row("val", c).crps_ratio)

@@ -53,6 +53,12 @@ def choose_windows(lengths: npt.ArrayLike, span: int, count: int, seed: int) -> 
     return [clip for clip, _ in taken], [start for _, start in taken]
 
 
+def window_starts(lengths: npt.ArrayLike, experiment: Experiment, count: int, seed: int) -> tuple[list[int], list[int]]:
+    """Clip and first frame of each window of given and predicted frames, see `choose_windows`."""
+    frames = experiment.model.num_input_frames + experiment.evaluation.horizon
+    return choose_windows(lengths, (frames - 1) * experiment.dataset.frame_stride + 1, count, seed)
+
+
 def forecast_windows(latents: Shards, experiment: Experiment, count: int, seed: int) -> Forecasts:
     """Choose `count` windows with `choose_windows`, and read their given and true latents."""
     given, horizon, stride = (
@@ -60,7 +66,7 @@ def forecast_windows(latents: Shards, experiment: Experiment, count: int, seed: 
         experiment.evaluation.horizon,
         experiment.dataset.frame_stride,
     )
-    clips, starts = choose_windows(latents.lengths, (given + horizon - 1) * stride + 1, count, seed)
+    clips, starts = window_starts(latents.lengths, experiment, count, seed)
     frames = np.stack([read_window(latents, c, s, given + horizon, stride) for c, s in zip(clips, starts, strict=True)])
     data = torch.from_numpy(frames).float()
     return Forecasts(data[:, :given], data[:, given:], tuple(clips), tuple(starts))

@@ -12,6 +12,7 @@ from markupsafe import Markup
 
 from raypipe.common.files import write_atomic
 from raypipe.evaluation import choice, table
+from raypipe.evaluation.protocol import in_words, read_protocol
 from raypipe.forecast import film
 from raypipe.forecast.ceiling import ceiling_warning, read_ceiling
 from raypipe.report import figures
@@ -41,6 +42,7 @@ def write_report(workspace: Workspace, path: Path | None = None) -> Path:
         dict(row, name=describe(row)) for row in records.read_rows(workspace.evaluation / "combinations.parquet")
     ]
     trials = records.read_rows(workspace.trials)
+    protocol = read_protocol(workspace)
     manifest, ceiling = workspace.folder / "manifest.json", read_ceiling(workspace)
     page = _environment().get_template(TEMPLATE).render(
         title=workspace.name,
@@ -49,6 +51,7 @@ def write_report(workspace: Workspace, path: Path | None = None) -> Path:
         lost=choice.verdict(combinations, ceiling),
         test=score_table([row for row in combinations if row["split"] == "test"]),
         validation=score_table([row for row in combinations if row["split"] == "validation"], without="difference"),
+        protocol={} if protocol is None else {split: in_words(protocol, split) for split in protocol["windows"]},
         shown=SHOWN_ROWS,
         ceiling=None if ceiling is None else ceiling_table(ceiling),
         warning=None if ceiling is None else ceiling_warning(ceiling),

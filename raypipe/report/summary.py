@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from raypipe.common import terminal
 from raypipe.config import Experiment
 from raypipe.evaluation import choice, table
+from raypipe.evaluation.protocol import in_words, read_protocol
 from raypipe.evaluation.run import run_evaluation
 from raypipe.forecast.ceiling import read_ceiling
 from raypipe.report.page import write_report
@@ -68,8 +69,12 @@ def finish(experiment: Experiment, workspace: Workspace, top_k: int, budget: Bud
     page = write_report(workspace)
     terminal.say(f"\nvalidation, {experiment.evaluation.windows} windows, horizon {experiment.evaluation.horizon}:")
     terminal.say(validation_table(rows))
+    protocol = read_protocol(workspace)
+    assert protocol is not None
+    terminal.say(in_words(protocol, "validation"))
     terminal.say(f"\ntest, {experiment.evaluation.test_windows} windows:")
     terminal.say(test_table(rows))
+    terminal.say(in_words(protocol, "test"))
     terminal.say(verdict(rows))
     lines = [left_out(workspace, component, experiment.search) for component in experiment.search.searched]
     lost = choice.verdict(rows, read_ceiling(workspace))

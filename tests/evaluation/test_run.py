@@ -8,6 +8,7 @@ import torch
 from raypipe import checkpoint, config
 from raypipe.config import COMPONENTS, ConfigError
 from raypipe.evaluation import run
+from raypipe.evaluation.protocol import protocol_of, read_protocol
 from raypipe.evaluation.run import run_evaluation
 from raypipe.forecast.decoding import DECODINGS
 from raypipe.forecast.manifest import read_manifest
@@ -54,6 +55,8 @@ def test_without_a_test_split_the_choice_is_kept_and_the_lack_is_said(own_data, 
     rows = records.read_rows(workspace.evaluation / "combinations.parquet")
     assert rows and {row["split"] for row in rows} == {"validation"}
     still = next(row for row in rows if row["baseline"] == "persistence")
+    protocol = read_protocol(workspace)
+    assert protocol == protocol_of(own_data) and list(protocol["windows"]) == ["validation"]
     assert still["crps_ratio_pixels"] == pytest.approx(1) and still["decoding"] is None
     whole = ("energy_ratio", "variogram_ratio", "variogram_ratio_pixels")
     assert [still[name] for name in whole] == pytest.approx([1, 1, 1])

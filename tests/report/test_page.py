@@ -404,15 +404,35 @@ def test_test_split_untouched(begun):
     assert "The test split has not been used yet." in text
 
 
-def test_perfect_latents_are_a_row_but_no_rival(finished):
-    before = report(finished)
+def test_perfect_latents_are_a_row_but_no_rival(begun):
+    write_evaluation(begun)
+    before = report(begun)
     bound = combination(9, "test", 0.0, "reconstruction", crps_ratio_pixels=0.1357, psnr=31.46)
-    records.write_rows(finished.evaluation / "combinations.parquet", [*combination_rows(), bound])
-    after = report(finished)
+    records.write_rows(begun.evaluation / "combinations.parquet", [*combination_rows(), bound])
+    after = report(begun)
     assert "perfect latents" in Page(after).text and "31.46" in Page(after).text and "31.46" not in before
     headline, horizon = slice(0, after.index("<h2>Test")), "<h2>Over the horizon"
     assert after[headline] == before[headline]
     assert after[after.index(horizon) :] == before[before.index(horizon) :]
+
+
+def test_a_line_under_every_table_of_scores_says_the_protocol(begun):
+    write_evaluation(begun)
+    assert "Protocol: " not in report(begun)  # of an evaluation of an earlier version
+    windows = [{"clip": f"clip-{i // 2}", "start": i} for i in range(6)]
+    protocol = {
+        "dataset": {"name": "street", "preprocessing": None},
+        "frames": {"image_size": 64, "range": [-1, 1], "frame_stride": 1, "given": 4, "predicted": 8},
+        "members": {"validation": 4, "test": 5, "climatology": 16, "deterministic": 1},
+        "seed": 3,
+        "windows": {"validation": windows[:2], "test": windows},
+    }
+    (begun.evaluation / "protocol.json").write_text(json.dumps(protocol))
+    text = Page(report(begun)).text
+    test, validation = text.index("Protocol: 6 windows of 3 clips"), text.index("Protocol: 2 windows of 1 clips")
+    assert text.index("Test The chosen combination") < test < text.index("Validation All") < validation
+    assert "street's test split; 4 frames given, 8 predicted and scored; 64x64 pixels" in text
+    assert "5 members (climatology 16, without noise 1), seed 3" in text
 
 
 def with_reliability(row, members):
@@ -426,15 +446,16 @@ def with_reliability(row, members):
     return row | columns
 
 
-def test_the_page_shows_whether_the_ensembles_are_reliable(finished):
-    assert "Reliability, and whole frames" not in report(finished)  # of an evaluation without these columns
+def test_the_page_shows_whether_the_ensembles_are_reliable(begun):
+    write_evaluation(begun)
+    assert "Reliability, and whole frames" not in report(begun)  # of an evaluation without these columns
     sizes = {None: 4, "published": 4, "climatology": 16}
     rows = [
         with_reliability(row, sizes[row["baseline"]]) if row["split"] == "test" and row["baseline"] in sizes else row
         for row in combination_rows()
     ]
-    records.write_rows(finished.evaluation / "combinations.parquet", rows)
-    source = report(finished)
+    records.write_rows(begun.evaluation / "combinations.parquet", rows)
+    source = report(begun)
     text = Page(source).text
     assert source.index("<h2>Over the horizon") < source.index("<h2>Reliability") < source.index("<h2>Video")
     section = source[source.index("<h2>Reliability") : source.index("<h2>Video")]

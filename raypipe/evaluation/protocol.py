@@ -1,0 +1,149 @@
+"""evaluation/protocol.json: what every forecast of an evaluation was asked, so that others can be compared with it."""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from raypipe.common.errors import ConfigError, first_line
+from raypipe.common.files import write_json
+from raypipe.data.conversion.preprocessing import Preprocessing, every
+from raypipe.evaluation.combinations import CHOICE_WINDOWS, HeldOutSplit
+from raypipe.evaluation.table import SPLIT_NAMES
+from raypipe.forecast.windows import window_starts
+from raypipe.metrics.variogram import DISTANCES, GRID
+from raypipe.workspace.dataset import ExperimentData, dataset_preprocessing
+from raypipe.workspace.layout import Workspace
+from raypipe.workspace.manifest import dataset_hashes, manifest
+
+Protocol = Mapping[str, Any]
+METRICS = {
+    "crps_ratio": "fair CRPS (Ferro 2014) of each value of the latents, over that of the last given frame repeated",
+    "energy_ratio": "fair energy score (Gneiting and Raftery 2007) of whole latents, root mean square over their "
+    "values, over that of the last given frame repeated",
+    "variogram_ratio": "fair variogram score of order 1/2 (Scheuerer and Hamill 2015) of whole latents, over that of "
+    f"the last given frame repeated; pairs start on a grid of every (size // {GRID})-th row and column, lie "
+    f"{', '.join(map(str, DISTANCES))} apart along rows and columns with the weight 1 / distance, and between a "
+    "channel and the next one with the weight 1",
+    "spread_skill": "sqrt((M + 1) / M x variance of M members / squared error of their mean), of latents",
+    "rank_histogram": "frequency of the number of members below each true value of the latents; ties are shared",
+    "reliability_index": "sum over ranks of |frequency - 1 / (M + 1)| (Delle Monache et al. 2006); null if M = 1",
+    "coverage_50, coverage_80, coverage_90": "frequency of true values within the central interval of the ranks; null "
+    "where the interval reaches beyond the outermost members",
+    "*_pixels": "the same of decoded frames, clipped to the range",
+    "psnr": "10 log10(range^2 / mean squared error of a frame) of single members, dB",
+    "ssim": "structural similarity (Wang et al. 2004) of single members: Gaussian window of 11 x 11 pixels, standard "
+    "deviation 1.5, k1 = 0.01, k2 = 0.03, mean over channels",
+    "bodies_kept": "of the demo: share of the bodies of the last given frame that single members show at the last "
+    "predicted one with 0.4 to 2.5 times their area, found by hue",
+    "difference, behind_chosen": "crps_ratio minus that of the default and of the chosen combination, paired by window",
+    "*_se": "standard error over windows, of ratios by the delta method",
+}
+"""Columns of combinations.parquet. Every score is a mean over predicted frames and windows; given frames enter none."""
+
+
+def protocol_of(data: ExperimentData) -> dict[str, Any]:
+    """The protocol of an experiment's evaluation. `start` of a window: its first given frame, of those of its clip."""
+    experiment, root = data.experiment, data.workspace.dataset(data.experiment)
+    evaluation, dataset = experiment.evaluation, experiment.dataset
+    made = dataset_preprocessing(root)
+    counts: dict[HeldOutSplit, int] = {"val": evaluation.windows, "test": evaluation.test_windows}
+    ran = manifest(experiment)
+    return {
+        "dataset": {
+            "name": dataset.name,
+            "content": dataset_hashes(root),
+            "preprocessing": made and asdict(made),
+        },
+        "frames": {
+            "image_size": dataset.image_size,
+            "channels": 3,
+            "range": [-1, 1],
+            "frame_stride": dataset.frame_stride,
+            "given": experiment.model.num_input_frames,
+            "predicted": evaluation.horizon,
+        },
+        "members": {
+            "validation": evaluation.members,
+            "test": evaluation.test_members,
+            "climatology": evaluation.climatology_members,
+            "deterministic": 1,
+        },
+        "seed": evaluation.seed,
+        "autoencoder": data.autoencoder_hash,
+        "decoding": f"{evaluation.decoding}, chosen on at most {CHOICE_WINDOWS} validation windows",
+        "metrics": METRICS,
+        "versions": ran["versions"] | {"commit": ran["commit"]},
+        "windows": {
+            SPLIT_NAMES[split]: _windows(data, split, count) for split, count in counts.items() if split in data.splits
+        },
+    }
+
+
+def _windows(data: ExperimentData, split: HeldOutSplit, count: int) -> list[dict[str, Any]]:
+    shards = data.frames(split)
+    clips, starts = window_starts(shards.lengths, data.experiment, count, data.experiment.evaluation.seed)
+    return [{"clip": shards.names[clip], "start": start} for clip, start in zip(clips, starts, strict=True)]
+
+
+def keep_protocol(data: ExperimentData) -> None:
+    """Write `evaluation/protocol.json`.
+
+    Raises ConfigError if the scores that are there were made under another protocol, as they cannot be compared.
+    """
+    path, found = _path(data.workspace), protocol_of(data)
+    kept = read_protocol(data.workspace)
+    if kept is not None and (path.parent / "combinations.parquet").is_file():
+        other = next(_differences(kept, found), None)
+        if other is not None:
+            name, before, now = other
+            raise ConfigError(
+                f"{path}: {name} was {before} when the forecasts were scored, and is {now} now; run python -m "
+                "raypipe.evaluate --again to score all anew, or set it as before"
+            )
+    write_json(path, found)
+
+
+def read_protocol(workspace: Workspace) -> dict[str, Any] | None:
+    """The protocol of an evaluation; None if there is none, as in those of earlier versions."""
+    path = _path(workspace)
+    if not path.is_file():
+        return None
+    try:
+        return dict(json.loads(path.read_text()))
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"{path}: not a protocol ({first_line(error)}); delete it") from None
+
+
+def _path(workspace: Workspace) -> Path:
+    return workspace.evaluation / "protocol.json"
+
+
+def _differences(kept: Protocol, found: Protocol, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """(dotted name, value before, value now) of what differs, of what both have, but for the code and its words."""
+    for name in [name for name in kept if name in found and name not in ("versions", "metrics")]:
+        before, now = kept[name], found[name]
+        if isinstance(before, Mapping) and isinstance(now, Mapping):
+            yield from _differences(before, now, f"{prefix}{name}.")
+        elif isinstance(before, list) and isinstance(now, list) and len(before) != len(now):
+            yield f"the number of {prefix}{name}", len(before), len(now)
+        elif before != now:
+            yield f"{prefix}{name}", before, now
+
+
+def in_words(protocol: Protocol, split: str) -> str:
+    """The protocol of a split, `validation` or `test`, in one line."""
+    frames, members, windows = protocol["frames"], protocol["members"], protocol["windows"].get(split, [])
+    made = protocol["dataset"]["preprocessing"]
+    treated = every(frames["frame_stride"]) if made is None else f"videos {Preprocessing(**made)}"
+    if made is not None and frames["frame_stride"] > 1:
+        treated += f", then {every(frames['frame_stride'])}"
+    size, (low, high) = frames["image_size"], frames["range"]
+    return (
+        f"protocol: {len(windows)} windows of {len({window['clip'] for window in windows})} clips of "
+        f"{protocol['dataset']['name']}'s {split} split; {frames['given']} frames given, {frames['predicted']} "
+        f"predicted and scored; {size}x{size} pixels in [{low}, {high}], {treated}; {members[split]} members "
+        f"(climatology {members['climatology']}, without noise {members['deterministic']}), seed {protocol['seed']}; "
+        "clips by name, metrics and versions in evaluation/protocol.json"
+    )
