@@ -33,6 +33,8 @@ SHARES = (0.0, 0.6, 0.8, 1.0)
 """Where the splits begin and end, as shares of the time."""
 CLIP = 24
 """Least number of frames of a clip."""
+FEW_CLIPS = {"dataset.horizontal_flip": True}
+"""Fields with another default than in the other commands: of what was tried with so few clips, mirror images help most."""
 METRICS = ("crps_ratio", "crps_ratio_pixels", "energy_ratio_pixels", "psnr", "ssim")
 
 
@@ -79,8 +81,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         write_shards(root, name, np.stack(list(reader.frames(source_of(video(name))))))
         workspace = Workspace(storage, f"real-{name}")
         if not (workspace.evaluation / "report.html").is_file():
-            fields = {**overrides, "dataset.root": root, "dataset.name": name}
-            arguments = [f"--{field}={value}" for field, value in fields.items()]
+            fields = {**FEW_CLIPS, **overrides, "dataset.root": root, "dataset.name": name}
+            arguments = [f"--{field}={'null' if value is None else value}" for field, value in fields.items()]
             config = ["--config", args.config] if args.config else []
             again = ["--resume"] if (workspace.folder / "config.yaml").exists() else []
             pipeline.main([*config, *arguments, "--storage", str(storage), "--name", workspace.name, *again])
