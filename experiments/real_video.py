@@ -34,7 +34,7 @@ SHARES = (0.0, 0.6, 0.8, 1.0)
 CLIP = 24
 """Least number of frames of a clip."""
 FEW_CLIPS = {"dataset.horizontal_flip": True}
-"""Fields with another default than in the other commands: of what was tried with so few clips, mirror images help most."""
+"""Fields with another default than elsewhere: mirror images help most where there are so few clips."""
 METRICS = ("crps_ratio", "crps_ratio_pixels", "energy_ratio_pixels", "psnr", "ssim")
 
 
