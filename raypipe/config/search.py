@@ -158,7 +158,7 @@ class Search(Section):
         0.15, "the next stage uses the finalists whose CRPS ratio, once retrained, is at most this far above the best"
     )
     finalist_seeds: int = option(2, "number of seeds with which each finalist is retrained")
-    keep: int | Literal["all", "finalists"] = option(
+    keep: int | str = option(
         10,
         "trials of a stage whose weights stay when it is over, beside those of the finalists: a number (of the best), "
         "finalists (no others) or all, which also keeps the optimizers of ended trainings",
@@ -210,6 +210,8 @@ class Search(Section):
                 require(value >= least, f"search.{f.name}", f"at least {least}", value)
         require(0 <= self.seed < 2**31, "search.seed", "from 0 to below 2^31", self.seed)
         require(self.minutes is None or self.minutes > 0, "search.minutes", "above 0, or null", self.minutes)
+        known = isinstance(self.keep, int) or self.keep in ("finalists", "all")
+        require(known, "search.keep", "a number, finalists or all", self.keep)
         require(self.margin >= 0, "search.margin", "at least 0", self.margin)
         require(self.gpus_per_trial >= 0, "search.gpus_per_trial", "at least 0", self.gpus_per_trial)
         known = self.objectives in (["crps_ratio"], ["crps_ratio", "nfe_per_frame"])
