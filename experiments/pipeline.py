@@ -4,6 +4,7 @@ import time
 from collections.abc import Sequence
 
 from raypipe import cli, tune
+from raypipe.evaluation.protocol import check_protocol
 from raypipe.report import summary
 from raypipe.search import opening, pipeline, progress
 from raypipe.search.budget import Budget
@@ -21,8 +22,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     with hold(workspace):
         budget, stages = Budget(experiment.search.minutes, began), experiment.search.searched
         pipeline.run_stages(
-            experiment, workspace, stages, budget=budget, evaluates=True, warm_start=source, wandb=args.wandb
-        )
+            experiment, workspace, stages, budget=budget, evaluates=True, check=check_protocol, warm_start=source,
+            wandb=args.wandb,
+        )  # fmt: skip
         summary.finish(experiment, workspace, experiment.search.top_k, budget)
     return 0
 

@@ -9,6 +9,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import raypipe
+from experiments import pipeline as whole_pipeline
 from raypipe import checkpoint, cli, evaluate, generate, train, tune
 from raypipe.config import LOSSES, REFERENCE_COMPONENTS, ConfigError
 from raypipe.search import opening, progress, records
@@ -247,6 +248,15 @@ def test_evaluating_again_keeps_what_is_scored(two_cpus, workspace, combinations
     ]
     assert f"evaluating {workspace.folder}" in out
     assert "score on" not in err and "decode on" not in err
+
+
+def test_an_extension_that_could_not_be_evaluated_is_refused_before_it_searches(two_cpus, workspace, capfd):
+    config_file = workspace.folder / "config.yaml"
+    before = raytools.listing(workspace.folder), config_file.read_bytes()
+    argv = ["--storage", workspace.storage, "--resume", "--search.flow.trials", 9, "--evaluation.test_windows", 3]
+    assert outcome(whole_pipeline.main, "pipeline.py", argv) == 2
+    assert "the number of windows.test was 4 when the forecasts were scored, and is 3 now" in capfd.readouterr().err
+    assert (raytools.listing(workspace.folder), config_file.read_bytes()) == before
 
 
 def test_generate_works_with_no_more_than_the_storage(workspace, tmp_path, monkeypatch, capfd):

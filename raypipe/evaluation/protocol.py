@@ -88,22 +88,25 @@ def _windows(data: ExperimentData, split: HeldOutSplit, count: int) -> list[dict
 
 
 def keep_protocol(data: ExperimentData) -> None:
-    """Write `evaluation/protocol.json`. Its versions are those with which the first of the scores were made.
+    """Check the protocol, and write it. Its versions are those with which the first of the scores were made."""
+    kept, found = check_protocol(data), protocol_of(data)
+    write_json(_path(data.workspace), found if kept is None else found | {"versions": kept["versions"]})
 
-    Raises ConfigError if the scores that are there were made under another protocol, as they cannot be compared.
+
+def check_protocol(data: ExperimentData) -> Protocol | None:
+    """The protocol of the scores that an experiment has; None if there are none, or no protocol of them.
+
+    Raises ConfigError if it is not that of the present settings, as scores of two protocols cannot be compared.
     """
-    path, found = _path(data.workspace), protocol_of(data)
-    kept = read_protocol(data.workspace)
-    if kept is not None and (path.parent / "combinations.parquet").is_file():
-        other = next(_differences(kept, found), None)
-        if other is not None:
-            name, before, now = other
-            raise ConfigError(
-                f"{path}: {name} was {before} when the forecasts were scored, and is {now} now; run python -m "
-                "raypipe.evaluate --again to score all anew, or set it as before"
-            )
-        found["versions"] = kept["versions"]
-    write_json(path, found)
+    path, kept = _path(data.workspace), read_protocol(data.workspace)
+    if kept is None or not (path.parent / "combinations.parquet").is_file():
+        return None
+    for name, before, now in _differences(kept, protocol_of(data)):
+        raise ConfigError(
+            f"{path}: {name} was {before} when the forecasts were scored, and is {now} now; run python -m "
+            "raypipe.evaluate --again with it to score all anew, or set it as before"
+        )
+    return kept
 
 
 def read_protocol(workspace: Workspace) -> dict[str, Any] | None:

@@ -10,7 +10,7 @@ from pydantic import TypeAdapter
 from raypipe.common.errors import first_line
 from raypipe.common.files import write_atomic
 from raypipe.config import Component, ConfigError
-from raypipe.search.records import Row, is_finite
+from raypipe.search.records import Row, is_finite, last_rows
 from raypipe.workspace.layout import Workspace
 
 NO_DENOISER = "none"
@@ -81,13 +81,9 @@ class Trial:
 
 def last_rungs(rows: Sequence[Row], stage: str) -> list[Trial]:
     """The trials of a stage with their scores at their last rung, best first; without failed trials."""
-    last: dict[str, Row] = {}
-    for row in rows:
-        if row["stage"] == stage and row["step"] >= last.get(row["trial"], {"step": -1})["step"]:
-            last[row["trial"]] = row
     good = [
         Trial(row["trial"], row["objective"], row["noise_std"], row["loss"], row)
-        for row in last.values()
+        for row in last_rows([row for row in rows if row["stage"] == stage])
         if row["status"] != "failed" and is_finite(row["objective"])
     ]
     return sorted(good, key=lambda trial: trial.objective)

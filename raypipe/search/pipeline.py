@@ -1,7 +1,7 @@
 """Run the stages of a search in order: search, retrain the finalists, hand the best on to the next stage."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from raypipe.search.study import ended_trials, set_closed
 from raypipe.search.tuner import SearchCost, check_trial_resources, concurrent_trials, run_search
 from raypipe.search.workload import evaluation_work, stage_work
 from raypipe.training.few_data import few_data
+from raypipe.workspace.dataset import ExperimentData
 from raypipe.workspace.layout import Workspace
 
 logger = logging.getLogger(__name__)
@@ -140,17 +141,21 @@ def run_stages(
     *,
     budget: Budget,
     evaluates: bool = False,
+    check: Callable[[ExperimentData], object] | None = None,
     warm_start: Path | None = None,
     wandb: bool = False,
 ) -> None:
     """Run stages in order and print the table of finalists of each; finished stages are not run again.
 
     budget: the time of the command. evaluates: whether the command goes on with the evaluation, which needs some of it.
+    check: called with the prepared data before anything changes; may raise ConfigError.
     """
     experiment = config.replace(experiment, name=workspace.name)
     check_changes(workspace, experiment)
     check_trial_resources(experiment)
     data = prepare(experiment, workspace, wandb=wandb)
+    if check is not None:
+        check(data)
     say_ceiling(measure_ceiling(data))
     few = few_windows(data.training_shards().lengths, experiment)
     if few:
