@@ -10,7 +10,7 @@ import torch
 from pydantic import TypeAdapter
 from torch import Tensor
 
-from raypipe import checkpoint
+from raypipe import checkpoint, config
 from raypipe.common.device import choose_device
 from raypipe.common.files import write_json
 from raypipe.data.frames import to_float
@@ -97,7 +97,10 @@ class _Reconstructed:
     @classmethod
     @torch.no_grad()
     def read(cls, data: ExperimentData, split: Split, count: int) -> "_Reconstructed":
-        windows = forecast_windows(data.latents(split), data.experiment, count, data.experiment.evaluation.seed)
+        experiment = data.experiment
+        if split == "train":  # its clips may be too short for the horizon
+            experiment = config.replace(experiment, **{"evaluation.horizon": 1})
+        windows = forecast_windows(data.latents(split), experiment, count, experiment.evaluation.seed)
         truth, last = (to_float(frames) for frames in true_frames(data, split, windows))
         autoencoder = checkpoint.load_autoencoder(data.workspace.autoencoder).to(choose_device())
         return cls(truth, decode(autoencoder, windows.truth), LastFrame(last, decode(autoencoder, windows.last)))

@@ -90,7 +90,7 @@ def climatology(latents: Shards, forecasts: Forecasts, members: int, seed: int) 
 
 def true_frames(data: ExperimentData, split: Split, windows: Forecasts) -> tuple[Tensor, Tensor]:
     """True frames of windows, uint8 [n, H, height, width, 3], and the last given frames, [n, height, width, 3]."""
-    experiment, shards = data.experiment, data.frames(split)
+    experiment, shards = data.experiment, data.encoded_frames(split)
     given, stride = experiment.model.num_input_frames, experiment.dataset.frame_stride
     horizon = windows.truth.shape[1]
     read = [

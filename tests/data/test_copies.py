@@ -10,6 +10,7 @@ from raypipe.data.copies import Copies
 from raypipe.data.latents import cache_latents, check_latents, encode_shard, finish, missing_shards, open_latents
 from raypipe.data.splits import SPLITS
 from raypipe.data.windows import WindowIndex
+from raypipe.forecast.windows import forecast_windows, true_frames
 from raypipe.search.pipeline import few_windows
 from raypipe.training.component import ComponentTraining
 from raypipe.workspace.dataset import ExperimentData, frame_encoder
@@ -79,6 +80,11 @@ def test_components_are_trained_on_the_copies_and_scored_without(own_data):
     cache_latents(data.encoded_frames("train"), data.cache("train"), encode, 16, data.cache_key("train"))
     finish(data.encoded_frames("train"), data.cache("train"), data.cache_key("train"))
     assert len(data.latents("val")) == len(own_data.frames("val"))
+    windows = forecast_windows(data.latents("train"), data.experiment, 40, 0)
+    true, last = true_frames(data, "train", windows)
+    latents = encode(true.flatten(0, 1).numpy())
+    np.testing.assert_allclose(latents, windows.truth.flatten(0, 1).numpy(), atol=1e-2)
+    np.testing.assert_allclose(encode(last.numpy()), windows.last.numpy(), atol=1e-2)
     training = ComponentTraining(data.experiment, data, ParentModels())
     assert len(training._batches.index) == 4 * 6 * (10 - 3 + 1)
     training.advance(2, lambda progress: None)

@@ -8,8 +8,18 @@ import torch
 
 from raypipe import checkpoint, config
 from raypipe.data.frames import to_float
-from raypipe.forecast.ceiling import Ceiling, Reached, ceiling_rows, ceiling_warning, measure_ceiling, read_ceiling
+from raypipe.data.latents import cache_latents, finish
+from raypipe.forecast.ceiling import (
+    Ceiling,
+    Reached,
+    _Reconstructed,
+    ceiling_rows,
+    ceiling_warning,
+    measure_ceiling,
+    read_ceiling,
+)
 from raypipe.forecast.windows import forecast_windows, true_frames
+from raypipe.workspace.dataset import frame_encoder
 
 STILL = Reached(1.0, 20.0, 0.9)
 
@@ -46,6 +56,19 @@ def test_it_is_measured_once_and_again_for_another_autoencoder(own_data):
     assert measure_ceiling(other).windows == 3
     own_data.workspace.ceiling.write_text("{")
     assert read_ceiling(own_data.workspace) is None
+
+
+def test_training_clips_may_be_too_short_for_the_horizon_and_have_copies(own_data):
+    fields = {"dataset.horizontal_flip": True, "dataset.num_frames": 12, "evaluation.horizon": 10}
+    data = replace(own_data, experiment=config.replace(own_data.experiment, **fields))
+    shards, key = data.encoded_frames("train"), data.cache_key("train")
+    encode = frame_encoder(checkpoint.load_autoencoder(data.workspace.autoencoder))
+    cache_latents(shards, data.cache("train"), encode, 16, key)
+    finish(shards, data.cache("train"), key)
+    with pytest.raises(ValueError, match="clip"):
+        forecast_windows(data.latents("train"), data.experiment, 4, 0)
+    train = _Reconstructed.read(data, "train", 4)
+    assert train.truth.shape[:2] == (4, 1) and np.isfinite(train.reached("plain").psnr)
 
 
 def test_the_rows_begin_with_the_last_frame():
