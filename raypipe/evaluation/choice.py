@@ -38,7 +38,8 @@ def verdict(rows: Sequence[Row], ceiling: Ceiling | None) -> str | None:
     """A sentence that says that nothing beat the last frame, and why; None if the chosen combination beats it.
 
     rows: of combinations.parquet. Persistence wins on validation if even the best finalist scores no better; where only
-    the test split says so, the sentence names that split.
+    the test split says so, the sentence names that split. Where the ensemble wins, but its single members are farther
+    from the truth than the last frame, the sentence says so.
     """
     for split in SPLIT_NAMES.values():
         lost = [row for row in rows if row["split"] == split and row["chosen"] and loses(row)]
@@ -48,6 +49,23 @@ def verdict(rows: Sequence[Row], ceiling: Ceiling | None) -> str | None:
                 f"nothing beat the last frame: in pixels, the best forecast on {split} is no better than repeating it "
                 f"(CRPS ratio {ratio:.3f}; the last frame has 1), {_reason(lost[0], ceiling)}"
             )
+    return _farther_members(rows)
+
+
+def _farther_members(rows: Sequence[Row]) -> str | None:
+    """A sentence if single members of the chosen combination have a lower PSNR than the last frame; else None."""
+    for split in reversed(SPLIT_NAMES.values()):
+        mine = [row for row in rows if row["split"] == split and row.get("psnr") is not None]
+        chosen = next((row for row in mine if row["chosen"]), None)
+        still = next((row for row in mine if row["baseline"] == "persistence"), None)
+        if chosen is None or still is None:
+            continue
+        if chosen["psnr"] >= still["psnr"]:
+            return None
+        return (
+            f"on {split}, the ensemble beats the last frame (CRPS ratio in pixels {chosen['crps_ratio_pixels']:.3f}), "
+            f"but its single members do not: PSNR {chosen['psnr']:.1f} dB, of the last frame {still['psnr']:.1f}"
+        )
     return None
 
 

@@ -32,8 +32,10 @@ def test_where_all_lose_to_the_last_frame_the_product_decides():
     assert choose(["a", "b"], rows.get, "both") == "b"
 
 
-def row(split, latents, pixels, chosen=True):
-    return {"split": split, "crps_ratio": latents, "crps_ratio_pixels": pixels, "chosen": chosen}
+def row(split, latents, pixels, chosen=True, psnr=20.0):
+    baseline = None if chosen else "persistence"
+    scores = {"crps_ratio": latents, "crps_ratio_pixels": pixels, "psnr": psnr}
+    return {"split": split, "chosen": chosen, "baseline": baseline, **scores}
 
 
 def ceiling(ratio):
@@ -57,3 +59,14 @@ def test_the_last_frame_wins_and_the_sentence_says_why():
     assert "less than what the autoencoder loses" in verdict([row("validation", 0.8, 1.2)], ceiling(0.7))
     tested = verdict([row("validation", 0.8, 0.9), row("test", 0.8, 1.1)], None)
     assert "the best forecast on test is no better" in tested and "1.100" in tested
+
+
+@pytest.mark.parametrize(("psnr", "said"), [(18.4, True), (21.7, False), (22.0, False)])
+def test_members_farther_from_the_truth_than_the_last_frame_are_named(psnr, said):
+    rows = [row("test", 0.88, 0.887, psnr=psnr), row("test", 1.0, 1.0, chosen=False, psnr=21.7)]
+    found = verdict([*rows, row("validation", 0.9, 0.95, psnr=10.0)], None)
+    expected = (
+        "on test, the ensemble beats the last frame (CRPS ratio in pixels 0.887), "
+        "but its single members do not: PSNR 18.4 dB, of the last frame 21.7"
+    )
+    assert found == (expected if said else None)
