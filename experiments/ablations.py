@@ -116,7 +116,7 @@ def joint(experiment: Experiment, data: ExperimentData) -> tuple[nn.Module, Task
     module = build_component("joint", experiment.model, data.channels, experiment.sde.noise)
     assert isinstance(module, Joint)
     scale = None
-    if module.noise == "input":
+    if module.interpolates:
         scale = module.scale.copy_(movement_scale(data.latents("train"), experiment.dataset.frame_stride))
     return module, component_task(module, experiment, noise_scale=scale)
 

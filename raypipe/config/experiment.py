@@ -21,7 +21,7 @@ from raypipe.common.errors import ConfigError, first_line, nearest
 from raypipe.config import old_names, reference
 from raypipe.config.fields import Section, option, require, section
 from raypipe.config.search import Axis, Search
-from raypipe.config.sections import Autoencoder, Dataset, Demo, Evaluation, Latents, Model, Sde, Train
+from raypipe.config.sections import RIVALS, Autoencoder, Dataset, Demo, Evaluation, Latents, Model, Rival, Sde, Train
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,11 @@ class Experiment(Section):
 
     name: str = option(
         "demo", "name of the experiment and of its folder under the storage root (default: dataset.name)"
+    )
+    rivals: list[Rival] = option(
+        [],
+        "models of the literature that are trained after the search, for as long as its winner, and compared with it: "
+        "flow_matching, foellmer (default: both; none for the built-in dataset)",
     )
     dataset: Dataset = section(Dataset)
     demo: Demo = section(Demo)
@@ -49,6 +54,7 @@ class Experiment(Section):
         require(
             bool(re.fullmatch(r"[\w.-]+", self.name)), "name", "made of letters, digits, '.', '_' and '-'", self.name
         )
+        require(len({*self.rivals}) == len(self.rivals), "rivals", "a list without repetitions", self.rivals)
         mode, jitter, reversal = self.latents.mode, self.dataset.color_jitter, self.dataset.time_reversal
         require(not jitter or mode == "off", "latents.mode", "off if dataset.color_jitter is set", mode)
         require(not reversal or mode == "cache", "latents.mode", "cache if dataset.time_reversal is set", mode)
@@ -125,14 +131,17 @@ def _known_at(path: Sequence[str | int]) -> list[str]:
 
 
 def from_dict(tree: Mapping[str, Any], source: str = "config") -> Experiment:
-    """Validate a nested dict and make an Experiment of it. An experiment without a name gets the name of its dataset.
+    """Validate a nested dict and make an Experiment of it.
 
-    Raises ConfigError with `source`, the dotted name of the field, what is wrong and the value.
+    An experiment without a name gets the name of its dataset, and one without `rivals` all of them, unless its dataset
+    is the built-in one. Raises ConfigError with `source`, the dotted name of the field, what is wrong and the value.
     """
     tree = dict(old_names.translate(tree, source))
     if "name" not in tree and isinstance(tree.get("dataset"), Mapping) and "name" in tree["dataset"]:
         tree["name"] = tree["dataset"]["name"]
     experiment = _validate(tree, source)
+    if "rivals" not in tree and not experiment.dataset.simulated:
+        experiment = dataclasses.replace(experiment, rivals=list(RIVALS))
     _check_space(experiment, source)
     return experiment
 
@@ -236,11 +245,12 @@ def load(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Experi
 
 
 def load_stored(path: str | Path) -> Experiment:
-    """`load` for the config of an experiment that has begun: stages that did not exist at that time have no trials."""
+    """`load` for the config of an experiment that has begun: what did not exist at that time is left out of it."""
     tree = _read(path)
     search = tree.get("search")
     begun_with = search if isinstance(search, Mapping) else {}
-    later = {"search.joint.trials": 0} if "joint" not in begun_with else {}
+    later: dict[str, Any] = {"search.joint.trials": 0} if "joint" not in begun_with else {}
+    later |= {"rivals": []} if "rivals" not in tree else {}
     return from_dict(override(tree, later), source=str(path))
 
 

@@ -25,7 +25,9 @@ LOSSES: Mapping[Component, tuple[str, ...]] = {
 }
 """The losses that each component can be trained with, the default first. The denoiser has a single, unnamed loss."""
 Backbone = Literal["transformer", "conv"]
-Noise = Literal["additive", "input"]
+Rival = Literal["flow_matching", "foellmer"]
+RIVALS: tuple[Rival, ...] = ("flow_matching", "foellmer")
+Noise = Literal["additive", "input", "flow_matching", "foellmer"]
 
 
 @dataclass(frozen=True)
@@ -185,6 +187,12 @@ class Train(Section):
         return self.component == "joint" or self.loss in SCORES
 
     @property
+    def samples(self) -> int:
+        """Number of samples that pass the network in training: windows, or each frame and member of their forecasts."""
+        scored = self.steps - self.velocity_steps if self.scores_forecasts else 0
+        return self.batch_size * (self.steps + scored * (self.forecast_members * self.forecast_frames - 1))
+
+    @property
     def velocity_steps(self) -> int:
         """Number of steps on the velocity, before those on the score of forecasts; 0 if that is not the loss."""
         return round((1 - self.score_share) * self.steps) if self.scores_forecasts else 0
@@ -249,6 +257,11 @@ class Dataset(Section):
         require(self.stall_seconds > 0, "dataset.stall_seconds", "above 0", self.stall_seconds)
         require(self.frame_stride >= 1, "dataset.frame_stride", "at least 1", self.frame_stride)
 
+    @property
+    def simulated(self) -> bool:
+        """Whether the dataset is the built-in one."""
+        return self.root is None and self.name == "demo"
+
 
 @dataclass(frozen=True)
 class Demo(Section):
@@ -287,7 +300,8 @@ class Sde(Section):
     noise: Noise = option(
         "input",
         "how noise enters a joint network; additive: as g dW, with flow and diffusion as its two heads; input: the "
-        "network sees the Brownian increment of the frame interval beside the state, and g is left out",
+        "network sees the Brownian increment of the frame interval beside the state, and g is left out; flow_matching, "
+        "foellmer: the processes of `rivals`",
     )
     sigma: float = option(1e-7, "sigma: weight of the earlier state at the end of the path between two states")
     delta: float = option(1e-3, "delta: constant in the flow's nll loss, log((v - f)^2 + delta)")

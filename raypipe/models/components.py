@@ -66,9 +66,10 @@ class Diffusion(nn.Module):
 class Joint(nn.Module):
     """Flow and noise in one network, evaluated once per step.
 
-    noise `additive`: one trunk with two heads, f and g; `input`: a flow f(X_0, u, q) whose input q includes the noise
-    of the frame interval (`raypipe.sde.dynamics.mixture`), without g. channels: C. scale: c [C, 1, 1], the unit of q
-    and f, which `raypipe.training.component` sets to the root mean square of z_{t+1} - z_t in the training latents.
+    noise `additive`: one trunk with two heads, f and g; else a flow f(X_0, u, q) whose input q says where on the way to
+    the next frame it is, by noise or not (`raypipe.sde.interpolants`), without g. channels: C. scale: c [C, 1, 1], the
+    unit of q and f, which `raypipe.training.component` sets to the root mean square of z_{t+1} - z_t in the training
+    latents.
     """
 
     def __init__(
@@ -84,15 +85,20 @@ class Joint(nn.Module):
         self.noise: config.Noise = noise
         self.logit_range = logit_range
         self.scale: Tensor
-        if noise == "input":
+        if self.interpolates:
             self.register_buffer("scale", torch.ones(channels, 1, 1))
+
+    @property
+    def interpolates(self) -> bool:
+        """Whether it is a flow along an interpolant, see `noise`."""
+        return self.noise != "additive"
 
     def forward(self, x: Tensor, u: Tensor | None = None, noise: Tensor | None = None) -> Tensor:
         """State [b, K*C, h, w], time u [b] and q [b, C, h, w] -> (f, g) [b, 2*C, h, w], or f [b, C, h, w].
 
         noise None: q = 0. q is ignored if noise is additive.
         """
-        if self.noise == "input":
+        if self.interpolates:
             q = x.new_zeros(len(x), self.channels, *x.shape[2:]) if noise is None else noise / self.scale
             out: Tensor = self.scale * self.network(torch.cat([x, q], dim=1), u)
             return out
@@ -108,8 +114,9 @@ class Joint(nn.Module):
         evaluate: Evaluate = dynamics.evaluate,
     ) -> Dynamics:
         """The SDE whose flow and noise are those of this network."""
-        seen = self.noise == "input"
-        return Dynamics(self, denoiser, None if seen else self, alpha, beta, self.scale if seen else None, evaluate)
+        if not self.interpolates:
+            return Dynamics(self, denoiser, self, alpha, beta, evaluate=evaluate)
+        return Dynamics.along(self.noise, self, self.scale, denoiser, alpha=alpha, beta=beta, evaluate=evaluate)
 
 
 def bounded(raw: Tensor, logit_range: tuple[float, float]) -> Tensor:
@@ -133,7 +140,7 @@ def _diffusion(model: config.Model, channels: int, noise: config.Noise) -> nn.Mo
 
 
 def _joint(model: config.Model, channels: int, noise: config.Noise) -> nn.Module:
-    state, seen = model.num_input_frames * channels, channels if noise == "input" else 0
+    state, seen = model.num_input_frames * channels, 0 if noise == "additive" else channels
     network = build_backbone(model, state + seen, channels if seen else 2 * channels, model.time_input)
     return Joint(network, channels, noise, model.logit_range)
 

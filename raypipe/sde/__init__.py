@@ -44,6 +44,7 @@ Networks (raypipe.models.components, on a backbone of raypipe.models.backbones)
 
     (f, g)(X, u)  additive: one trunk with two heads                                          [2*C, h, w]
     f(X, u, q)    input: a flow that sees the noise of the frame interval; no g               [C, h, w]
+                  flow_matching, foellmer: the rivals, see raypipe.sde.interpolants
 
     Time input: if model.time_input is set, flow and diffusion also see u. In the transformer, one Linear(1, inner_dim)
     of u is added to all tokens; in the convolutional network, one in every block. u is set to 0 in a fraction

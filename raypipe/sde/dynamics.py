@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from raypipe.sde.interpolants import INPUT, INTERPOLANTS, Interpolant
 from raypipe.sde.solvers import Solver
 
 Field = Callable[..., Tensor]
@@ -16,9 +17,6 @@ Field = Callable[..., Tensor]
 
 The output is [b, C, h, w] (flow, diffusion), [b, 2*C, h, w] (flow and diffusion in one) or [b, K*C, h, w] (denoiser).
 """
-
-LEAST_LEFT = 0.05
-"""Least 1 - u by which the way that is left is divided: a solver may evaluate the drift at u = 1, too."""
 
 Evaluate = Callable[[Sequence[Field], Tensor, Tensor, "Tensor | None"], Sequence[Tensor]]
 """(fields, X, u, q) -> the output of each field."""
@@ -33,9 +31,9 @@ def evaluate(fields: Sequence[Field], x: Tensor, u: Tensor, noise: Tensor | None
 class Dynamics:
     """The three components of the SDE and their magnitudes. Without noise, the forecast is deterministic.
 
-    diffusion: the same object as `flow` if one network computes both. noise_scale: c [C, 1, 1], if the flow sees the
-    noise of the frame interval; then there is no diffusion. alpha, beta: denoising and noise magnitude, at least 0;
-    beta multiplies g or xi. evaluate: function that evaluates the fields which share an input, such as
+    diffusion: the same object as `flow` if one network computes both. noise_scale: c [C, 1, 1], if the flow sees where
+    on the way between two frames it is, along `interpolant`, see `along`. alpha, beta: denoising and noise magnitude,
+    at least 0; beta multiplies g or xi. evaluate: function that evaluates the fields which share an input, such as
     `raypipe.sde.compiled.compiled_evaluate()`.
     """
 
@@ -46,6 +44,24 @@ class Dynamics:
     beta: float = 1.0
     noise_scale: Tensor | None = None
     evaluate: Evaluate = evaluate
+    interpolant: Interpolant = INPUT
+
+    @classmethod
+    def along(
+        cls,
+        kind: str,
+        network: Field,
+        scale: Tensor,
+        denoiser: Field | None = None,
+        *,
+        alpha: float = 1.0,
+        beta: float = 1.0,
+        evaluate: Evaluate = evaluate,
+    ) -> "Dynamics":
+        """The dynamics of a network that was trained on an interpolant, a key of INTERPOLANTS. scale: c [C, 1, 1]."""
+        interpolant = INTERPOLANTS[kind]
+        known = None if interpolant.profile is None else ConstantDiffusion(scale.flatten(), interpolant.profile)
+        return cls(network, denoiser, known, alpha, beta, scale, evaluate, interpolant)
 
     @property
     def joint(self) -> bool:
@@ -54,8 +70,8 @@ class Dynamics:
 
     @property
     def noise_input(self) -> bool:
-        """Whether the flow sees the noise of the frame interval."""
-        return self.noise_scale is not None
+        """Whether the flow sees the noise of the frame interval, so that none acts as g dW."""
+        return self.noise_scale is not None and self.diffusion is None
 
     @property
     def drift_fields(self) -> tuple[Field, ...]:
@@ -82,7 +98,7 @@ class Dynamics:
     def interval(self, start: Tensor, noise: Tensor | None = None) -> "Interval":
         """The SDE within the frame interval that begins at the state `start`, [b, K*C, h, w].
 
-        noise: xi [b, C, h, w], the increment of the Brownian motion over the interval, if the flow sees it; None: 0.
+        noise: xi [b, C, h, w], the increment of the Brownian motion over the interval, if `noise_input`; None: 0.
         """
         if self.noise_scale is None:
             return Interval(self, start)
@@ -105,9 +121,7 @@ class Interval:
     def drift(self, x: Tensor, u: float) -> Tensor:
         """F(X, u) + alpha d(X), [b, K*C, h, w]."""
         f, *rest = self._evaluate(self._dynamics.drift_fields, x, u)
-        if self._noise_seen is not None:
-            f = (f - self._moved(x)) / max(1 - u, LEAST_LEFT)
-        return self._drift(f.chunk(2, dim=1)[0] if self._dynamics.joint else f, *rest)
+        return self._drift(self._velocity(f.chunk(2, dim=1)[0] if self._dynamics.joint else f, x, u), *rest)
 
     def noise(self, x: Tensor, u: float) -> Callable[[Tensor | float], Tensor]:
         """The linear map dW [b, C, h, w] -> beta G(X, u) dW [b, K*C, h, w], which is zero except for the last frame.
@@ -127,19 +141,26 @@ class Interval:
             f, g = both.chunk(2, dim=1)
         else:
             f, *rest, g = self._evaluate((*dynamics.drift_fields, dynamics.diffusion), x, u)
-        return self._drift(f, *rest), self._noise(x, g)
+        return self._drift(self._velocity(f, x, u), *rest), self._noise(x, g)
 
     def _evaluate(self, fields: Sequence[Field], x: Tensor, u: float) -> Sequence[Tensor]:
         time = torch.full((len(x),), u, device=x.device, dtype=x.dtype)
         if self._noise_seen is None:
             return self._dynamics.evaluate(fields, x, time, None)
-        return self._dynamics.evaluate(fields, self._start, time, mixture(self._noise_seen, self._moved(x), u))
+        seen = self._dynamics.interpolant.seen(self._gone(x), self._noise_seen, u)
+        return self._dynamics.evaluate(fields, self._start, time, seen)
 
-    def _moved(self, x: Tensor) -> Tensor:
+    def _gone(self, x: Tensor) -> Tensor:
         """z_u - z_t, [b, C, h, w]."""
         assert self._noise_seen is not None
         channels = self._noise_seen.shape[1]
         return x[:, -channels:] - self._start[:, -channels:]
+
+    def _velocity(self, f: Tensor, x: Tensor, u: float) -> Tensor:
+        """The velocity of the last frame, [b, C, h, w], from the flow's answer."""
+        if self._noise_seen is None:
+            return f
+        return self._dynamics.interpolant.drift(f, self._gone(x), self._noise_seen, u)
 
     def _drift(self, flow: Tensor, denoising: Tensor | None = None) -> Tensor:
         channels = flow.shape[1]
@@ -152,21 +173,19 @@ class Interval:
         return lambda increment: torch.cat([older_frames, scaled * increment], dim=1)
 
 
-def mixture(noise: Tensor, moved: Tensor, u: Tensor | float) -> Tensor:
-    """q_u = (1-u) c xi + (z_u - z_t), [b, C, h, w]: what a flow sees of the noise and of the way the last frame went.
-
-    noise: c xi; moved: z_u - z_t, both [b, C, h, w]. As u goes to 1, the movement takes the place of the noise.
-    """
-    return (1 - u) * noise + moved
-
-
 @dataclass(frozen=True)
 class ConstantDiffusion:
-    """A diffusion g that does not depend on the state: one standard deviation per channel, std [C]."""
+    """A diffusion g that does not depend on the state: one standard deviation per channel, std [C].
+
+    profile: u [b] -> factor of std, [b], if it depends on the time.
+    """
 
     std: Tensor
+    profile: Callable[[Tensor], Tensor] | None = None
 
     def __call__(self, x: Tensor, u: Tensor, noise: Tensor | None = None) -> Tensor:
-        """State [b, K*C, h, w] -> g [b, C, h, w]. u and noise are ignored."""
+        """State [b, K*C, h, w] and time u [b] -> g [b, C, h, w]. noise is ignored."""
         std = self.std.to(x.device, x.dtype)[None, :, None, None]
+        if self.profile is not None:
+            std = self.profile(u)[:, None, None, None] * std
         return std.expand(len(x), -1, *x.shape[2:])

@@ -80,7 +80,7 @@ class ComponentTraining(NetworkTraining):
         wrapped = inner if wrap is None else wrap(inner)
         encode = data.encoder(train.random_seed, device)
         scale = None
-        if isinstance(module, Joint) and module.noise == "input":
+        if isinstance(module, Joint) and module.interpolates:
             scale = module.scale.copy_(movement_scale(data.latents("train"), stride))
         task = component_task(wrapped, experiment, flow=flow, noise_scale=scale, encode=encode)
         super().__init__(

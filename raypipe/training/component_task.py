@@ -10,7 +10,8 @@ from raypipe.config import Component, Experiment
 from raypipe.data.batches import TrainBatch
 from raypipe.sde import losses
 from raypipe.sde.brownian import brownian_end
-from raypipe.sde.dynamics import Dynamics, mixture
+from raypipe.sde.dynamics import Dynamics
+from raypipe.sde.interpolants import INTERPOLANTS
 from raypipe.sde.path import PathSample, stack
 from raypipe.training.forecast_task import ForecastTask
 from raypipe.training.loop import Task
@@ -38,8 +39,8 @@ def component_task(
         return ComponentTask(module, experiment, flow=flow, encode=encode)
     before: Task
     if noise_scale is not None:
-        before = FlowMatchingTask(module, experiment, noise_scale, encode=encode)
-        dynamics = Dynamics(module, noise_scale=noise_scale)
+        before = InterpolantTask(module, experiment, noise_scale, encode=encode)
+        dynamics = Dynamics.along(experiment.sde.noise, module, noise_scale)
     else:
         loss = VELOCITY if flow is None else "nll"
         before = ComponentTask(module, experiment, loss, flow=flow, encode=encode)
@@ -83,11 +84,11 @@ class ComponentTask:
         return self._loss(output.float(), sample, residual, self._settings.sde.delta)
 
 
-class FlowMatchingTask:
-    """The loss of the velocity of a joint network that sees the noise, on windows as in `ComponentTask`.
+class InterpolantTask:
+    """The loss of a joint network on the interpolant that `sde.noise` names, on windows as in `ComponentTask`.
 
-    mean((v - f(X_t + eps, u, q))^2 / c^2), where q mixes the noise with the way that the frame has gone at the time u
-    of a straight path (`raypipe.sde.dynamics.mixture`). noise_scale: c [C, 1, 1]. encode: see `begin_step`.
+    mean((target - f(X_t + eps, u, q))^2 / c^2), see `raypipe.sde.interpolants`. noise_scale: c [C, 1, 1]. encode: see
+    `begin_step`.
     """
 
     def __init__(
@@ -105,9 +106,10 @@ class FlowMatchingTask:
         keys = noise_keys(self._settings, batch, window.device)
         noise = self._scale * brownian_end(keys, 0, window.shape[2:])
         u, given = sample.time[:, None, None, None], window[:, : self._settings.model.num_input_frames]
-        seen = mixture(noise, u * sample.velocity, u)
-        way = self.module(stack(given) + sample.noise, sample.time, seen).float()
-        return losses.flow_mse(way / self._scale, sample.velocity / self._scale)
+        way = INTERPOLANTS[self._settings.sde.noise]
+        seen = way.seen(way.gone(sample.velocity, noise, u), noise, u)
+        answer = self.module(stack(given) + sample.noise, sample.time, seen).float()
+        return losses.flow_mse(answer / self._scale, way.target(sample.velocity, noise, u) / self._scale)
 
 
 def chosen_loss(component: Component, loss: str | None) -> str | None:

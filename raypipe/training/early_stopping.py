@@ -133,9 +133,5 @@ def check_interval(experiment: Experiment, lengths: npt.ArrayLike) -> int | None
     if few_data(lengths, experiment, train.steps) is None:
         return None
     check = min(WINDOWS, evaluation.windows) * evaluation.members * evaluation.horizon * evaluation.steps[0]
-    samples = float(train.batch_size)
-    if train.scores_forecasts:
-        scored = 1 - train.velocity_steps / train.steps
-        samples *= 1 + scored * (train.forecast_members * train.forecast_frames - 1)
-    every = max(math.ceil(SHARE * train.steps), math.ceil(check / (SHARE * 4 * samples)))
+    every = max(math.ceil(SHARE * train.steps), math.ceil(check / (SHARE * 4 * train.samples / train.steps)))
     return every if 2 * every <= train.steps else None

@@ -190,7 +190,7 @@ def prepare_dataset(workspace: Workspace, experiment: Experiment, progress: Call
 
 def is_simulated(experiment: Experiment) -> bool:
     """Whether the dataset is the built-in one, which is simulated."""
-    return experiment.dataset.root is None and experiment.dataset.name == "demo"
+    return experiment.dataset.simulated
 
 
 def splits_of(root: Folder) -> tuple[Split, ...]:

@@ -283,6 +283,33 @@ def test_every_field_says_what_it_means():
         assert field.metadata.get("help") or name == "name", name
 
 
+def test_rivals_are_compared_with_unless_the_dataset_is_the_built_in_one(tmp_path):
+    both = ["flow_matching", "foellmer"]
+    assert from_dict({}).rivals == Experiment().rivals == []
+    assert from_dict({"rivals": both}).rivals == both
+    for dataset in ({"root": "shards"}, {"name": "kth"}):
+        assert from_dict({"dataset": dataset}).rivals == both
+        assert from_dict({"dataset": dataset, "rivals": []}).rivals == []
+    path = tmp_path / "c.yaml"
+    path.write_text("dataset: {name: kth}")
+    assert load(path).rivals == both
+    assert config.load_stored(path).rivals == []  # it has begun without
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["gan"], "config: rivals.0: input should be 'flow_matching' or 'foellmer', not 'gan'"),
+        ("foellmer", "config: rivals: input should be a valid list, not 'foellmer'"),
+        (["foellmer"] * 2, "config: rivals: must be a list without repetitions, not ['foellmer', 'foellmer']"),
+    ],
+)
+def test_unknown_rivals_are_refused(given, message):
+    with pytest.raises(ConfigError) as caught:
+        from_dict({"rivals": given})
+    assert str(caught.value) == message
+
+
 PUBLISHED = {
     "autoencoder.type": "vqvae",
     "autoencoder.channels": 4,

@@ -49,7 +49,7 @@ def task_of(settings: config.Experiment, module: nn.Module) -> Task:
     flow: nn.Module | None = build_component("flow", settings.model, CHANNELS).eval().requires_grad_(False)
     flow = flow if settings.train.component == "diffusion" else None
     joint = getattr(module, "module", module)
-    seen = isinstance(joint, Joint) and joint.noise == "input"
+    seen = isinstance(joint, Joint) and joint.interpolates
     return component_task(module, settings, flow=flow, noise_scale=joint.scale if seen else None)
 
 

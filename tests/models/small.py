@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from raypipe.config import Model
+from raypipe.config import RIVALS, Model
 from raypipe.models.components import build_component
 
 CHANNELS, HEIGHT, WIDTH, BATCH = 3, 4, 6, 2
@@ -13,6 +13,7 @@ KINDS = [
     for network in ("flow", "denoiser", "diffusion", "joint:additive", "joint:input")
     for backbone in ("transformer", "conv")
 ]
+KINDS += [f"joint:{rival}@conv" for rival in RIVALS]
 """component, how noise enters it (joint only), and backbone, as component:noise@backbone."""
 ALL = pytest.mark.parametrize("kind", KINDS)
 

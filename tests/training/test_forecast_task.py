@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from raypipe import config
+from raypipe.config import RIVALS
 from raypipe.data.batches import TrainBatch
 from raypipe.metrics.ensemble import energy_score, fair_crps
 from raypipe.models.components import Joint, build_component
@@ -19,7 +20,7 @@ from raypipe.training.loop import Task
 from tests.models.small import awake
 
 K, T, C, H, W = 2, 3, 2, 4, 4
-NOISES = pytest.mark.parametrize("noise", ["additive", "input"])
+NOISES = pytest.mark.parametrize("noise", ["additive", "input", *RIVALS])
 
 
 def settings(noise: str, **values: object) -> config.Experiment:
@@ -44,7 +45,7 @@ def network(experiment: config.Experiment) -> Joint:
 
 
 def task_of(module: Joint, experiment: config.Experiment) -> Task:
-    return component_task(module, experiment, noise_scale=module.scale if module.noise == "input" else None)
+    return component_task(module, experiment, noise_scale=module.scale if module.interpolates else None)
 
 
 def batch(step: int, count: int = 6, offset: int = 0, total: int = 6) -> TrainBatch:
