@@ -18,6 +18,7 @@ from PIL import Image
 from raypipe import cli
 from raypipe.common import terminal
 from raypipe.common.files import atomic_path, write_json
+from raypipe.config import RIVALS
 from raypipe.evaluation import table
 from raypipe.forecast.film import strip
 from raypipe.search import records
@@ -78,12 +79,16 @@ def save_picture(sample: Path, path: Path) -> None:
 def summarize(runs: Sequence[Sequence[records.Row]]) -> dict[str, dict[str, Any]]:
     """Mean and standard deviation over runs of each metric on test, by baseline (or `chosen`) and metric.
 
-    runs: rows of combinations.parquet of each run. The best of the first run comes first. What some of the runs lack is
-    left out: runs of earlier versions have fewer rows.
+    The name of a rival is followed by its integration steps. runs: rows of combinations.parquet of each run. The best
+    of the first run comes first. What some of the runs lack is left out: runs of earlier versions have fewer rows.
     """
-    tested = [{r["baseline"] or "chosen": r for r in rows if r["split"] == "test"} for rows in runs]
+    tested = [{_name(r): r for r in rows if r["split"] == "test"} for rows in runs]
     names = sorted(set.intersection(*map(set, tested)), key=lambda name: tested[0][name]["crps_ratio"])
     return {name: {metric: _spread([run[name][metric] for run in tested]) for metric in METRICS} for name in names}
+
+
+def _name(row: records.Row) -> str:
+    return f"{row['baseline']} {row['steps']}" if row["baseline"] in RIVALS else row["baseline"] or "chosen"
 
 
 def spread_of_margins(runs: Sequence[Sequence[records.Row]]) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """Score the combinations of the best flows, denoisers and diffusions: ``python -m raypipe.evaluate``.
 
 All combinations are scored on the validation split, in parallel Ray tasks. The best one and the baselines are then
-scored once on the test split. The best one is saved in ``best/``, which `raypipe.load_predictor` and
-``raypipe.generate`` read.
+scored once on the test split; `rivals` that are not trained yet are trained before. The best one is saved in
+``best/``, which `raypipe.load_predictor` and ``raypipe.generate`` read.
 """
 
 import shutil
@@ -15,6 +15,7 @@ from raypipe.distributed.capacity import check_evaluation
 from raypipe.distributed.connection import start_ray
 from raypipe.evaluation.run import StageFinalists, is_searched
 from raypipe.report.summary import finish
+from raypipe.search.rivals import train_rivals
 from raypipe.workspace.claims import latest
 from raypipe.workspace.layout import Workspace
 
@@ -62,6 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.again:
         shutil.rmtree(workspace.evaluation, ignore_errors=True)
     terminal.say(f"evaluating {workspace.folder}")
+    train_rivals(experiment, workspace)
     finish(experiment, workspace, args.top_k or experiment.search.top_k)
     return 0
 

@@ -44,6 +44,7 @@ DATA: dict[str, Any] = {
     "demo.clip_frames": 10,
 }
 TINY: dict[str, Any] = DATA | {
+    "rivals": [],
     "autoencoder.width": 8,
     "autoencoder.steps": 60,
     "model.inner_dim": 8,

@@ -1,15 +1,18 @@
-"""Which combination is chosen, and whether it is better than repeating the last frame, as a viewer sees it."""
+"""Which combination is chosen, and whether it is better than its rivals and than repeating the last frame."""
 
 import math
 from collections.abc import Callable, Sequence
 from typing import Literal
 
+from raypipe.config import RIVALS
 from raypipe.evaluation.combinations import Combination
 from raypipe.evaluation.table import SPLIT_NAMES, CombinationRow
 from raypipe.forecast.ceiling import Ceiling
-from raypipe.search.records import Row
+from raypipe.search.records import Row, is_finite
 
 ChooseBy = Literal["latents", "pixels", "both"]
+RIVAL_NAMES = {"flow_matching": "flow matching", "foellmer": "the Foellmer process"}
+"""The rivals of the config in a sentence."""
 
 
 def choose(finalists: Sequence[Combination], row: Callable[[Combination], CombinationRow], by: ChooseBy) -> Combination:
@@ -84,3 +87,34 @@ def _reason(row: Row, ceiling: Ceiling | None) -> str:
         f"because what is gained in latents (CRPS ratio {row['crps_ratio']:.3f}) is less than what the autoencoder "
         "loses; more of --autoencoder.steps, --autoencoder.channels or training videos help"
     )
+
+
+def against_rivals(rows: Sequence[Row]) -> str | None:
+    """A sentence that compares the chosen combination with the best rival at its cost, and with the best at a higher.
+
+    rows: of combinations.parquet. Differences are paired by window, on test, or on validation if nothing is scored on
+    test yet. None without rivals.
+    """
+    for split in reversed(SPLIT_NAMES.values()):
+        scored = [row for row in rows if row["split"] == split and is_finite(row.get("behind_chosen"))]
+        rivals = [row for row in scored if row["baseline"] in RIVALS]
+        chosen = next((row for row in scored if row["chosen"]), None)
+        if chosen is None or not rivals:
+            continue
+        cost = chosen["nfe_per_frame"]
+        cheap, dear = ([r for r in rivals if (r["nfe_per_frame"] > cost) == more] for more in (False, True))
+        evaluations = f"{cost:g} network evaluation{'s' * (cost != 1)}"
+        parts = [f"with {evaluations} a frame, the chosen combination is {_compared(cheap, cost)}"] if cheap else []
+        parts += [f"at a higher cost, it is {_compared(dear, cost)}"] if dear else []
+        return f"on {split}, {'; '.join(parts)} (CRPS ratios, paired by window)"
+    return None
+
+
+def _compared(rivals: Sequence[Row], cost: float) -> str:
+    """How the chosen combination compares with the best of some rivals. cost: its network evaluations a frame."""
+    best = min(rivals, key=lambda row: row["behind_chosen"])
+    gap, se, calls = best["behind_chosen"], best["behind_chosen_se"], best["nfe_per_frame"]
+    name = RIVAL_NAMES[best["baseline"]] + ("" if calls == cost else f" with {calls:g}")
+    if abs(gap) <= se:
+        return f"as good as the best rival, {name}: {gap:+.3f} ± {se:.3f}"
+    return f"{'better' if gap > 0 else 'worse'} than the best rival, {name}, by {abs(gap):.3f} ± {se:.3f}"

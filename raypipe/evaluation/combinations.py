@@ -24,14 +24,16 @@ from raypipe.models.components import Joint
 from raypipe.sde.dynamics import ConstantDiffusion, Dynamics
 from raypipe.sde.solvers import SOLVERS
 from raypipe.search.finalists import NO_DENOISER, Finalist
+from raypipe.training.monitor import training_seconds
 from raypipe.workspace.dataset import ExperimentData, is_simulated
 
 HeldOutSplit = Literal["val", "test"]
 """Splits on which combinations are scored."""
 CHOICE_WINDOWS = 32
 """Number of windows on which the decoding of a combination is chosen; its scores are then of all windows."""
-Baseline = Literal["persistence", "climatology", "flow", "published", "reconstruction"]
-"""Names of the baselines in combinations.parquet. `published` is the default, see `default_combination`.
+Baseline = Literal["persistence", "climatology", "flow", "published", "reconstruction", "flow_matching", "foellmer"]
+"""Names of the baselines in combinations.parquet. `published` is the default, see `default_combination`. The last two
+are the rivals of the config.
 
 `reconstruction` is no rival but a bound: the true latents, so its scores in pixels are the best that forecasts in
 latents can be expected to reach with this autoencoder.
@@ -70,6 +72,14 @@ class Combination:
     def flow_component(self) -> Component:
         """The component that serves as the flow."""
         return "joint" if self.diffusion == JOINT else "flow"
+
+    @property
+    def models(self) -> list[tuple[Component, str]]:
+        """Component and name of each of its models."""
+        flows = (self.flow_model, *self.more_models)
+        found: list[tuple[Component, str | None]] = [(self.flow_component, flow) for flow in flows]
+        found += [("denoiser", self.denoiser_model), ("diffusion", self.diffusion_model)]
+        return [(component, name) for component, name in found if name is not None]
 
     @property
     def key(self) -> str:
@@ -147,7 +157,8 @@ class Result:
     """The score of a combination on a split. fields: of whole latents.
 
     nfe_per_frame: network evaluations per predicted frame. seconds_per_frame: time per predicted frame of one member,
-    forecast in batches, without decoding. pixels: None if the forecasts were not decoded.
+    forecast in batches, without decoding. training_seconds: time of the training steps of all its networks; None if
+    there are none, or without their logs. pixels: None if the forecasts were not decoded.
     """
 
     combination: Combination
@@ -155,6 +166,7 @@ class Result:
     fields: FieldScores
     nfe_per_frame: int
     seconds_per_frame: float
+    training_seconds: float | None
     pixels: Pixels | None = None
 
 
@@ -200,7 +212,8 @@ class CombinationScorer:
         fields = score_fields([distinct(forecasts) for forecasts in members], truth, last)
         decoding, pixels = self._pixels(combination, members) if decode else (combination.decoding, None)
         done = replace(combination, decoding=decoding)
-        return Result(done, result, fields, nfe * combination.steps, seconds, pixels)
+        trained = training_seconds([self._data.workspace.run(*model) for model in combination.models])
+        return Result(done, result, fields, nfe * combination.steps, seconds, trained, pixels)
 
     def _forecast(self, combination: Combination) -> tuple[Tensor, int]:
         """The ensemble forecast in latent space, [n, M, H, C, h, w], and network evaluations per integration step."""

@@ -24,6 +24,7 @@ from raypipe.evaluation.combinations import (
     default_combination,
 )
 from raypipe.evaluation.protocol import keep_protocol
+from raypipe.evaluation.rivals import rival_combinations
 from raypipe.evaluation.samples import save_samples
 from raypipe.evaluation.table import SPLIT_NAMES, Table
 from raypipe.forecast.decoding import PLAIN
@@ -59,7 +60,8 @@ def run_evaluation(experiment: Experiment, workspace: Workspace, top_k: int) -> 
     """Evaluate a search and write `evaluation/`, `samples/` and `best/`. Existing scores are not computed again.
 
     The candidates and the default are scored on validation, the best of the finalists is chosen by latents and pixels
-    (`evaluation.choose_by`), and only the chosen combination and the baselines are scored on test. top_k: see
+    (`evaluation.choose_by`), and only the chosen combination and the baselines are scored on test. The trained `rivals`
+    are among the baselines. top_k: see
     `combinations`. Returns the rows of combinations.parquet. Raises ConfigError if a stage is not finished, or if
     existing scores are of another protocol.
     """
@@ -74,7 +76,10 @@ def run_evaluation(experiment: Experiment, workspace: Workspace, top_k: int) -> 
     finalists = ranked[: evaluation.finalists]
     nothing = Combination(flow=None, denoiser=None, diffusion=None, steps=0)
     persistence = replace(nothing, baseline="persistence")
-    _score_split(data, "val", [*finalists, default, persistence], evaluation.windows, table, decode=True)
+    rivals = rival_combinations(experiment, workspace)
+    for rival in experiment.rivals:
+        table.forget(rival, {c.key for c in rivals})
+    _score_split(data, "val", [*rivals, *finalists, default, persistence], evaluation.windows, table, decode=True)
 
     chosen = choose([table.fitted("val", c) for c in finalists], partial(table.row, "val"), evaluation.choose_by)
     without_noise = (
@@ -82,6 +87,7 @@ def run_evaluation(experiment: Experiment, workspace: Workspace, top_k: int) -> 
     )
     alone = replace(chosen, denoiser=None, denoiser_model=None, more_models=(), baseline="flow", **without_noise)
     tested = [
+        *(table.fitted("val", c) for c in rivals),
         chosen,
         table.fitted("val", default),
         alone,

@@ -1,12 +1,13 @@
 """combinations.parquet: the score of each combination on each split, and paired differences between scores."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from raypipe.evaluation.combinations import Combination, HeldOutSplit, Result
+from raypipe.config import RIVALS
+from raypipe.evaluation.combinations import Baseline, Combination, HeldOutSplit, Result
 from raypipe.forecast.decoding import PLAIN
 from raypipe.metrics.calibration import LEVELS, RankHistogram
 from raypipe.metrics.ensemble import Score
@@ -22,17 +23,31 @@ SPLIT_NAMES: dict[HeldOutSplit, str] = {"val": "validation", "test": "test"}
 class Margin:
     """crps_ratio of the chosen combination minus that of the best baseline, on the same windows.
 
-    default: name of the best baseline. se: standard error of the difference, paired by window; nan if unknown.
+    default: name of the best baseline. steps: its integration steps per frame, if it is a rival. se: standard error of
+    the difference, paired by window; nan if unknown.
     """
 
     default: str
     difference: float
     se: float
+    steps: int | None = None
 
 
-def is_rival(row: Row) -> bool:
+def is_compared(row: Row) -> bool:
     """Whether a row of combinations.parquet is a baseline to be compared with, which perfect latents are not."""
     return row["baseline"] not in (None, "reconstruction")
+
+
+def best_of_each(rows: Sequence[Row]) -> list[Row]:
+    """The best row of each baseline to be compared with: a rival has one for each number of steps."""
+    best: dict[str, Row] = {}
+    for row in sorted(filter(is_compared, rows), key=_ratio):
+        best.setdefault(row["baseline"], row)
+    return list(best.values())
+
+
+def _ratio(row: Row) -> float:
+    return float(row["crps_ratio"]) if is_finite(row["crps_ratio"]) else math.inf
 
 
 def margin_over_best_default(rows: Sequence[Row], split: str) -> Margin | None:
@@ -43,12 +58,13 @@ def margin_over_best_default(rows: Sequence[Row], split: str) -> Margin | None:
     """
     scored = [row for row in rows if row["split"] == split and is_finite(row["crps_ratio"])]
     chosen = next((row for row in scored if row["chosen"]), None)
-    defaults = [row for row in scored if is_rival(row)]
+    defaults = [row for row in scored if is_compared(row)]
     if chosen is None or not defaults:
         return None
     best = min(defaults, key=lambda row: row["crps_ratio"])
     se = best.get("behind_chosen_se")
-    return Margin(best["baseline"], chosen["crps_ratio"] - best["crps_ratio"], math.nan if se is None else se)
+    steps = best["steps"] if best["baseline"] in RIVALS else None
+    return Margin(best["baseline"], chosen["crps_ratio"] - best["crps_ratio"], math.nan if se is None else se, steps)
 
 
 @dataclass(frozen=True)
@@ -107,6 +123,7 @@ class CombinationRow:
     coverage_80_pixels: float | None = None
     coverage_90: float | None = None
     coverage_90_pixels: float | None = None
+    training_seconds: float | None = None
 
 
 class Table:
@@ -170,6 +187,7 @@ class Table:
             spread_skill=score.spread_skill,
             nfe_per_frame=result.nfe_per_frame,
             seconds_per_frame=result.seconds_per_frame,
+            training_seconds=result.training_seconds,
             crps_ratio_by_step=score.ratio_by_step.tolist(),
             spread_skill_by_step=score.spread_skill_by_step.tolist(),
             energy_ratio=result.fields.energy_ratio,
@@ -180,6 +198,10 @@ class Table:
         )
         self._rows[row.split, row.key] = row
         self.save()
+
+    def forget(self, baseline: Baseline, kept: Collection[str]) -> None:
+        """Remove the rows of a baseline with other keys, which are of models of an earlier state of the search."""
+        self._rows = {k: row for k, row in self._rows.items() if row.baseline != baseline or row.key in kept}
 
     def mark_chosen(self, chosen: Combination, default: Combination) -> None:
         """Mark the chosen combination, and fill in the columns `difference` and `behind_chosen` of all rows."""

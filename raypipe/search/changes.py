@@ -19,7 +19,7 @@ from raypipe.search.takeover import Space, take_over
 from raypipe.workspace.layout import Workspace
 
 FREE = {
-    *("name", "dataset.root", "dataset.cache", "dataset.cache_gb", "dataset.stall_seconds"),
+    *("name", "rivals", "dataset.root", "dataset.cache", "dataset.cache_gb", "dataset.stall_seconds"),
     *("train.component", "train.loss", "train.steps", "train.warmup_steps"),
     *("train.num_workers", "train.cpus_per_worker", "train.max_failures", "train.checkpoint_every"),
     *("train.compile", "train.accumulate"),

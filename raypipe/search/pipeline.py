@@ -22,6 +22,7 @@ from raypipe.search.keep import tidy
 from raypipe.search.parents import fix_parents, parent_axes
 from raypipe.search.progress import is_searched
 from raypipe.search.refits import refit
+from raypipe.search.rivals import train_rivals
 from raypipe.search.stage import Stage
 from raypipe.search.study import ended_trials, set_closed
 from raypipe.search.tuner import SearchCost, check_trial_resources, concurrent_trials, run_search
@@ -147,7 +148,8 @@ def run_stages(
 ) -> None:
     """Run stages in order and print the table of finalists of each; finished stages are not run again.
 
-    budget: the time of the command. evaluates: whether the command goes on with the evaluation, which needs some of it.
+    budget: the time of the command. evaluates: whether the command goes on with the evaluation, which needs some of it;
+    then the rivals are trained in the end.
     check: called with the prepared data before anything changes; may raise ConfigError.
     """
     experiment = config.replace(experiment, name=workspace.name)
@@ -170,6 +172,8 @@ def run_stages(
             run_stage(replace(stage, warm_start=warm_start, wandb=wandb), extra, budget)
         terminal.say(f"\n{component} stage of {workspace.folder}")
         terminal.say(stage_table(workspace, component))
+    if evaluates:
+        train_rivals(experiment, workspace, wandb=wandb)
 
 
 def _plan(

@@ -38,16 +38,21 @@ def refit(stage: Stage, chosen: Sequence[Trial]) -> list[Finalist]:
     Returns the finalists, best first.
     """
     jobs = _jobs(stage, chosen)
-    left = [job for group in jobs.values() for job in group]
-    # An interrupted Ray run resumes under its name. A finished one cannot be extended, so other jobs need another name.
     trials = ended_trials(stage.workspace.study, stage.component)
-    digest = zlib.crc32(" ".join(job.name for job in left).encode())
-    name = f"{stage.component}-refit-{trials}-{digest:08x}"
-    train_jobs(left, _settings(stage, name, len(left)))
-    for job in left:
+    train_together(stage, f"{stage.component}-refit-{trials}", [job for group in jobs.values() for job in group])
+    return _rank(stage, chosen, jobs)
+
+
+def train_together(stage: Stage, name: str, jobs: Sequence[ComponentJob]) -> None:
+    """Train jobs in one Ray run. name: first part of its name; the rest depends on the jobs.
+
+    An interrupted Ray run resumes under its name. A finished one cannot be extended, so other jobs need another name.
+    """
+    digest = zlib.crc32(" ".join(job.name for job in jobs).encode())
+    train_jobs(jobs, _settings(stage, f"{name}-{digest:08x}", len(jobs)))
+    for job in jobs:
         if (line := kept_early(job.folder)) is not None:
             terminal.say(line)
-    return _rank(stage, chosen, jobs)
 
 
 def _settings(stage: Stage, name: str, jobs: int) -> Settings:

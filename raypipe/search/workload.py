@@ -2,6 +2,7 @@
 
 from raypipe.config import REFERENCE_COMPONENTS, Component, Experiment
 from raypipe.search.budget import StageWork, Work
+from raypipe.search.rivals import RIVAL_STEPS
 from raypipe.search.rungs import stage_rungs
 
 START_UP = 15.0
@@ -36,9 +37,10 @@ def _finalists(experiment: Experiment, component: Component) -> int:
 
 
 def evaluation_work(experiment: Experiment, places: int) -> Work:
-    """The scores of the evaluation: all combinations on validation, then the best of them, and five on test, decoded.
+    """The training of the rivals, and the scores of the evaluation: all combinations on validation, then the best of
+    them, and five on test, decoded; the rivals on both.
 
-    A decoded score counts as two.
+    A decoded score counts as two, and one of a rival as much as it has network evaluations.
     """
     search, evaluation = experiment.search, experiment.evaluation
     k = search.top_k
@@ -48,4 +50,12 @@ def evaluation_work(experiment: Experiment, places: int) -> Work:
     if "joint" in search.searched:
         found += k * denoised * settings * (2 if evaluation.models == "all" else 1)
     decoded = evaluation.finalists + 1 + len(REFERENCE_COMPONENTS) + 2
-    return Work(scores=(found + len(evaluation.steps) + 2 * decoded) / max(1, places))
+    rivals, seeds = len(experiment.rivals), search.finalist_seeds if evaluation.models == "all" else 1
+    found += 2 * rivals * (sum(RIVAL_STEPS) + len(RIVAL_STEPS))
+    stages: tuple[Component, ...] = ("joint",) if "joint" in search.searched else ("flow", "diffusion")
+    steps = seeds * sum(search.stages[stage].refit_steps for stage in stages)
+    return Work(
+        rivals * steps / max(1, min(places, seeds)),
+        (found + len(evaluation.steps) + 2 * decoded) / max(1, places),
+        rivals * START_UP,
+    )

@@ -88,7 +88,8 @@ class Average:
 class Progress:
     """A progress report. step: steps done. loss, grad_norm: means since the last report, over all ranks.
 
-    validation: score on validation at this step; None if it was not measured.
+    seconds: time of the training steps since the last report, without checkpoints and scores. validation: score on
+    validation at this step; None if it was not measured.
     """
 
     step: int
@@ -96,6 +97,7 @@ class Progress:
     grad_norm: float
     learning_rate: float
     windows_per_second: float
+    seconds: float
     validation: float | None = None
 
     def metrics(self) -> dict[str, float]:
@@ -158,8 +160,8 @@ def fit(
             if not (math.isfinite(mean_loss) and math.isfinite(mean_norm)):
                 what = f"loss is {mean_loss}" if not math.isfinite(mean_loss) else f"gradient's norm is {mean_norm}"
                 raise DivergedError(f"the {what} by step {step + 1}; a lower learning rate may help")
-            now = time.perf_counter()
-            report(Progress(step + 1, mean_loss, mean_norm, schedule.rate(step), windows / (now - since)))
+            seconds = time.perf_counter() - since
+            report(Progress(step + 1, mean_loss, mean_norm, schedule.rate(step), windows / seconds, seconds))
             losses.zero_()
             count, windows, since = 0, 0, time.perf_counter()
             task.module.train()

@@ -4,7 +4,7 @@ import json
 import logging
 import os
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -115,6 +115,14 @@ def _wandb_id(folder: Path, fresh: bool = False) -> str:
 def log_folder(folder: Path) -> Path:
     """Folder for the logs of the training with this model folder."""
     return folder.with_name(f"{folder.name}.log")
+
+
+def training_seconds(folders: Sequence[Path]) -> float | None:
+    """Time of the training steps of these models; None if there are none, or if the logs of one do not tell it."""
+    logged = [read_metrics(folder) for folder in folders]
+    if not all(rows and all("seconds" in row for row in rows) for rows in logged) or not logged:
+        return None
+    return sum(float(row["seconds"]) for rows in logged for row in rows)
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from raypipe.evaluation.choice import choose, loses, verdict
+from raypipe.evaluation.choice import against_rivals, choose, loses, verdict
 from raypipe.forecast.ceiling import Ceiling, Reached
 
 SCORES = {
@@ -70,3 +70,34 @@ def test_members_farther_from_the_truth_than_the_last_frame_are_named(psnr, said
         "but its single members do not: PSNR 18.4 dB, of the last frame 21.7"
     )
     assert found == (expected if said else None)
+
+
+def rival(name, calls, gap, se=0.004, split="test"):
+    row = {"split": split, "baseline": name, "chosen": False, "nfe_per_frame": calls}
+    return row | {"behind_chosen": gap, "behind_chosen_se": se}
+
+
+def best(calls=1, split="test"):
+    return rival(None, calls, 0.0, 0.0, split) | {"chosen": True}
+
+
+def test_the_chosen_one_is_compared_with_the_best_rival_at_its_cost_and_at_a_higher_one():
+    rows = [best(), rival("foellmer", 1, 0.09), rival("flow_matching", 1, 0.067), rival("foellmer", 4, -0.003)]
+    assert against_rivals(rows) == (
+        "on test, with 1 network evaluation a frame, the chosen combination is better than the best rival, flow "
+        "matching, by 0.067 ± 0.004; at a higher cost, it is as good as the best rival, the Foellmer process with 4: "
+        "-0.003 ± 0.004 (CRPS ratios, paired by window)"
+    )
+    lost = against_rivals([best(2), rival("flow_matching", 1, -0.02), rival("flow_matching", 25, -0.03)])
+    assert lost.startswith("on test, with 2 network evaluations a frame, the chosen combination is worse than the best")
+    assert "the best rival, flow matching with 1, by 0.020 ± 0.004" in lost
+    assert "worse than the best rival, flow matching with 25, by 0.030" in lost
+
+
+def test_without_rivals_nothing_is_said_of_them():
+    assert against_rivals([best(), rival("flow", 1, 0.3)]) is None
+    assert against_rivals([rival("foellmer", 1, 0.3)]) is None
+    cheap = [best(25), rival("foellmer", 25, 0.1)]
+    assert "higher cost" not in against_rivals(cheap)
+    untested = [best(split="validation"), rival("foellmer", 1, 0.1, split="validation")]
+    assert against_rivals(untested).startswith("on validation")

@@ -1,14 +1,14 @@
 """combinations.parquet: tables of earlier versions, and which rows the chosen combination is compared with."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 
-from raypipe.evaluation.table import CombinationRow, Table, margin_over_best_default
+from raypipe.evaluation.table import CombinationRow, Table, best_of_each, margin_over_best_default
 from raypipe.search import records
 from raypipe.workspace.layout import Workspace
 
-NEW = ("energy", "variogram", "rank_histogram", "reliability", "coverage", "spread_skill_by_step")
+NEW = ("training_seconds", "energy", "variogram", "rank_histogram", "reliability", "coverage", "spread_skill_by_step")
 
 
 def row(baseline, ratio, chosen=False):
@@ -35,3 +35,26 @@ def test_perfect_latents_are_no_baseline_to_beat():
     rows = [asdict(row(None, 0.4, chosen=True)), asdict(row("reconstruction", 0.0)), asdict(row("flow", 0.6))]
     margin = margin_over_best_default(rows, "test")
     assert margin.default == "flow" and margin.difference == pytest.approx(-0.2)
+
+
+def rivals():
+    """A rival at three numbers of steps."""
+    made = [(1, 0.5), (4, 0.35), (25, 0.36)]
+    return [replace(row("foellmer", ratio), key=f"foellmer/{steps}", steps=steps) for steps, ratio in made]
+
+
+def test_of_a_rival_the_best_number_of_steps_counts():
+    rows = [asdict(r) for r in (row(None, 0.4, chosen=True), *rivals(), row("flow", 0.6), row("reconstruction", 0.0))]
+    assert [(r["baseline"], r["steps"]) for r in best_of_each(rows)] == [("foellmer", 4), ("flow", None)]
+    margin = margin_over_best_default(rows, "test")
+    assert (margin.default, margin.steps) == ("foellmer", 4) and margin.difference == pytest.approx(0.05)
+
+
+def test_a_rival_of_an_earlier_winner_is_forgotten(tmp_path):
+    workspace = Workspace(tmp_path, "demo")
+    records.write_rows(
+        workspace.evaluation / "combinations.parquet", [asdict(r) for r in (*rivals(), row("flow", 0.6))]
+    )
+    table = Table(workspace)
+    table.forget("foellmer", {"foellmer/4"})
+    assert [r["key"] for r in table.rows] == ["foellmer/4", "flow"]

@@ -59,6 +59,14 @@ def test_mean_and_spread_of_the_difference_from_the_best_default_of_the_same_see
     assert line == "chosen minus best baseline of the same seed (flow, flow, published), crps_ratio: -0.133 +- 0.133"
 
 
+def test_a_rival_has_a_row_for_each_number_of_steps(repeat):
+    rows = [
+        {"split": "test", "baseline": "foellmer", "steps": steps} | dict.fromkeys(repeat.METRICS, score)
+        for steps, score in ((1, 0.5), (4, 0.3))
+    ]
+    assert list(repeat.summarize([rows])) == ["foellmer 4", "foellmer 1"]
+
+
 def test_one_seed_has_no_spread(repeat, storage):
     assert repeat.main(["--seeds", "1", "--storage", str(storage)]) == 0
     kept = json.loads((storage / "demo-seeds.json").read_text())
