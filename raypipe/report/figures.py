@@ -198,6 +198,28 @@ def front(points: Sequence[Cost]) -> str:
     return to_svg(figure)
 
 
+def quality(lines: Sequence[Line], levels: Mapping[str, float]) -> str:
+    """Plot of crps_ratio (y of each line) against network evaluations per frame (x, on a log axis).
+
+    levels: crps_ratio of forecasts that take no network, by name: horizontal lines.
+    """
+    figure = Figure(figsize=(10.4, 3.9))
+    axes = _axes(figure, "network evaluations per frame", "CRPS ratio")
+    for line in lines:
+        _draw(axes, line, marker="o")
+    costs = sorted({cost for line in lines for cost in line.x})
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(costs, [f"{cost:g}" for cost in costs])
+    axes.minorticks_off()
+    axes.margins(x=0.04)
+    for name, level in levels.items():
+        axes.axhline(level, color=MUTED, linewidth=1, linestyle=(0, (2, 3)))
+        axes.text(axes.get_xlim()[1], level, name, color=MUTED, fontsize=9, ha="right", va="bottom")
+    axes.set_ylim(bottom=0)
+    _legend(axes)
+    return to_svg(figure)
+
+
 def curves(left: Sequence[Line], right: Sequence[Line]) -> str:
     """Plots of training loss (left) and of the objective at the rungs (right) against training step."""
     figure = Figure(figsize=(10.4, 3.4))

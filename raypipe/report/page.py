@@ -17,9 +17,10 @@ from raypipe.forecast import film
 from raypipe.forecast.ceiling import ceiling_warning, read_ceiling
 from raypipe.report import figures
 from raypipe.report.figures import Line
+from raypipe.report.quality import quality_plot
 from raypipe.report.reliability import reliability
 from raypipe.report.stages import stage
-from raypipe.report.tables import IN_WORDS, ceiling_table, describe, known, number, score_table, short, text
+from raypipe.report.tables import IN_WORDS, ceiling_table, describe, known, number, score_table, short, text, with_steps
 from raypipe.search import records
 from raypipe.search.records import Row
 from raypipe.workspace.layout import Workspace
@@ -48,6 +49,8 @@ def write_report(workspace: Workspace, path: Path | None = None) -> Path:
         title=workspace.name,
         dataset=experiment.dataset.name,
         headline=headline(combinations),
+        against=choice.against_rivals(combinations),
+        quality=quality_plot(combinations),
         lost=choice.verdict(combinations, ceiling),
         test=score_table([row for row in combinations if row["split"] == "test"]),
         validation=score_table([row for row in combinations if row["split"] == "validation"], without="difference"),
@@ -114,11 +117,12 @@ def headline(rows: Sequence[Row]) -> Headline | None:
         chosen = _chosen(rows, split)
         if chosen is None:
             continue
-        others = {r["baseline"]: r["crps_ratio"] for r in rows if r["split"] == split and known(r["crps_ratio"])}
+        others = {r["baseline"]: r for r in table.best_of_each([r for r in rows if r["split"] == split])}
         versus = [
-            Versus(name, number(3)(others[key]), 1 - chosen["crps_ratio"] / others[key])
-            for key, name in IN_WORDS.items()
-            if others.get(key) and key != "persistence"  # crps_ratio is relative to persistence
+            Versus(_in_words(others[key]), number(3)(ratio), 1 - chosen["crps_ratio"] / ratio)
+            for key in IN_WORDS
+            if key in others and known(ratio := others[key]["crps_ratio"])
+            if ratio and key != "persistence"  # crps_ratio is relative to persistence
         ]
         best = table.margin_over_best_default(rows, split)
         other = best is None or best.default != "published"
@@ -127,8 +131,8 @@ def headline(rows: Sequence[Row]) -> Headline | None:
             split,
             number(3)(chosen["crps_ratio"]),
             number(3)(chosen.get("crps_ratio_se")),
-            None if best is None else _gap(best.default, best.difference, best.se),
-            _gap("published", chosen.get("difference"), chosen.get("difference_se")) if other else None,
+            None if best is None else _gap(with_steps(IN_WORDS[best.default], best.steps), best.difference, best.se),
+            _gap(IN_WORDS["published"], chosen.get("difference"), chosen.get("difference_se")) if other else None,
             short(chosen.get("steps")),
             short(chosen.get("nfe_per_frame")),
             short(chosen.get("alpha")),
@@ -138,10 +142,14 @@ def headline(rows: Sequence[Row]) -> Headline | None:
     return None
 
 
-def _gap(baseline: str, difference: Any, se: Any) -> Gap | None:
+def _in_words(row: Row) -> str:
+    return with_steps(IN_WORDS[row["baseline"]], row["steps"] if row["baseline"] in choice.RIVAL_NAMES else None)
+
+
+def _gap(name: str, difference: Any, se: Any) -> Gap | None:
     if not known(difference):
         return None
-    return Gap(IN_WORDS[baseline], number(3)(abs(difference)), number(3)(se), difference < 0)
+    return Gap(name, number(3)(abs(difference)), number(3)(se), difference < 0)
 
 
 def _chosen(rows: Sequence[Row], split: str) -> Row | None:
@@ -152,9 +160,8 @@ def horizon_plot(rows: Sequence[Row]) -> Markup | None:
     """Plot of crps_ratio by predicted frame for the chosen combination and the baselines; None without such scores."""
     for split in ("test", "validation"):
         scored = [r for r in rows if r["split"] == split and r.get("crps_ratio_by_step") is not None]
-        shown = [r for r in scored if r["chosen"]][:1] + [
-            r for r in scored if table.is_rival(r) and r["baseline"] != "persistence" and not r["chosen"]
-        ]
+        shown = [r for r in scored if r["chosen"]][:1]
+        shown += [r for r in table.best_of_each(scored) if r["baseline"] != "persistence"]
         if shown:
             lines = [
                 Line(

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from markupsafe import Markup
 
-from raypipe.evaluation.table import is_rival
+from raypipe.evaluation.table import best_of_each
 from raypipe.metrics.calibration import LEVELS, RankHistogram
 from raypipe.report import figures
 from raypipe.report.figures import Line
@@ -31,9 +31,7 @@ def reliability(rows: Sequence[Row]) -> Reliability | None:
     """
     for split in ("test", "validation"):
         scored = [row for row in rows if row["split"] == split and row.get("rank_histogram") is not None]
-        shown = [row for row in scored if row["chosen"]] + [
-            row for row in scored if is_rival(row) and not row["chosen"]
-        ]
+        shown = [row for row in scored if row["chosen"]] + best_of_each(scored)
         if shown:
             listed = [row | {"members": len(row["rank_histogram"]) - 1} for row in shown]
             table = make_table(RELIABILITY, listed)

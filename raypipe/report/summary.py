@@ -9,7 +9,7 @@ from raypipe.evaluation.protocol import in_words, read_protocol
 from raypipe.evaluation.run import run_evaluation
 from raypipe.forecast.ceiling import read_ceiling
 from raypipe.report.page import write_report
-from raypipe.report.tables import BASELINES, flow_name
+from raypipe.report.tables import BASELINES, describe, flow_name, with_steps
 from raypipe.search import records
 from raypipe.search.budget import Budget
 from raypipe.search.early import left_out
@@ -33,8 +33,11 @@ def test_table(rows: Sequence[records.Row]) -> str:
     mine = sorted((r for r in rows if r["split"] == "test"), key=lambda r: r["crps_ratio"])
     shown = ["crps_ratio_pixels", "energy_ratio_pixels", "bodies_kept", "psnr", "ssim", "spread_skill"]
     columns = [*shown, "nfe_per_frame"]
-    body = [[_note(r), *_scores(r), *(r[c] for c in columns), 1000 * r["seconds_per_frame"]] for r in mine]
-    names = ["in pixels", "energy", "bodies kept", "psnr", "ssim", "spread/skill", "NFE", "ms/frame"]
+    body = [
+        [_note(r), *_scores(r), *(r[c] for c in columns), 1000 * r["seconds_per_frame"], r["training_seconds"]]
+        for r in mine
+    ]
+    names = ["in pixels", "energy", "bodies kept", "psnr", "ssim", "spread/skill", "NFE", "ms/frame", "training s"]
     return terminal.table(body, ["test", *SCORED, *names])
 
 
@@ -48,7 +51,7 @@ def _scores(row: records.Row) -> list[str]:
 
 
 def _note(row: records.Row) -> str:
-    return "chosen" if row["chosen"] else BASELINES.get(row["baseline"], "")
+    return "chosen" if row["chosen"] else describe(row) if row["baseline"] else ""
 
 
 def verdict(rows: Sequence[records.Row]) -> str:
@@ -56,8 +59,8 @@ def verdict(rows: Sequence[records.Row]) -> str:
     found = table.margin_over_best_default(rows, "test")
     if found is None:
         return "the chosen combination has no score on test"
-    gap = f"{found.difference:+.3f} +- {found.se:.3f}"
-    return f"chosen minus best baseline ({BASELINES[found.default]}), crps_ratio, paired by window: {gap}"
+    gap, name = f"{found.difference:+.3f} +- {found.se:.3f}", with_steps(BASELINES[found.default], found.steps)
+    return f"chosen minus best baseline ({name}), crps_ratio, paired by window: {gap}"
 
 
 def finish(experiment: Experiment, workspace: Workspace, top_k: int, budget: Budget | None = None) -> None:
@@ -78,7 +81,8 @@ def finish(experiment: Experiment, workspace: Workspace, top_k: int, budget: Bud
     terminal.say(verdict(rows))
     lines = [left_out(workspace, component, experiment.search) for component in experiment.search.searched]
     lost = choice.verdict(rows, read_ceiling(workspace))
-    for line in [lost, *lines, None if budget is None else budget.overrun()]:
+    against = choice.against_rivals(rows)
+    for line in [lost, against and against.replace("±", "+-"), *lines, None if budget is None else budget.overrun()]:
         if line is not None:
             terminal.say(line)
     terminal.say(f"\nbest     {workspace.best}")

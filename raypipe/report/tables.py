@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from raypipe.evaluation.choice import RIVAL_NAMES
 from raypipe.forecast.ceiling import Ceiling, ceiling_rows
 from raypipe.forecast.manifest import CONSTANT, JOINT
 from raypipe.search.records import Row
@@ -15,6 +16,8 @@ BASELINES = {
     "flow": "flow alone",
     "published": "default",
     "reconstruction": "perfect latents",
+    "flow_matching": "flow matching",
+    "foellmer": "Foellmer process",
 }
 """Baselines of combinations.parquet and their labels in tables."""
 
@@ -24,8 +27,14 @@ IN_WORDS = {
     "climatology": "climatology",
     "flow": "the flow alone",
     "published": "the default",
+    **RIVAL_NAMES,
 }
 """Baselines of combinations.parquet and their names in a sentence."""
+
+
+def with_steps(name: str, steps: int | None) -> str:
+    """The name of a rival with its integration steps; None for other baselines."""
+    return name if steps is None else f"{name} with {steps} step{'s' * (steps != 1)}"
 
 
 @dataclass(frozen=True)
@@ -106,6 +115,7 @@ SCORES = [
     Column("spread_skill", "spread/skill", number(2), "spread of the ensemble / error of its mean; 1 is reliable"),
     Column("nfe_per_frame", "NFE", short, "network evaluations per frame"),
     Column("seconds_per_frame", "ms/frame", milliseconds, "time per predicted frame of one member"),
+    Column("training_seconds", "training s", number(0), "seconds of the training steps of its networks, of all seeds"),
 ]  # fmt: skip
 
 
@@ -156,7 +166,8 @@ _NOT_SHOWN |= {column.key for column in RELIABILITY}
 def describe(row: Mapping[str, Any]) -> str:
     """The name of a combination on the page. row: row of combinations.parquet."""
     if row["baseline"] is not None:
-        return BASELINES.get(row["baseline"], str(row["baseline"]))
+        name = BASELINES.get(row["baseline"], str(row["baseline"]))
+        return with_steps(name, row["steps"] if row["baseline"] in RIVAL_NAMES else None)
     names = {CONSTANT: "constant diffusion", JOINT: None}
     diffusion = names.get(row["diffusion"], row["diffusion"])
     names_of_parts = (flow_name(row), row["denoiser"], diffusion)

@@ -243,6 +243,30 @@ def test_the_whole_page(finished):
     assert source.index("<h2>Video") < source.index("<h2>The search") < source.index("<h2>Versions and seeds")
 
 
+def test_with_rivals_quality_against_cost_comes_first(finished):
+    rows = combination_rows()
+    for i, (rival, base) in enumerate((("flow_matching", 0.6), ("foellmer", 0.62))):
+        for calls, gain in ((1, 0.0), (2, 0.08), (4, 0.11), (8, 0.12), (25, 0.13)):
+            changes = {"steps": calls, "nfe_per_frame": calls, "training_seconds": 123.4}
+            rows.append(combination(200 + 10 * i + calls, "test", base - gain, rival, **changes))
+    records.write_rows(finished.evaluation / "combinations.parquet", rows)
+    source = report(finished)
+    page = Page(source)
+    assert page.tags.count("svg") == 2 + 3 * 3
+    first = source.index("<svg")
+    assert source.index("<h2>Quality against cost") < first < source.index("<h2>Test")
+    drawn = source[first : source.index("</svg>")]
+    for name in ("chosen", "flow matching", "Foellmer process", "default", "persistence", "climatology"):
+        assert re.search(rf"<text[^>]*>{name}</text>", drawn), name
+    # the chosen one takes 3 evaluations a frame, and has 0.4951
+    assert page.text.index("On test, with 3 network evaluations a frame") < page.text.index("0.495 ± 0.012")
+    assert "better than the best rival, flow matching with 2, by 0.025 ± 0.006" in page.text
+    assert "at a higher cost, it is worse than the best rival, flow matching with 25, by 0.025 ± 0.006" in page.text
+    assert "worse than the best baseline , flow matching with 25 steps" in page.text
+    assert "5 % worse than flow matching with 25 steps (0.470)" in page.text
+    assert "training s" in page.text and " 123 " in page.text
+
+
 @pytest.mark.parametrize(
     ("scores", "says"),
     [
