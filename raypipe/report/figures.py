@@ -203,10 +203,13 @@ def quality(lines: Sequence[Line], levels: Mapping[str, float]) -> str:
 
     levels: crps_ratio of forecasts that take no network, by name: horizontal lines.
     """
-    figure = Figure(figsize=(10.4, 3.9))
+    figure = Figure(figsize=(10.4, 4.4))
     axes = _axes(figure, "network evaluations per frame", "CRPS ratio")
     for line in lines:
-        _draw(axes, line, marker="o")
+        axes.plot(
+            line.x, line.y, "o" if len(line.x) == 1 else "o-", color=line.color, linewidth=1.8, label=line.label,
+            markersize=10 if line.bold else 5.5, zorder=4 if line.bold else 3,
+        )  # fmt: skip
     costs = sorted({cost for line in lines for cost in line.x})
     axes.set_xscale("log", base=2)
     axes.set_xticks(costs, [f"{cost:g}" for cost in costs])
@@ -215,7 +218,8 @@ def quality(lines: Sequence[Line], levels: Mapping[str, float]) -> str:
     for name, level in levels.items():
         axes.axhline(level, color=MUTED, linewidth=1, linestyle=(0, (2, 3)))
         axes.text(axes.get_xlim()[1], level, name, color=MUTED, fontsize=9, ha="right", va="bottom")
-    axes.set_ylim(bottom=0)
+    values = [*levels.values(), *(y for line in lines for y in line.y)]
+    axes.set_ylim(0.8 * min(values), 1.08 * max(values))
     _legend(axes)
     return to_svg(figure)
 
