@@ -34,8 +34,9 @@ SHARES = (0.0, 0.6, 0.8, 1.0)
 """Where the splits begin and end, as shares of the time."""
 CLIP = 24
 """Least number of frames of a clip."""
-FEW_CLIPS = {"dataset.horizontal_flip": True}
-"""Fields with another default than elsewhere: mirror images help most where there are so few clips."""
+DEFAULTS = {"dataset.horizontal_flip": True, "rivals": []}
+"""Fields with another default than elsewhere: mirror images help most where there are so few clips, and rivals take as
+long as the rest."""
 METRICS = ("crps_ratio", "crps_ratio_pixels", "energy_ratio_pixels", "psnr", "ssim")
 
 
@@ -94,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         write_shards(root, name, np.stack(list(reader.frames(source_of(file)))))
         workspace = Workspace(storage, f"real-{name}")
         if not (workspace.evaluation / "report.html").is_file():
-            fields = {**FEW_CLIPS, **overrides, "dataset.root": root, "dataset.name": name}
+            fields = {**DEFAULTS, **overrides, "dataset.root": root, "dataset.name": name}
             arguments = [f"--{field}={'null' if value is None else value}" for field, value in fields.items()]
             config = ["--config", args.config] if args.config else []
             again = ["--resume"] if (workspace.folder / "config.yaml").exists() else []

@@ -39,11 +39,11 @@ def refit(stage: Stage, chosen: Sequence[Trial]) -> list[Finalist]:
     """
     jobs = _jobs(stage, chosen)
     trials = ended_trials(stage.workspace.study, stage.component)
-    train_together(stage, f"{stage.component}-refit-{trials}", [job for group in jobs.values() for job in group])
+    train_in_one_run(stage, f"{stage.component}-refit-{trials}", [job for group in jobs.values() for job in group])
     return _rank(stage, chosen, jobs)
 
 
-def train_together(stage: Stage, name: str, jobs: Sequence[ComponentJob]) -> None:
+def train_in_one_run(stage: Stage, name: str, jobs: Sequence[ComponentJob]) -> None:
     """Train jobs in one Ray run. name: first part of its name; the rest depends on the jobs.
 
     An interrupted Ray run resumes under its name. A finished one cannot be extended, so other jobs need another name.

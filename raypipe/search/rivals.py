@@ -21,7 +21,7 @@ from raypipe.distributed.training_job import finished
 from raypipe.search.configured import finalist_values, refit_config, refit_name
 from raypipe.search.keep import forget_training
 from raypipe.search.parents import best_of
-from raypipe.search.refits import train_together
+from raypipe.search.refits import train_in_one_run
 from raypipe.search.stage import Stage
 from raypipe.training.loop import DivergedError
 from raypipe.workspace.layout import Workspace
@@ -45,7 +45,8 @@ def train_rivals(experiment: Experiment, workspace: Workspace, *, wandb: bool = 
         jobs = rival_jobs(experiment, workspace, rival)
         with file_lock(workspace.folder / f"{rival}.lock"):
             try:
-                train_together(stage, f"rival-{rival}", [job for job in jobs if not finished(job)])
+                if not all(map(finished, jobs)):
+                    train_in_one_run(stage, f"rival-{rival}", jobs)
             except DivergedError as error:
                 logger.warning("%s; the rival %s is left out of the evaluation", error, rival)
         for job in filter(finished, jobs):
