@@ -1,27 +1,30 @@
 """The rivals of a search: config, budget, that they train, resume and repeat exactly, and their rows in the table."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
 from raypipe import checkpoint, config
-from raypipe.config import RIVALS
+from raypipe.config import COMPONENTS, RIVALS
 from raypipe.evaluation.combinations import CombinationScorer
 from raypipe.evaluation.rivals import rival_combinations
+from raypipe.models.components import build_component
 from raypipe.search import records
-from raypipe.search.finalists import Finalist, write_finalists
+from raypipe.search.finalists import Finalist, read_finalists, write_finalists
 from raypipe.search.rivals import RIVAL_STEPS, rival_jobs
 from raypipe.search.workload import evaluation_work
 from raypipe.training.monitor import read_metrics
 from raypipe.workspace.layout import Workspace
 from tests import raytools
-from tests.raytools import ROOT, flags, started, tiny, wait_for
+from tests.raytools import flags, started, tiny, wait_for
 from tests.readmetools import SHORT
 
 WINNER = {
     "flow": {"train.loss": "mse", "train.noise_std": 0.2, "model.time_input": False, "train.learning_rate": 1e-3},
     "diffusion": {"train.loss": "nll"},
+    "denoiser": {},
     "joint": {"train.loss": "crps", "train.score_share": 0.5, "model.backbone": "conv", "train.learning_rate": 2e-3},
 }
 STEPS = {"search.flow.refit_steps": 20, "search.diffusion.refit_steps": 12, "search.joint.refit_steps": 8}
@@ -33,7 +36,8 @@ def searched(data, *stages, **values):
     rows = []
     for stage in stages:
         name = f"{stage}-03"
-        rows.append({"stage": stage, "trial": name, "step": 5, "values": json.dumps(WINNER[stage])})
+        row = records.rung_row(data.experiment, name, 5, flow=None, score=None, default=None)
+        rows.append(row | {"stage": stage, "status": "finished", "refit": False, "values": json.dumps(WINNER[stage])})
         write_finalists(data.workspace, stage, [Finalist(name, f"{name}-s0", 0.5, (0.5,), 1.0, (), 0.1, None)])
     records.write_rows(data.workspace.trials, rows)
     return config.replace(data.experiment, **STEPS, **{"rivals": list(RIVALS), "train.forecast_members": 3, **values})
@@ -114,28 +118,48 @@ def test_the_budget_of_the_command_counts_them():
     assert compared.fixed > 0
 
 
+def evaluated(data):
+    """Finish a search, with networks that were never trained as finalists, each the default of its stage, too."""
+    searched(data, *COMPONENTS)
+    for seed, component in enumerate(COMPONENTS):
+        torch.manual_seed(seed)
+        module = build_component(component, data.experiment.model, data.channels)
+        meta = checkpoint.Meta(data.channels, component=component, model=data.experiment.model)
+        checkpoint.save_component(data.workspace.run(component, f"{component}-03-s0"), module, meta)
+        (finalist,) = read_finalists(data.workspace, component)
+        flow = "flow-03-s0" if component == "diffusion" else None
+        finalist = replace(finalist, published=True, flow=flow, residual_std=(0.3,) * data.channels)
+        write_finalists(data.workspace, component, [finalist])
+
+
 @pytest.mark.slow
 @pytest.mark.cluster
 @pytest.mark.long
-def test_a_killed_pipeline_goes_on_with_its_rivals_which_are_rows_of_the_table_and_never_chosen(head, tmp_path):
-    autoencoder = str(raytools.save_autoencoder(tmp_path / "autoencoder"))
-    values = SHORT | {"autoencoder.path": autoencoder, "rivals": list(RIVALS), "search.joint.refit_steps": 400}
-    argv = ["experiments/pipeline.py", *flags(values)]
-    workspace = Workspace(tmp_path / "storage", "demo")
-    first, second = (workspace.run("joint", f"{rival}-joint-00-s0") for rival in RIVALS)
-    with started(tmp_path / "killed", argv, workspace.storage, cwd=ROOT, **head.variables) as process:
-        wait_for(lambda: len(read_metrics(second)) >= 20 or process.popen.poll() is not None, 300)
+def test_a_killed_evaluation_goes_on_with_the_rivals_that_it_adds_to_a_finished_search(head, own_data, tmp_path):
+    evaluated(own_data)
+    workspace = own_data.workspace
+    values = {"rivals": list(RIVALS), "search.joint.refit_steps": 300, "train.checkpoint_every": 50}
+    values |= {"evaluation.multipliers": [0.5], "evaluation.betas": [0.5], "evaluation.finalists": 1}
+    argv = ["-m", "raypipe.evaluate", "--name", workspace.name, *flags(values)]
+    first, second = (workspace.run("joint", f"{rival}-joint-03-s1") for rival in RIVALS)
+    with started(tmp_path / "killed", argv, workspace.storage, **head.variables) as process:
+        wait_for(lambda: len(read_metrics(second)) >= 10 or process.popen.poll() is not None, 300)
         assert process.popen.poll() is None, process.err[-4000:]
         process.popen.kill()
-    kept = (first / "model.safetensors").stat()
+    kept = (first / "model.safetensors").stat().st_mtime_ns
     assert not second.exists()
-    with started(
-        tmp_path / "resumed", [*argv[:1], "--resume"], workspace.storage, cwd=ROOT, **head.variables
-    ) as process:
-        assert process.finish(400) == 0, process.err[-4000:]
-    assert (first / "model.safetensors").stat() == kept
-    logged = [row["step"] for row in read_metrics(second)]
-    assert logged == sorted({*logged}) and logged[-1] == checkpoint.read_meta(second).step == 600
+    process = raytools.complete(tmp_path / "again", argv, workspace.storage, **head.variables)
+    assert (first / "model.safetensors").stat().st_mtime_ns == kept
+    check_rivals(workspace, 150 + 150 * 2)
+    assert "network evaluation a frame, the chosen combination is" in process.out
+
+
+def check_rivals(workspace, steps):
+    """All rivals are trained with `steps` steps, logged once each, and are rows of the table that are never chosen."""
+    for rival in RIVALS:
+        for folder in workspace.folder.glob(f"joint/{rival}-*-s?"):
+            logged = [row["step"] for row in read_metrics(folder)]
+            assert logged == sorted({*logged}) and logged[-1] == checkpoint.read_meta(folder).step == steps
     assert list(workspace.folder.glob("joint/*/optimizer.safetensors")) == []
     rows = records.read_rows(workspace.evaluation / "combinations.parquet")
     for split in ("validation", "test"):
@@ -147,6 +171,25 @@ def test_a_killed_pipeline_goes_on_with_its_rivals_which_are_rows_of_the_table_a
             assert (row["nfe_per_frame"], row["chosen"], row["beta"]) == (row["steps"], False, 1.0)
             assert row["training_seconds"] > 0 and row["crps_ratio_pixels"] > 0
         assert [row["chosen"] for row in rows if row["split"] == split].count(True) == 1
-    assert "network evaluation a frame, the chosen combination is" in process.out
-    page = (workspace.evaluation / "report.html").read_text()
-    assert "<h2>Quality against cost</h2>" in page
+    assert "<h2>Quality against cost</h2>" in (workspace.evaluation / "report.html").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.cluster
+@pytest.mark.long
+def test_a_killed_pipeline_goes_on_with_its_rivals(head, tmp_path):
+    autoencoder = str(raytools.save_autoencoder(tmp_path / "autoencoder"))
+    values = SHORT | {"autoencoder.path": autoencoder, "rivals": list(RIVALS), "search.joint.refit_steps": 400}
+    argv = ["experiments/pipeline.py", *flags(values)]
+    workspace = Workspace(tmp_path / "storage", "demo")
+    first, second = (workspace.run("joint", f"{rival}-joint-00-s0") for rival in RIVALS)
+    with started(tmp_path / "killed", argv, workspace.storage, **head.variables) as process:
+        wait_for(lambda: len(read_metrics(second)) >= 20 or process.popen.poll() is not None, 300)
+        assert process.popen.poll() is None, process.err[-4000:]
+        process.popen.kill()
+    kept = (first / "model.safetensors").stat().st_mtime_ns
+    assert not second.exists()
+    with started(tmp_path / "resumed", [*argv[:1], "--resume"], workspace.storage, **head.variables) as process:
+        assert process.finish(400) == 0, process.err[-4000:]
+    assert (first / "model.safetensors").stat().st_mtime_ns == kept
+    check_rivals(workspace, rival_jobs(workspace.experiment(), workspace, "foellmer")[0].steps)
