@@ -139,7 +139,10 @@ def with_overrides(base: Experiment, overrides: Mapping[str, Any]) -> Experiment
     return _absolute(config.from_dict(config.override(config.to_dict(base), overrides), source="command line"))
 
 
-PATHS = ("dataset.root", "dataset.cache", "autoencoder.path")
+PATHS = (
+    *("dataset.root", "dataset.cache", "autoencoder.path"),
+    *("evaluation.i3d_weights", "evaluation.lpips_weights", "evaluation.vjepa_weights"),
+)
 """Config fields that hold a path. train.flow holds the name of a model in the experiment."""
 
 

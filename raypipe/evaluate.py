@@ -13,6 +13,7 @@ from raypipe.common import terminal
 from raypipe.config import ConfigError
 from raypipe.distributed.capacity import check_evaluation
 from raypipe.distributed.connection import start_ray
+from raypipe.evaluation.perceptual.weights import ACCEPTED, Kind, check_weights
 from raypipe.evaluation.run import StageFinalists, is_searched
 from raypipe.report.summary import finish
 from raypipe.search.rivals import train_rivals
@@ -34,6 +35,13 @@ def make_parser() -> cli.Parser:
         metavar="K",
         help="number of finalists of each stage to combine (default: search.top_k)",
     )
+    scores: dict[Kind, str] = {"i3d": "FVD", "lpips": "LPIPS", "vjepa": "JEDi"}
+    for kind, score in scores.items():
+        parser.add_argument(
+            f"--{kind}-weights",
+            metavar="FILE",
+            help=f"weights for {score}: {ACCEPTED[kind]} (short for --evaluation.{kind}_weights)",
+        )
     parser.add_argument(
         "--again",
         action="store_true",
@@ -44,6 +52,8 @@ def make_parser() -> cli.Parser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args, overrides = cli.parse(make_parser(), argv)
+    files = {f"evaluation.{kind}_weights": getattr(args, f"{kind}_weights") for kind in ACCEPTED}
+    overrides |= {name: path for name, path in files.items() if path is not None}
     storage = cli.storage_root(args)
     if args.name:
         workspace = Workspace(storage, args.name)
@@ -58,6 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         workspace = found
     experiment = cli.with_overrides(workspace.experiment(), overrides)
     StageFinalists.read(workspace)
+    check_weights(experiment)
     start_ray()
     check_evaluation(experiment)
     if args.again:

@@ -360,6 +360,9 @@ class Evaluation(Section):
         "given frame is added; fading: less of it from frame to frame; copied: pixels that a forecast leaves as they "
         "are come from the last given frame; best: the best of these for each combination, on validation",
     )
+    i3d_weights: str | None = option(None, "file with the weights of I3D, for FVD; null: no FVD")
+    lpips_weights: str | None = option(None, "file with the weights of LPIPS; null: no LPIPS")
+    vjepa_weights: str | None = option(None, "file with the weights of V-JEPA, for JEDi; null: no JEDi")
     climatology_members: int = option(
         16, "ensemble members of the climatology baseline, which are random training frames"
     )

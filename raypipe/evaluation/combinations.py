@@ -1,8 +1,8 @@
 """Combinations of flow, denoiser and diffusion, or joint networks: their enumeration and their scores."""
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -12,6 +12,7 @@ from raypipe import checkpoint
 from raypipe.common.device import choose_device
 from raypipe.config import Component, Experiment, Solver
 from raypipe.data.frames import to_float
+from raypipe.evaluation.perceptual.scores import PerceptualScorer, RealClips
 from raypipe.forecast import scoring
 from raypipe.forecast.decoding import PLAIN, LastFrame, decode, decodings, frames_of
 from raypipe.forecast.manifest import CONSTANT, JOINT
@@ -19,7 +20,7 @@ from raypipe.forecast.windows import climatology, forecast_windows, true_frames
 from raypipe.metrics import ensemble
 from raypipe.metrics.ensemble import Score
 from raypipe.metrics.fields import FieldScores, score_fields
-from raypipe.metrics.pixels import FrameErrors, Pixels, best_of, frame_errors, pixels_of, score_frames
+from raypipe.metrics.pixels import FrameErrors, Pixels, WindowScore, best_of, frame_errors, pixels_of, score_frames
 from raypipe.models.components import Joint
 from raypipe.sde.dynamics import ConstantDiffusion, Dynamics
 from raypipe.sde.solvers import SOLVERS
@@ -158,7 +159,8 @@ class Result:
 
     nfe_per_frame: network evaluations per predicted frame. seconds_per_frame: time per predicted frame of one member,
     forecast in batches, without decoding. training_seconds: time of the training steps of all its networks; None if
-    there are none, or without their logs. pixels: None if the forecasts were not decoded.
+    there are none, or without their logs. pixels: None if the forecasts were not decoded. perceptual: see
+    `PerceptualScorer.scores`.
     """
 
     combination: Combination
@@ -168,6 +170,7 @@ class Result:
     seconds_per_frame: float
     training_seconds: float | None
     pixels: Pixels | None = None
+    perceptual: Mapping[str, float] = field(default_factory=dict)
 
 
 class CombinationScorer:
@@ -201,8 +204,11 @@ class CombinationScorer:
         )
         return replace(combination, beta=fitted.value)
 
-    def score(self, combination: Combination, *, decode: bool) -> Result:
-        """The score of the combination on the held-out windows. decode: also score decoded frames."""
+    def score(self, combination: Combination, *, decode: bool, real: RealClips | None = None) -> Result:
+        """The score of the combination on the held-out windows. decode: also score decoded frames.
+
+        real: features of the true clips, for perceptual scores of decoded frames; None: no such scores.
+        """
         began = time.perf_counter()
         members, nfe = self._forecast(combination)
         frames_made = len(members) * members.shape[1] * members.shape[2]
@@ -210,10 +216,12 @@ class CombinationScorer:
         truth, last = self._held_out.truth, self._held_out.last
         result = ensemble.score(members, truth, last)
         fields = score_fields([distinct(forecasts) for forecasts in members], truth, last)
-        decoding, pixels = self._pixels(combination, members) if decode else (combination.decoding, None)
+        seen = None if real is None else PerceptualScorer(self._data, self._split, self._held_out, real)
+        decoding, pixels = self._pixels(combination, members, seen) if decode else (combination.decoding, None)
+        perceptual = seen.scores() if decode and seen is not None else {}
         done = replace(combination, decoding=decoding)
         trained = training_seconds([self._data.workspace.run(*model) for model in combination.models])
-        return Result(done, result, fields, nfe * combination.steps, seconds, trained, pixels)
+        return Result(done, result, fields, nfe * combination.steps, seconds, trained, pixels, perceptual)
 
     def _forecast(self, combination: Combination) -> tuple[Tensor, int]:
         """The ensemble forecast in latent space, [n, M, H, C, h, w], and network evaluations per integration step."""
@@ -253,17 +261,25 @@ class CombinationScorer:
             return None
         return checkpoint.load_component(self._data.workspace.run(component, model)).to(choose_device())
 
-    def _pixels(self, combination: Combination, members: Tensor) -> tuple[str | None, Pixels]:
+    def _pixels(
+        self, combination: Combination, members: Tensor, seen: PerceptualScorer | None
+    ) -> tuple[str | None, Pixels]:
         """The best decoding of the forecasts (None for persistence) and its scores.
 
         Of the decodings that the config allows, unless the combination has one. Decodes window by window to save
-        memory. members: latents [n, M, H, C, h, w].
+        memory. members: latents [n, M, H, C, h, w]. seen: is given the frames of each window too.
         """
         autoencoder = checkpoint.load_autoencoder(self._data.workspace.autoencoder).to(choose_device())
         truth, last = (to_float(frames) for frames in true_frames(self._data, self._split, self._held_out))
         bodies = is_simulated(self._data.experiment)
+
+        def score(window: int, shown: Tensor) -> WindowScore:
+            if seen is not None:
+                seen.add(window, shown)
+            return score_frames(shown, truth[window], last[window])
+
         if combination.baseline == "persistence":
-            scored = [score_frames(still[None, None], true, still) for true, still in zip(truth, last, strict=True)]
+            scored = [score(i, still[None, None]) for i, still in enumerate(last)]
             return None, pixels_of(scored, bodies=bodies)
         names = decodings(self._data.experiment.evaluation.decoding)
         if combination.baseline == "climatology":
@@ -281,7 +297,7 @@ class CombinationScorer:
 
         chosen = names[0] if len(names) == 1 else best_of([errors(i) for i in spread(len(members), CHOICE_WINDOWS)])
         decoded = (decode(autoencoder, distinct(forecasts)) for forecasts in members)
-        scored = [score_frames(frames(chosen, i, made), truth[i], last[i]) for i, made in enumerate(decoded)]
+        scored = [score(i, frames(chosen, i, made)) for i, made in enumerate(decoded)]
         return chosen, pixels_of(scored, bodies=bodies)
 
 

@@ -10,6 +10,7 @@ from raypipe.common.errors import ConfigError, first_line
 from raypipe.common.files import write_json
 from raypipe.data.conversion.preprocessing import Preprocessing, every
 from raypipe.evaluation.combinations import CHOICE_WINDOWS, HeldOutSplit
+from raypipe.evaluation.perceptual.weights import check_weights, weights_hashes
 from raypipe.evaluation.table import SPLIT_NAMES
 from raypipe.forecast.windows import window_starts
 from raypipe.metrics.variogram import DISTANCES, GRID
@@ -37,6 +38,18 @@ METRICS = {
     "deviation 1.5, k1 = 0.01, k2 = 0.03, mean over channels",
     "bodies_kept": "of the demo: share of the bodies of the last given frame that single members show at the last "
     "predicted one with 0.4 to 2.5 times their area, found by hue",
+    "efflite0_distance": "of frames of the first member, on test: mean over positions and over blocks 0, 2, 4 and 10 "
+    "of EfficientNet-Lite0 of the squared distance between features scaled to length 1; not LPIPS",
+    "efflite0_frechet": "Frechet distance between the predicted clips of the first member and the true ones, without "
+    "given frames, on test; features: mean over time of block 10 of EfficientNet-Lite0, and 3 times the mean size of "
+    "its change from frame to frame; not FVD",
+    "fvd": "Frechet distance (Unterthiner et al. 2018) between the features of I3D of the predicted and of the true "
+    "clips, with their given frames, on test: mean over members, each of which is a repeat",
+    "lpips": "LPIPS (Zhang et al. 2018) of single members, on test",
+    "jedi": "JEDi (Luo et al. 2024): 100 times the squared maximum mean discrepancy, with the kernel (a . b / D)^2, "
+    "between the features of V-JEPA of the predicted and of the true clips, with their given frames, on test",
+    "*_sd": "standard deviation over members, each of which is a repeat",
+    "*_floor": "of as many clips of the training split, instead of predicted ones",
     "difference, behind_chosen": "crps_ratio minus that of the default and of the chosen combination, paired by window",
     "*_se": "standard error over windows, of ratios by the delta method",
 }
@@ -74,6 +87,7 @@ def protocol_of(data: ExperimentData) -> dict[str, Any]:
         "autoencoder": data.autoencoder_hash,
         "decoding": f"{evaluation.decoding}, chosen on at most {CHOICE_WINDOWS} validation windows",
         "metrics": METRICS,
+        "weights": weights_hashes(evaluation),
         "versions": ran["versions"] | {"commit": ran["commit"]},
         "windows": {
             SPLIT_NAMES[split]: _windows(data, split, count) for split, count in counts.items() if split in data.splits
@@ -90,14 +104,18 @@ def _windows(data: ExperimentData, split: HeldOutSplit, count: int) -> list[dict
 def keep_protocol(data: ExperimentData) -> None:
     """Check the protocol, and write it. Its versions are those with which the first of the scores were made."""
     kept, found = check_protocol(data), protocol_of(data)
-    write_json(_path(data.workspace), found if kept is None else found | {"versions": kept["versions"]})
+    if kept is not None:
+        found |= {"versions": kept["versions"], "weights": found["weights"] | kept.get("weights", {})}
+    write_json(_path(data.workspace), found)
 
 
 def check_protocol(data: ExperimentData) -> Protocol | None:
     """The protocol of the scores that an experiment has; None if there are none, or no protocol of them.
 
-    Raises ConfigError if it is not that of the present settings, as scores of two protocols cannot be compared.
+    Raises ConfigError if it is not that of the present settings, as scores of two protocols cannot be compared, or if
+    there is something wrong with the weights of a metric.
     """
+    check_weights(data.experiment)
     path, kept = _path(data.workspace), read_protocol(data.workspace)
     if kept is None or not (path.parent / "combinations.parquet").is_file():
         return None
@@ -144,10 +162,14 @@ def in_words(protocol: Protocol, split: str) -> str:
     if made is not None and frames["frame_stride"] > 1:
         treated += f", then {every(frames['frame_stride'])}"
     size, (low, high) = frames["image_size"], frames["range"]
+    hashes = {name: digest for name, digest in protocol.get("weights", {}).items() if digest is not None}
+    seen = "".join(f"; {name} weights {digest[:12]}" for name, digest in hashes.items() if split == "test")
+    if hashes.keys() & {"i3d", "vjepa"} and seen:
+        seen += ", given frames are part of the clips of FVD and JEDi"
     return (
         f"protocol: {len(windows)} windows of {len({window['clip'] for window in windows})} clips of "
         f"{protocol['dataset']['name']}'s {split} split; {frames['given']} frames given, {frames['predicted']} "
         f"predicted and scored; {size}x{size} pixels in [{low}, {high}], {treated}; {members[split]} members "
-        f"(climatology {members['climatology']}, without noise {members['deterministic']}), seed {protocol['seed']}; "
-        "clips by name, metrics and versions in evaluation/protocol.json"
+        f"(climatology {members['climatology']}, without noise {members['deterministic']}), seed {protocol['seed']}"
+        f"{seen}; clips by name, metrics and versions in evaluation/protocol.json"
     )

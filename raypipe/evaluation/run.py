@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from typing import Any
 
 import ray
 import torch
@@ -23,6 +24,7 @@ from raypipe.evaluation.combinations import (
     combinations,
     default_combination,
 )
+from raypipe.evaluation.perceptual.scores import RealClips, read_real_clips
 from raypipe.evaluation.protocol import keep_protocol
 from raypipe.evaluation.rivals import rival_combinations
 from raypipe.evaluation.samples import save_samples
@@ -112,13 +114,20 @@ def run_evaluation(experiment: Experiment, workspace: Workspace, top_k: int) -> 
 def _score_split(
     data: ExperimentData, split: HeldOutSplit, wanted: Sequence[Combination], count: int, table: Table, *, decode: bool
 ) -> None:
-    """Score, in parallel Ray tasks, the combinations that have no row in the table yet."""
+    """Score, in parallel Ray tasks, the combinations that have no row in the table yet.
+
+    On test, perceptual scores are among them; they choose nothing, so there are none on validation.
+    """
     left = [c for c in wanted if not table.has(split, c, decoded=decode)]
     if not left:
         return
     search = data.experiment.search
-    task = ray.remote(num_cpus=search.cpus_per_trial, num_gpus=min(1.0, search.gpus_per_trial), max_retries=2)(_score)
-    pending = {task.remote(data, split, c, count, decode, search.cpus_per_trial): c for c in left}
+    as_task = ray.remote(num_cpus=search.cpus_per_trial, num_gpus=min(1.0, search.gpus_per_trial), max_retries=2)
+    task = as_task(_score)
+    real: Any = None  # or a reference to RealClips
+    if split == "test":
+        real = as_task(_real_clips).remote(data, split, count, search.cpus_per_trial)
+    pending = {task.remote(data, split, c, count, decode, search.cpus_per_trial, real): c for c in left}
     name = f"{'decode' if decode else 'score'} on {SPLIT_NAMES[split]}"
     with terminal.progress_bar(name, len(left), "combination") as bar:
         each = {"CPU": search.cpus_per_trial, "GPU": min(1.0, search.gpus_per_trial)}
@@ -134,11 +143,22 @@ def _score_split(
 
 
 def _score(
-    data: ExperimentData, split: HeldOutSplit, combination: Combination, count: int, decode: bool, threads: int
+    data: ExperimentData,
+    split: HeldOutSplit,
+    combination: Combination,
+    count: int,
+    decode: bool,
+    threads: int,
+    real: RealClips | None,
 ) -> Result:
     torch.set_num_threads(threads)
     scorer = CombinationScorer(data, split, count)
-    return scorer.score(scorer.fit(combination), decode=decode)
+    return scorer.score(scorer.fit(combination), decode=decode, real=real)
+
+
+def _real_clips(data: ExperimentData, split: HeldOutSplit, count: int, threads: int) -> RealClips:
+    torch.set_num_threads(threads)
+    return read_real_clips(data, split, count)
 
 
 def keep_best(data: ExperimentData, chosen: Combination, last_frame_won: bool = False) -> None:

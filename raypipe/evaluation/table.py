@@ -77,7 +77,9 @@ class CombinationRow:
     were not decoded. trainings: number of trainings of the flow that take turns. decoding: see
     `raypipe.forecast.decoding`. energy_ratio, variogram_ratio, rank_histogram [M + 1], reliability_index, coverage_50
     (the central 50%) and so on: of latents, and *_pixels of decoded frames, see `FieldScores` and `RankHistogram`; None
-    in tables of earlier versions. See also `Combination` and `Result`.
+    in tables of earlier versions. efflite0_distance, efflite0_frechet, fvd, lpips, jedi: see `raypipe.evaluation.
+    perceptual.scores`; *_sd: standard deviation over members; *_floor: of true clips; None without their weights, and
+    on validation. See also `Combination` and `Result`.
     """
 
     key: str
@@ -124,6 +126,16 @@ class CombinationRow:
     coverage_90: float | None = None
     coverage_90_pixels: float | None = None
     training_seconds: float | None = None
+    efflite0_distance: float | None = None
+    efflite0_frechet: float | None = None
+    efflite0_frechet_floor: float | None = None
+    fvd: float | None = None
+    fvd_sd: float | None = None
+    fvd_floor: float | None = None
+    lpips: float | None = None
+    jedi: float | None = None
+    jedi_sd: float | None = None
+    jedi_floor: float | None = None
 
 
 class Table:
@@ -196,6 +208,7 @@ class Table:
             **_calibration(result.fields.ranks, ""),
             **(_calibration(pixels.ranks, "_pixels") if pixels else {}),
         )
+        row = replace(row, **dict[str, Any](result.perceptual))
         self._rows[row.split, row.key] = row
         self.save()
 

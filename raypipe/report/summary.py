@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from raypipe.common import terminal
 from raypipe.config import Experiment
 from raypipe.evaluation import choice, table
+from raypipe.evaluation.perceptual.efflite0 import PACKAGE
 from raypipe.evaluation.protocol import in_words, read_protocol
 from raypipe.evaluation.run import run_evaluation
 from raypipe.forecast.ceiling import read_ceiling
@@ -39,6 +40,20 @@ def test_table(rows: Sequence[records.Row]) -> str:
     ]
     names = ["in pixels", "energy", "bodies kept", "psnr", "ssim", "spread/skill", "NFE", "ms/frame", "training s"]
     return terminal.table(body, ["test", *SCORED, *names])
+
+
+def perceptual_table(rows: Sequence[records.Row]) -> str:
+    """Text table of the perceptual scores on test, and of the floor; a line how to get them if there are none."""
+    mine = sorted((r for r in rows if r["split"] == "test"), key=lambda r: r["crps_ratio"])
+    names = {"efflite0_distance": "efflite0 distance", "efflite0_frechet": "efflite0 Frechet"}
+    names |= {"lpips": "LPIPS", "fvd": "FVD", "jedi": "JEDi"}
+    shown = [name for name in names if any(row[name] is not None for row in mine)]
+    missing = "" if "efflite0_distance" in shown else f"no efflite0 scores: pip install {PACKAGE} to have them"
+    if not shown:
+        return missing
+    body = [[_note(r), *(r[name] for name in shown)] for r in mine]
+    body.append(["true clips of training", *(mine[0].get(f"{name}_floor") for name in shown)])
+    return terminal.table(body, ["test", *(names[name] for name in shown)]) + (missing and f"\n{missing}")
 
 
 def _scores(row: records.Row) -> list[str]:
@@ -77,6 +92,7 @@ def finish(experiment: Experiment, workspace: Workspace, top_k: int, budget: Bud
     terminal.say(in_words(protocol, "validation"))
     terminal.say(f"\ntest, {experiment.evaluation.test_windows} windows:")
     terminal.say(test_table(rows))
+    terminal.say(perceptual_table(rows))
     terminal.say(in_words(protocol, "test"))
     terminal.say(verdict(rows))
     lines = [left_out(workspace, component, experiment.search) for component in experiment.search.searched]

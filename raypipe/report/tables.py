@@ -56,7 +56,7 @@ class Column:
 class Table:
     """A table with its formatted cells. strong, quiet: indices of the rows in bold and of the muted rows.
 
-    note: sentence about a column that is left out because its value is the same in all rows.
+    note: sentences about columns that are left out because their values are the same in all rows.
     """
 
     columns: list[Column]
@@ -112,6 +112,13 @@ SCORES = [
            "to 2.5 times their area"),
     Column("psnr", "PSNR", number(2), "peak signal-to-noise ratio of single members, dB"),
     Column("ssim", "SSIM", number(3), "structural similarity of single members"),
+    Column("efflite0_distance", "efflite0 distance", number(3), "distance of the first member's frames on features of "
+           "EfficientNet-Lite0; not LPIPS"),
+    Column("efflite0_frechet", "efflite0 Fréchet", number(1), "Fréchet distance of the first member's clips, on "
+           "features of EfficientNet-Lite0; not FVD"),
+    Column("lpips", "LPIPS", number(3), "of single members"),
+    Column("fvd", "FVD", number(1), "with given frames, mean and standard deviation over members", "fvd_sd"),
+    Column("jedi", "JEDi", number(3), "with given frames, mean and standard deviation over members", "jedi_sd"),
     Column("spread_skill", "spread/skill", number(2), "spread of the ensemble / error of its mean; 1 is reliable"),
     Column("nfe_per_frame", "NFE", short, "network evaluations per frame"),
     Column("seconds_per_frame", "ms/frame", milliseconds, "time per predicted frame of one member"),
@@ -158,8 +165,12 @@ TRIALS = [
 ]
 
 
+FLOORS = ("efflite0_frechet", "fvd", "jedi")
+"""Columns of distances between sets of clips, which other true clips have too."""
+
+
 _NOT_SHOWN = {"combination", "trainings", "flow", "denoiser", "diffusion", "split", "baseline", "chosen", "fps"}
-_NOT_SHOWN |= {column.key for column in RELIABILITY}
+_NOT_SHOWN |= {column.key for column in RELIABILITY} | {f"{key}_floor" for key in FLOORS}
 """Columns of combinations.parquet that this table does not show; all other numeric columns get a column."""
 
 
@@ -199,9 +210,12 @@ def score_table(rows: Sequence[Row], without: str | None = None) -> Table | None
     table = make_table([c for c in (*SCORES, *more) if c.key not in left_out], ordered)
     strong = {i for i, row in enumerate(ordered) if row["chosen"]}
     quiet = {i for i, row in enumerate(ordered) if row["baseline"] is not None} - strong
-    return Table(
-        table.columns, table.rows, strong, quiet, f"The solver is {solvers.pop()}." if len(solvers) == 1 else ""
-    )
+    notes = [f"The solver is {solvers.pop()}."] if len(solvers) == 1 else []
+    floors = {c.label: c.show(ordered[0].get(f"{c.key}_floor")) for c in table.columns if c.key in FLOORS}
+    if floors:
+        said = ", ".join(f"{label} {value}" for label, value in floors.items())
+        notes.append(f"As many true clips of training have {said}: the floor at this number of clips.")
+    return Table(table.columns, table.rows, strong, quiet, " ".join(notes))
 
 
 def ceiling_table(ceiling: Ceiling) -> Table:

@@ -31,6 +31,7 @@ FREE = {
     *("evaluation.test_windows", "evaluation.test_members", "evaluation.climatology_members", "evaluation.alphas"),
     *("evaluation.models", "evaluation.decoding", "evaluation.choose_by", "evaluation.finalists"),
     *("evaluation.batch_size", "evaluation.compile"),
+    *("evaluation.i3d_weights", "evaluation.lpips_weights", "evaluation.vjepa_weights"),
 }
 """Fields that may change at any time: trials before and after the change are comparable, or do not use the field.
 

@@ -29,7 +29,7 @@ def score_here(data, split, wanted, count, table, *, decode):
     """`_score_split` without Ray."""
     for combination in wanted:
         if not table.has(split, combination, decoded=decode):
-            table.add(split, run._score(data, split, combination, count, decode, 1))
+            table.add(split, run._score(data, split, combination, count, decode, 1, None))
 
 
 def test_without_a_test_split_the_choice_is_kept_and_the_lack_is_said(own_data, monkeypatch):
