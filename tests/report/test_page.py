@@ -95,7 +95,7 @@ def combination(number, split, score, baseline=None, chosen=False, **changes):
         "crps_ratio_pixels": score + 0.1,
         "psnr": 17.31,
         "ssim": 0.654,
-        "efflite0_frechet": 12.345,
+        "sharpness": 12.345,
         "spread_skill": 1.06,
         "nfe_per_frame": 3.0,
         "seconds_per_frame": 0.00231,
@@ -489,7 +489,7 @@ def test_the_page_shows_whether_the_ensembles_are_reliable(begun):
     name = "flow-02 + constant diffusion"
     outer = 2 * (3 / 9 - 1 / 5) + 3 * (1 / 5 - 1 / 9)
     assert f"{name} 4 0.432 0.876 {outer:.3f} {1 / 9 + 1.5 / 9:.3f} – {outer:.3f}" in text  # climatology alone has 80%
-    assert "efflite0 frechet" in text and "reliability index" not in text  # no further columns of the table of scores
+    assert "sharpness" in text and "reliability index" not in text  # no further columns of the table of scores
 
 
 def test_columns_and_values_that_are_missing(begun):

@@ -33,7 +33,7 @@ def load_efflite0(file: Path) -> "EffLite0":
     network = EffLite0()
     tensors = torch.load(file, weights_only=True, map_location="cpu")
     network.load_state_dict({name: tensors[name] for name in network.state_dict()})
-    return network.eval().to(memory_format=torch.channels_last)  # a quarter faster on a CPU
+    return network.eval()
 
 
 class EffLite0(nn.Module):

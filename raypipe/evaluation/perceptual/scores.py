@@ -79,7 +79,8 @@ class Networks:
     @torch.no_grad()
     def _layers(self, frames: Tensor) -> list[Tensor]:
         assert self._efflite0 is not None
-        return [layer.cpu() for layer in self._efflite0(frames.to(self._device, memory_format=torch.channels_last))]
+        packed = frames.to(self._device, memory_format=torch.channels_last)  # a quarter faster on a CPU
+        return [layer.cpu() for layer in self._efflite0(packed)]
 
     @torch.no_grad()
     def _given_features(self, clip: Tensor) -> dict[str, Tensor]:
