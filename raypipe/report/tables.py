@@ -212,6 +212,7 @@ def score_table(rows: Sequence[Row], without: str | None = None) -> Table | None
     quiet = {i for i, row in enumerate(ordered) if row["baseline"] is not None} - strong
     notes = [f"The solver is {solvers.pop()}."] if len(solvers) == 1 else []
     floors = {c.label: c.show(ordered[0].get(f"{c.key}_floor")) for c in table.columns if c.key in FLOORS}
+    floors = {label: value for label, value in floors.items() if value != "–"}
     if floors:
         said = ", ".join(f"{label} {value}" for label, value in floors.items())
         notes.append(f"As many true clips of training have {said}: the floor at this number of clips.")

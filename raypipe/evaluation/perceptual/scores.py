@@ -6,7 +6,7 @@ On EfficientNet-Lite0 only the first member counts, since each costs as much as 
 Given frames are part of the clips of FVD and JEDi, as in published tables, but not of those of EfficientNet-Lite0.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from raypipe.common.device import choose_device
+from raypipe.common.errors import UserError
 from raypipe.config import Evaluation
 from raypipe.data.frames import to_float
 from raypipe.data.splits import Split
@@ -37,7 +38,8 @@ Features = Mapping[str, Array]
 class RealClips:
     """Features of the true clips of the scored windows, and of as many windows of training clips, see `Networks`.
 
-    The distance of the two is what a perfect forecast of other clips would get: the floor, which falls with N.
+    The distance of the two is what a perfect forecast of other clips would get: the floor, which falls with N. others
+    is empty if there are not as many windows of training clips.
     """
 
     scored: Features
@@ -91,13 +93,25 @@ class Networks:
 def read_real_clips(data: ExperimentData, split: Split, count: int) -> RealClips:
     """The features of the true clips of the `count` windows that are scored on a split."""
     networks = Networks(data.experiment.evaluation)
-    scored = _features(networks, data, split, count)
-    return RealClips(scored, _features(networks, data, "train", count))
+    scored, others = _windows(data, split, count), _windows(data, "train", count)
+    enough = len(others) >= len(scored)
+    return RealClips(
+        _features(networks, data, split, scored),
+        _features(networks, data, "train", others[: len(scored)]) if enough else {},
+    )
 
 
-def _features(networks: Networks, data: ExperimentData, split: Split, count: int) -> Features:
-    lengths = data.frames(split).lengths
-    windows = zip(*window_starts(lengths, data.experiment, count, data.experiment.evaluation.seed), strict=True)
+def _windows(data: ExperimentData, split: Split, count: int) -> list[tuple[int, int]]:
+    """Clip and first frame of each window; none if no clip is long enough."""
+    experiment = data.experiment
+    try:
+        found = window_starts(data.frames(split).lengths, experiment, count, experiment.evaluation.seed)
+    except UserError:
+        return []
+    return list(zip(*found, strict=True))
+
+
+def _features(networks: Networks, data: ExperimentData, split: Split, windows: Sequence[tuple[int, int]]) -> Features:
     given = data.experiment.model.num_input_frames
     found = [networks.features(_true_clip(data, split, clip, start), given) for clip, start in windows]
     return {name: torch.stack([clip[name] for clip in found]).numpy() for name in found[0]}
@@ -136,7 +150,9 @@ class PerceptualScorer:
             column, distance = DISTANCES[name]
             made, true = torch.stack([window[name] for window in self._features]).numpy(), self._real.scored[name]
             repeats = [distance(made[:, member], true) for member in range(made.shape[1])]
-            found |= {column: float(np.mean(repeats)), f"{column}_floor": distance(self._real.others[name], true)}
+            found[column] = float(np.mean(repeats))
+            if name in self._real.others:
+                found[f"{column}_floor"] = distance(self._real.others[name], true)
             if len(repeats) > 1:
                 found[f"{column}_sd"] = float(np.std(repeats, ddof=1))
         return found

@@ -46,6 +46,10 @@ def scored(data, combination, real):
     return CombinationScorer(data, "test", WINDOWS).score(combination, decode=True, real=real).perceptual
 
 
+def replaced(data, **settings):
+    return dataclasses.replace(data, experiment=config.replace(data.experiment, **settings))
+
+
 def true_clips(data, split):
     """Given and true frames of the windows, [n, K + H, 3, h, w]."""
     shards, experiment = data.frames(split), data.experiment
@@ -117,6 +121,16 @@ def test_the_reconstruction_has_perceptual_scores_and_the_same_floor(given, real
         assert found[name] == still[name] > 0
 
 
+def test_without_as_many_windows_of_training_clips_there_is_no_floor(given):
+    """Training clips have 10 frames, windows up to 11; and there are only as many windows as clips have room for."""
+    longer = {"dataset.num_frames": 11, "evaluation.horizon": 9}
+    assert scores._windows(replaced(given, **longer), "train", WINDOWS) == []
+    assert len(scores._windows(given, "train", 100)) == 6 * 6
+    real = dataclasses.replace(read_real_clips(given, "test", WINDOWS), others={})
+    found = scored(given, PERSISTENCE, real)
+    assert found["fvd"] > 0 and not any(name.endswith("floor") for name in found)
+
+
 def test_without_weights_and_package_there_are_no_perceptual_scores(tiny_data, monkeypatch):
     monkeypatch.setattr(efflite0, "MODULE", "no_such_module")
     real = read_real_clips(tiny_data, "test", WINDOWS)
@@ -137,17 +151,13 @@ def test_the_columns_of_the_table(own_data, given, real):
 def test_scores_with_other_weights_are_not_mixed(own_data, given, tmp_path):
     """The protocol holds their hashes; where the file lies does not matter."""
     path = given.experiment.evaluation.i3d_weights
-    with_i3d = dataclasses.replace(
-        own_data, experiment=config.replace(own_data.experiment, **{"evaluation.i3d_weights": path})
-    )
-    protocol.keep_protocol(with_i3d)
+    protocol.keep_protocol(replaced(own_data, **{"evaluation.i3d_weights": path}))
     kept = json.loads((own_data.workspace.evaluation / "protocol.json").read_text())
     assert len(kept["weights"]["i3d"]) == 64 and kept["weights"]["lpips"] is None
     records.write_rows(own_data.workspace.evaluation / "combinations.parquet", [{"split": "test"}])
     copy = tmp_path / "copy.pt"
     shutil.copy(path, copy)
-    moved = {"evaluation.i3d_weights": str(copy)}
-    protocol.keep_protocol(dataclasses.replace(own_data, experiment=config.replace(own_data.experiment, **moved)))
+    protocol.keep_protocol(replaced(own_data, **{"evaluation.i3d_weights": str(copy)}))
     with pytest.raises(UserError, match=r"weights.i3d was [0-9a-f]{64} when .* and is None now; run .* --again"):
         protocol.keep_protocol(own_data)
     said = protocol.in_words(kept, "test")
@@ -160,5 +170,5 @@ def test_bad_weights_are_refused_before_anything_is_scored(own_data, monkeypatch
     monkeypatch.setattr(scores, "load_network", lambda *args: pytest.fail("scored"))
     bad = {"evaluation.i3d_weights": str(own_data.workspace.folder / "none.pt")}
     with pytest.raises(UserError, match=r"^evaluation.i3d_weights: .*none.pt: no such file; accepted: i3d_torchscript"):
-        protocol.check_protocol(dataclasses.replace(own_data, experiment=config.replace(own_data.experiment, **bad)))
+        protocol.check_protocol(replaced(own_data, **bad))
     assert protocol.read_protocol(own_data.workspace) is None
