@@ -5,17 +5,28 @@ scored once on the test split; `rivals` that are not trained yet are trained bef
 ``best/``, which `raypipe.load_predictor` and ``raypipe.generate`` read.
 """
 
+import argparse
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 from raypipe import cli
 from raypipe.common import terminal
+from raypipe.common.files import write_json
+from raypipe.common.places import to_place
 from raypipe.config import ConfigError
+from raypipe.data.video.fitting import Frames
 from raypipe.distributed.capacity import check_evaluation
 from raypipe.distributed.connection import start_ray
+from raypipe.evaluation import external, rules
 from raypipe.evaluation.perceptual.weights import ACCEPTED, Kind, check_weights
+from raypipe.evaluation.predictions import LAYOUT, open_predictions
+from raypipe.evaluation.protocol import in_words
 from raypipe.evaluation.run import StageFinalists, is_searched
-from raypipe.report.summary import finish
+from raypipe.forecast.manifest import find_best
+from raypipe.forecast.predictor import load_predictor
+from raypipe.report.summary import evaluated_rows, finish, protocol_table
 from raypipe.search.rivals import train_rivals
 from raypipe.workspace.claims import latest
 from raypipe.workspace.layout import Workspace
@@ -24,7 +35,11 @@ PROG = "raypipe.evaluate"
 ABOUT = """Score the combinations of the best flows, denoisers and diffusions of an experiment.
 
 This is the experiment given by --name, else the latest one with a finished search; with --config, the latest one that
-has the name of that config. Its stored config is used, changed by the config fields given as flags."""
+has the name of that config. Its stored config is used, changed by the config fields given as flags.
+
+With --protocol, another model or predictions made elsewhere are scored as that protocol says, in pixels, without Ray:
+--model or --predictions says what. Of the config fields, only --dataset.root and what reads it apply, if the dataset is
+not where the protocol says. With neither, the protocol is written to --out with its clips and windows by name."""
 
 
 def make_parser() -> cli.Parser:
@@ -47,6 +62,25 @@ def make_parser() -> cli.Parser:
         action="store_true",
         help="delete earlier scores and score everything again, including the test split",
     )
+    under = parser.add_argument_group("scores under a protocol")
+    under.add_argument(
+        "--protocol",
+        metavar="FILE",
+        help=f"evaluation/protocol.json of an experiment, or one of {', '.join(rules.names())}",
+    )
+    under.add_argument(
+        "--model", type=to_place, metavar="DIR", help="experiment or best/ folder, or its URI, of the model to score"
+    )
+    under.add_argument("--predictions", type=Path, metavar="DIR", help=f"predictions to score: {LAYOUT}")
+    under.add_argument(
+        "--write-predictions",
+        type=Path,
+        metavar="DIR",
+        help="also write the model's predictions to a new folder of shards, which --predictions reads",
+    )
+    under.add_argument(
+        "--out", type=Path, metavar="FILE", help="JSON file of the scores (default: scores.json beside the predictions)"
+    )
     return parser
 
 
@@ -55,6 +89,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     files = {f"evaluation.{kind}_weights": getattr(args, f"{kind}_weights") for kind in ACCEPTED}
     overrides |= {name: path for name, path in files.items() if path is not None}
     storage = cli.storage_root(args)
+    if args.protocol is not None:
+        _check_flags(args, overrides)
+        return _under_protocol(args, overrides, storage)
+    for flag in ("model", "predictions", "write_predictions", "out"):
+        if getattr(args, flag) is not None:
+            raise ConfigError(f"--{flag.replace('_', '-')}: needs --protocol, which says how forecasts are scored")
     if args.name:
         workspace = Workspace(storage, args.name)
         workspace.experiment()
@@ -77,6 +117,69 @@ def main(argv: Sequence[str] | None = None) -> int:
     train_rivals(experiment, workspace)
     finish(experiment, workspace, args.top_k or experiment.search.top_k)
     return 0
+
+
+READS = ("dataset.root", "dataset.cache", "dataset.cache_gb", "dataset.stall_seconds")
+"""Config fields that apply with --protocol."""
+
+
+def _check_flags(args: argparse.Namespace, overrides: Mapping[str, Any]) -> None:
+    others = {"--config": args.config, "--name": args.name, "--top-k": args.top_k, "--again": args.again or None}
+    given = [flag for flag, value in others.items() if value is not None]
+    given += [f"--{name}" for name in overrides if name not in READS]
+    if given:
+        raise ConfigError(f"{given[0]}: does not apply with --protocol, which says it; leave it out")
+    if args.model is not None and args.predictions is not None:
+        raise ConfigError("--predictions: contradicts --model; score one of them at a time")
+    if args.write_predictions is not None and args.model is None:
+        raise ConfigError("--write-predictions: needs --model, which makes the predictions")
+
+
+def _under_protocol(args: argparse.Namespace, overrides: Mapping[str, Any], storage: Path) -> int:
+    task = rules.open_task(rules.read_rules(args.protocol), storage, overrides)
+    note = task.protocol.text.get("note")
+    if note:
+        terminal.say(f"{task.protocol.name}: {note}")
+    if args.model is None and args.predictions is None:
+        if args.out is None:
+            raise ConfigError("--protocol: needs --model or --predictions to score, or --out for its windows by name")
+        _write(args.out, external.protocol_for(task))
+        terminal.say(f"wrote  {args.out}: {len(task.windows)} windows")
+        terminal.say(f"next   python -m raypipe.evaluate --protocol {args.out} --predictions DIR; DIR is {LAYOUT}")
+        return 0
+    folder = args.predictions
+    what: dict[str, Any] = {}
+    frames: Iterable[Frames]
+    with terminal.progress_bar("score", len(task.windows), "window") as bar:
+        if args.model is not None:
+            model = find_best(args.model.expanduser() if isinstance(args.model, Path) else args.model)
+            predictor = load_predictor(model)
+            external.check_model(predictor, task, str(args.model))
+            what = {"model": external.hashes(model)}
+            frames = external.predict(predictor, task)
+            if args.write_predictions is not None:
+                folder = args.write_predictions
+                external.write_predictions(folder, task, frames)
+        if folder is not None:
+            frames = open_predictions(folder, task)
+            what |= {"predictions": folder.resolve().name}
+        scored = external.score_members(task, frames, bar.update)
+    out = args.out or (None if folder is None else folder / "scores.json")
+    if out is not None:
+        _write(out, external.as_json(task, scored, what))
+    name = "model" if args.model is not None else str(folder)
+    terminal.say(protocol_table(name, scored, evaluated_rows(task)))
+    terminal.say(in_words(external.protocol_for(task), task.rules.split, str(out or task.protocol.path)))
+    if out is not None:
+        terminal.say(f"\nscores   {out}")
+    return 0
+
+
+def _write(path: Path, value: Mapping[str, Any]) -> None:
+    try:
+        write_json(path, value)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be written ({error.strerror}); give another place by --out") from None
 
 
 if __name__ == "__main__":

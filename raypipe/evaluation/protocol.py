@@ -11,10 +11,11 @@ from raypipe.common.files import write_json
 from raypipe.data.conversion.preprocessing import Preprocessing, every
 from raypipe.evaluation.combinations import CHOICE_WINDOWS, HeldOutSplit
 from raypipe.evaluation.perceptual.weights import check_weights, weights_hashes
+from raypipe.evaluation.predictions import LAYOUT
 from raypipe.evaluation.table import SPLIT_NAMES
 from raypipe.forecast.windows import window_starts
 from raypipe.metrics.variogram import DISTANCES, GRID
-from raypipe.workspace.dataset import ExperimentData, dataset_preprocessing
+from raypipe.workspace.dataset import ExperimentData, dataset_preprocessing, is_simulated
 from raypipe.workspace.layout import Workspace
 from raypipe.workspace.manifest import dataset_hashes, manifest
 
@@ -52,8 +53,14 @@ METRICS = {
     "*_floor": "of as many clips of the training split, instead of predicted ones",
     "difference, behind_chosen": "crps_ratio minus that of the default and of the chosen combination, paired by window",
     "*_se": "standard error over windows, of ratios by the delta method",
+    "mean, sd": "under evaluate --protocol: mean and standard deviation over repeats, of ensembles with members of "
+    "their own; frames are rounded to 8 bits before they are scored",
 }
-"""Columns of combinations.parquet. Every score is a mean over predicted frames and windows; given frames enter none."""
+"""Columns of combinations.parquet and scores.json. Each score is a mean over predicted frames and windows, and given
+frames enter none."""
+
+NOT_COMPARED = ("versions", "metrics", "predictions", "root")
+"""Entries in which two protocols of the same scores may differ: the code, its words, and where the dataset is."""
 
 
 def protocol_of(data: ExperimentData) -> dict[str, Any]:
@@ -66,6 +73,8 @@ def protocol_of(data: ExperimentData) -> dict[str, Any]:
     return {
         "dataset": {
             "name": dataset.name,
+            "root": dataset.root,
+            "demo": asdict(experiment.demo) if is_simulated(experiment) else None,
             "content": dataset_hashes(root),
             "preprocessing": made and asdict(made),
         },
@@ -76,6 +85,7 @@ def protocol_of(data: ExperimentData) -> dict[str, Any]:
             "frame_stride": dataset.frame_stride,
             "given": experiment.model.num_input_frames,
             "predicted": evaluation.horizon,
+            "given_in_fvd": False,
         },
         "members": {
             "validation": evaluation.members,
@@ -83,6 +93,8 @@ def protocol_of(data: ExperimentData) -> dict[str, Any]:
             "climatology": evaluation.climatology_members,
             "deterministic": 1,
         },
+        "repeats": 1,
+        "predictions": LAYOUT,
         "seed": evaluation.seed,
         "autoencoder": data.autoencoder_hash,
         "decoding": f"{evaluation.decoding}, chosen on at most {CHOICE_WINDOWS} validation windows",
@@ -143,8 +155,8 @@ def _path(workspace: Workspace) -> Path:
 
 
 def _differences(kept: Protocol, found: Protocol, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """(dotted name, value before, value now) of what differs, of what both have, but for the code and its words."""
-    for name in [name for name in kept if name in found and name not in ("versions", "metrics")]:
+    """(dotted name, value before, value now) of what differs, of what both have, but for `NOT_COMPARED`."""
+    for name in [name for name in kept if name in found and name not in NOT_COMPARED]:
         before, now = kept[name], found[name]
         if isinstance(before, Mapping) and isinstance(now, Mapping):
             yield from _differences(before, now, f"{prefix}{name}.")
@@ -154,10 +166,14 @@ def _differences(kept: Protocol, found: Protocol, prefix: str = "") -> Iterator[
             yield f"{prefix}{name}", before, now
 
 
-def in_words(protocol: Protocol, split: str) -> str:
-    """The protocol of a split, `validation` or `test`, in one line."""
+OTHER_MEMBERS = {"climatology": "climatology", "deterministic": "without noise"}
+"""Numbers of members, besides those of the splits, and their names."""
+
+
+def in_words(protocol: Protocol, split: str, path: str = "evaluation/protocol.json") -> str:
+    """The protocol of a split, `validation` or `test`, in one line. path: the file that has it."""
     frames, members, windows = protocol["frames"], protocol["members"], protocol["windows"].get(split, [])
-    made = protocol["dataset"]["preprocessing"]
+    made = protocol["dataset"].get("preprocessing")
     treated = every(frames["frame_stride"]) if made is None else f"videos {Preprocessing(**made)}"
     if made is not None and frames["frame_stride"] > 1:
         treated += f", then {every(frames['frame_stride'])}"
@@ -166,10 +182,13 @@ def in_words(protocol: Protocol, split: str) -> str:
     seen = "".join(f"; {name} weights {digest[:12]}" for name, digest in hashes.items() if split == "test")
     if hashes.keys() & {"i3d", "vjepa"} and seen:
         seen += ", given frames are part of the clips of FVD and JEDi"
+    others = [f"{words} {members[name]}" for name, words in OTHER_MEMBERS.items() if name in members]
+    ensemble = f"{members[split]} members" + (f" ({', '.join(others)})" if others else "")
+    if protocol.get("repeats", 1) > 1:
+        ensemble += f" in each of {protocol['repeats']} repeats (± is their standard deviation)"
     return (
         f"protocol: {len(windows)} windows of {len({window['clip'] for window in windows})} clips of "
         f"{protocol['dataset']['name']}'s {split} split; {frames['given']} frames given, {frames['predicted']} "
-        f"predicted and scored; {size}x{size} pixels in [{low}, {high}], {treated}; {members[split]} members "
-        f"(climatology {members['climatology']}, without noise {members['deterministic']}), seed {protocol['seed']}"
-        f"{seen}; clips by name, metrics and versions in evaluation/protocol.json"
+        f"predicted and scored; {size}x{size} pixels in [{low}, {high}], {treated}; {ensemble}, seed "
+        f"{protocol['seed']}{seen}; clips by name, metrics and versions in {path}"
     )

@@ -59,6 +59,12 @@ class Predictor:
             for flow in self._flows
         ]
 
+    @property
+    def stochastic(self) -> bool:
+        """Whether the members of a forecast differ."""
+        dynamics = self.dynamics()
+        return len(dynamics) > 1 or dynamics[0].stochastic
+
     @torch.no_grad()
     def predict(
         self,
@@ -70,6 +76,7 @@ class Predictor:
         seed: int = 0,
         solver: Solver | None = None,
         first_frame: int = 0,
+        first_window: int = 0,
     ) -> Tensor:
         """Predict the frames that follow each clip, as an ensemble of forecasts.
 
@@ -79,6 +86,8 @@ class Predictor:
         frame at its end; they need no extra steps and do not change the other frames. solver: euler_maruyama, milstein
         or heun_drift (None: as in the manifest). first_frame: index of the first predicted frame, which determines its
         noise; to continue an earlier forecast, give the number of frames predicted so far, as 0 would repeat its noise.
+        first_window: index of the first clip, which determines the noise of each: clips that are predicted in several
+        calls have the noise of a single call if their indices go on.
 
         Returns [b, members, horizon * interpolate, 3, H, W] in [-1, 1], on the CPU. All members of a model without
         noise are equal. Raises UserError for frames of the wrong shape or size, counts below 1 or an unknown solver.
@@ -87,8 +96,9 @@ class Predictor:
         for name, count in (("horizon", horizon), ("steps", steps), ("members", members), ("interpolate", interpolate)):
             if count < 1:
                 raise UserError(f"{name}: must be at least 1, not {count}")
-        if first_frame < 0:
-            raise UserError(f"first_frame: must be at least 0, not {first_frame}")
+        for name, index in (("first_frame", first_frame), ("first_window", first_window)):
+            if index < 0:
+                raise UserError(f"{name}: must be at least 0, not {index}")
         solver = solver_name(solver or self.manifest.solver)
         if solver not in SOLVERS:
             raise UserError(f"solver: must be one of {', '.join(SOLVERS)}, not {solver!r}")
@@ -104,12 +114,12 @@ class Predictor:
                 members=members,
                 seed=seed,
                 solver=solver,
+                windows=range(first_window, first_window + len(context)),
                 interpolate=interpolate,
                 first_frame=first_frame,
                 device=self.device,
             )
-        dynamics = self.dynamics()
-        different = members if len(dynamics) > 1 or dynamics[0].stochastic else 1
+        different = members if self.stochastic else 1
         made = self._frames(latents[:, :different], given[:, -1].cpu(), context[:, -1], interpolate)
         return made.expand(-1, members, -1, -1, -1, -1)
 

@@ -5,8 +5,10 @@ from collections.abc import Sequence
 from raypipe.common import terminal
 from raypipe.config import Experiment
 from raypipe.evaluation import choice, table
+from raypipe.evaluation.external import Scored, Scores
 from raypipe.evaluation.perceptual.efflite0 import PACKAGE
 from raypipe.evaluation.protocol import in_words, read_protocol
+from raypipe.evaluation.rules import Task
 from raypipe.evaluation.run import run_evaluation
 from raypipe.forecast.ceiling import read_ceiling
 from raypipe.report.page import write_report
@@ -67,6 +69,42 @@ def _scores(row: records.Row) -> list[str]:
 
 def _note(row: records.Row) -> str:
     return "chosen" if row["chosen"] else describe(row) if row["baseline"] else ""
+
+
+PIXELS = {
+    "crps_ratio_pixels": "in pixels",
+    "energy_ratio_pixels": "energy",
+    "variogram_ratio_pixels": "variogram",
+    "bodies_kept": "bodies kept",
+    "psnr": "psnr",
+    "ssim": "ssim",
+}
+"""Scores of decoded frames, and the headers of their columns."""
+
+
+def protocol_table(name: str, scored: Scored, beside: Sequence[records.Row]) -> str:
+    """Text table of what was scored under a protocol, the last frame repeated, and `beside`, rows of its evaluation."""
+    body: list[list[object]] = [[name, *(_mean(scored.scores, key) for key in PIXELS)]]
+    body += [[_note(row) or "candidate", *(row[key] for key in PIXELS)] for row in beside]
+    if not any(row["baseline"] == "persistence" for row in beside):
+        body.append(["last frame repeated", *(_mean(scored.persistence, key) for key in PIXELS)])
+    shown = [i for i in range(len(PIXELS) + 1) if any(row[i] is not None for row in body)]
+    header = [f"{scored.members} members", *PIXELS.values()]
+    return terminal.table([[row[i] for i in shown] for row in body], [header[i] for i in shown])
+
+
+def _mean(scores: Scores, key: str) -> float | str | None:
+    """The mean of a score over repeats, with its standard deviation if there are several."""
+    found = scores.get(key, {"mean": None, "sd": None})
+    mean, sd = found["mean"], found["sd"]
+    return mean if mean is None or sd is None else f"{mean:.3f} +- {sd:.3f}"
+
+
+def evaluated_rows(task: Task) -> list[records.Row]:
+    """The rows of the evaluation that wrote a protocol, on its split, with scores in pixels; best first."""
+    rows = records.read_rows(task.protocol.path.parent / "combinations.parquet")
+    mine = [row for row in rows if row["split"] == task.rules.split and row["crps_ratio_pixels"] is not None]
+    return sorted(mine, key=lambda row: row["crps_ratio_pixels"])
 
 
 def verdict(rows: Sequence[records.Row]) -> str:
