@@ -65,9 +65,7 @@ class Predictions:
         ruled = self.task.rules.frames
         if count != ruled.predicted:
             given = f"; leave out the {ruled.given} given ones" if count == ruled.predicted + ruled.given else ""
-            raise UserError(
-                f"{place}: has {count} frames, but the protocol has {ruled.predicted} predicted ones{given}"
-            )
+            raise UserError(f"{place}: has {count} frames, but the protocol predicts {ruled.predicted}{given}")
 
 
 _SCALE = "write predictions at the size of the protocol, as scaling would change their scores"
@@ -90,14 +88,17 @@ class _Unscaled(Fit):
 def open_predictions(folder: Path, task: Task) -> Predictions:
     """Find the predictions of all windows. Raises UserError, naming the file, if one is missing, or one is too many."""
     if not folder.is_dir():
-        raise UserError(f"--predictions: no such folder: {str(folder)!r}; give {LAYOUT}")
+        raise UserError(
+            f"--predictions: no such folder: {str(folder)!r}; give one with {_expected(task.windows[0].name, task)}, "
+            "and so on for each window"
+        )
     arrays = sorted(path for path in folder.rglob("*.npz") if not path.name.startswith("."))
     found = _find_arrays(folder, arrays, task) if arrays else _find_sources(folder, task)
     for window in task.windows:
         if window.name not in found:
             raise UserError(
                 f"{folder}: has no prediction of {window.name}, a window of the protocol ({len(found)} of "
-                f"{len(task.windows)} are there); it must be {LAYOUT}"
+                f"{len(task.windows)} are there); write {_expected(window.name, task)}"
             )
     counts = {name: len(_read_npz(one) if isinstance(one, Path) else one) for name, one in found.items()}
     first = next(iter(counts.values()))
@@ -144,11 +145,13 @@ def _find_sources(folder: Path, task: Task) -> dict[str, Path | Sequence[Source]
     return found
 
 
+def _expected(name: str, task: Task) -> str:
+    return f"{name}/0.mp4 to {name}/{task.members - 1}.mp4, or {name}.npz, or shards with these clips"
+
+
 def _superfluous(place: str, task: Task) -> UserError:
-    return UserError(
-        f"{place}: is of no window of the protocol, whose first one is {task.windows[0].name}; remove it, or name "
-        "it by window and member, CLIP-START/MEMBER"
-    )
+    first = _expected(task.windows[0].name, task)
+    return UserError(f"{place}: is of no window of the protocol, which has {first}; remove it, or name it so")
 
 
 def _read_npz(path: Path) -> Frames:
