@@ -107,7 +107,7 @@ def run_evaluation(experiment: Experiment, workspace: Workspace, top_k: int) -> 
     _score_split(data, "test", tested, evaluation.test_windows, table, decode=True)
     table.mark_chosen(chosen, default)
     keep_best(data, chosen, last_frame_won)
-    save_samples(data)
+    save_samples(data, table.score("test", chosen))
     return table.rows
 
 

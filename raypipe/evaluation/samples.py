@@ -1,12 +1,17 @@
-"""Forecasts of a few test clips, which the report shows."""
+"""Forecasts of a few test clips, which the report shows: of random ones, and of the worst, the median and the best."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from raypipe.common.files import atomic_path
 from raypipe.data.frames import to_float, to_uint8
-from raypipe.forecast.predictor import load_predictor
-from raypipe.forecast.windows import choose_windows, read_window
+from raypipe.forecast.predictor import Predictor, load_predictor
+from raypipe.forecast.windows import choose_windows, read_window, window_starts
+from raypipe.metrics.ensemble import Score
 from raypipe.workspace.dataset import ExperimentData
 
 SAMPLES = 6
@@ -17,31 +22,56 @@ SAMPLE_INTERPOLATE = 4
 """Frames per frame interval of a forecast, in-between frames included."""
 
 
-def save_samples(data: ExperimentData) -> None:
-    """Forecast a few test clips with the predictor in `best/`; writes `samples/sample-N.npz`."""
-    experiment, workspace = data.experiment, data.workspace
-    predictor, shards = load_predictor(workspace.best), data.frames("test")
-    given, stride, horizon = (
-        experiment.model.num_input_frames,
-        experiment.dataset.frame_stride,
-        experiment.evaluation.horizon,
-    )
-    clips, starts = choose_windows(
-        shards.lengths, (given + horizon - 1) * stride + 1, SAMPLES, experiment.evaluation.seed
-    )
-    for number, (clip, start) in enumerate(zip(clips, starts, strict=True)):
-        truth = torch.from_numpy(read_window(shards, clip, start, given + horizon, stride))
-        context = to_float(truth[None, :given])
-        predicted = predictor.predict(
-            context, horizon, members=SAMPLE_MEMBERS, interpolate=SAMPLE_INTERPOLATE, seed=experiment.evaluation.seed
-        )[0]
-        whole = predicted[:, SAMPLE_INTERPOLATE - 1 :: SAMPLE_INTERPOLATE]
-        with atomic_path(workspace.folder / "samples" / f"sample-{number}.npz") as path, path.open("wb") as file:
-            np.savez_compressed(
-                file,
-                truth=truth.numpy(),
-                prediction=to_uint8(whole).numpy(),
-                interpolated=to_uint8(predicted[0]).numpy(),
-                given=given,
-                interpolate=SAMPLE_INTERPOLATE,
-            )
+def save_samples(data: ExperimentData, score: Score | None) -> None:
+    """Forecast a few test clips with the predictor in `best/`.
+
+    Writes `samples/sample-N.npz` of random windows, and `samples/cases/` with the `worst`, the `median` and the `best`
+    window by the CRPS that the chosen combination has there. score: its score on the test windows; without it (None)
+    there are no cases.
+    """
+    experiment, evaluation = data.experiment, data.experiment.evaluation
+    predictor, lengths = load_predictor(data.workspace.best), data.frames("test").lengths
+    frames = experiment.model.num_input_frames + evaluation.horizon
+    span = (frames - 1) * experiment.dataset.frame_stride + 1
+    folder = data.workspace.folder / "samples"
+    for number, (clip, start) in enumerate(zip(*choose_windows(lengths, span, SAMPLES, evaluation.seed), strict=True)):
+        _save(folder / f"sample-{number}.npz", _forecast(data, predictor, clip, start))
+    if score is None:
+        return
+    clips, starts = window_starts(lengths, experiment, evaluation.test_windows, evaluation.seed)
+    crps = score.crps.mean(1) / score.reference.mean()  # their mean is the CRPS ratio
+    worst_first = np.argsort(-crps, kind="stable")
+    for name, place in (("worst", 0), ("median", len(crps) // 2), ("best", -1)):
+        window = int(worst_first[place])
+        clip, start = clips[window], starts[window]
+        about = {"clip": data.frames("test").names[clip], "start": start, "windows": len(crps)}
+        about |= {"score": crps[window], "mean": crps.mean()}
+        _save(folder / "cases" / f"{name}.npz", _forecast(data, predictor, clip, start, window) | about)
+
+
+def _forecast(data: ExperimentData, predictor: Predictor, clip: int, start: int, window: int = 0) -> dict[str, Any]:
+    """The true and the predicted frames of a window. window: its number, on which the noise depends."""
+    experiment = data.experiment
+    given, horizon = experiment.model.num_input_frames, experiment.evaluation.horizon
+    read = read_window(data.frames("test"), clip, start, given + horizon, experiment.dataset.frame_stride)
+    truth = torch.from_numpy(read)
+    predicted = predictor.predict(
+        to_float(truth[None, :given]),
+        horizon,
+        members=SAMPLE_MEMBERS,
+        interpolate=SAMPLE_INTERPOLATE,
+        seed=experiment.evaluation.seed,
+        first_window=window,
+    )[0]
+    return {
+        "truth": truth.numpy(),
+        "prediction": to_uint8(predicted[:, SAMPLE_INTERPOLATE - 1 :: SAMPLE_INTERPOLATE]).numpy(),
+        "interpolated": to_uint8(predicted[0]).numpy(),
+        "given": given,
+        "interpolate": SAMPLE_INTERPOLATE,
+    }
+
+
+def _save(path: Path, content: Mapping[str, Any]) -> None:
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, **content)

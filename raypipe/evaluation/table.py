@@ -171,6 +171,10 @@ class Table:
         row = self.row(split, combination)
         return replace(combination, beta=row.beta, decoding=row.decoding or PLAIN)
 
+    def score(self, split: HeldOutSplit, combination: Combination) -> Score | None:
+        """The scores of a combination on each window of a split, if they are kept."""
+        return records.read_score(self._folder(split, combination.key), 0)
+
     def add(self, split: HeldOutSplit, result: Result) -> None:
         """Add or replace the row of a combination, and save its per-window scores."""
         c, score, pixels = result.combination, result.score, result.pixels
@@ -219,7 +223,7 @@ class Table:
     def mark_chosen(self, chosen: Combination, default: Combination) -> None:
         """Mark the chosen combination, and fill in the columns `difference` and `behind_chosen` of all rows."""
         for split, name in SPLIT_NAMES.items():
-            base, best = (records.read_score(self._folder(split, c.key), 0) for c in (default, chosen))
+            base, best = (self.score(split, c) for c in (default, chosen))
             for row in [row for row in self._rows.values() if row.split == name]:
                 score = records.read_score(self._folder(split, row.key), 0)
                 gaps = _paired("difference", score, base) | _paired("behind_chosen", score, best)

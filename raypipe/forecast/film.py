@@ -10,6 +10,7 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from raypipe.data.video.io import Frames
@@ -97,6 +98,42 @@ class Sample:
     strips: list[Strip]
 
 
+@dataclass(frozen=True)
+class Case:
+    """A window that was chosen by its score. score, mean: its CRPS, and that of all `windows` windows, over the mean of
+    persistence's."""
+
+    name: str
+    clip: str
+    start: int
+    score: float
+    mean: float
+    windows: int
+    strips: list[Strip]
+
+
+def read_case(path: Path) -> Case:
+    """Draw the strips of the truth and of each member of a `samples/cases/*.npz` file."""
+    with np.load(path, allow_pickle=False) as kept:
+        truth, members, given = kept["truth"], kept["prediction"], int(kept["given"])
+        clip, start, windows = str(kept["clip"]), int(kept["start"]), int(kept["windows"])
+        score, mean = float(kept["score"]), float(kept["mean"])
+    steps = _spread(members.shape[1])
+    last = truth[given - 1 : given]
+    rows = [("truth", np.concatenate([last, truth[given:][steps]]), len(steps) + 1)]
+    rows += [(f"member {m}", np.concatenate([last, member[steps]]), 1) for m, member in enumerate(members, 1)]
+    return Case(path.stem, clip, start, score, mean, windows, [_strip(*row) for row in rows])
+
+
+def _spread(horizon: int) -> NDArray[np.int64]:
+    """At most `STRIP_FRAMES` of the predicted frames, evenly spread, with the last one."""
+    return np.unique(np.linspace(0, horizon - 1, min(horizon, STRIP_FRAMES)).round().astype(int))
+
+
+def _strip(label: str, frames: Frames, known: int) -> Strip:
+    return Strip(label, _png(enlarge(strip(frames, known), 2)))
+
+
 def read_sample(path: Path) -> Sample:
     """Draw the film and the strips of a `samples/*.npz` file."""
     with np.load(path, allow_pickle=False) as kept:
@@ -106,15 +143,14 @@ def read_sample(path: Path) -> Sample:
     context, rest = truth[:given], truth[given : given + horizon]
     shown = members[:FILM_MEMBERS]
     moving = forecast_film(context, shown, truth=rest if len(rest) == horizon else None)
-    steps = np.unique(np.linspace(0, horizon - 1, min(horizon, STRIP_FRAMES)).round().astype(int))
+    steps = _spread(horizon)
     rows = [
         ("truth", np.concatenate([context[-1:], rest[steps[steps < len(rest)]]]), len(rest) + 1),
         ("predicted", np.concatenate([context[-1:], members[0, steps]]), 1),
     ]
     if interpolate > 1:
         rows.append((f"every 1/{interpolate} frame", np.concatenate([context[-1:], between[: len(steps)]]), 1))
-    strips = [Strip(label, _png(enlarge(strip(frames, known), 2))) for label, frames, known in rows]
-    return Sample(path.stem, _gif(moving), len(shown), strips)
+    return Sample(path.stem, _gif(moving), len(shown), [_strip(*row) for row in rows])
 
 
 def _png(image: Frames) -> str:

@@ -30,6 +30,8 @@ SAMPLES = 6
 """Largest number of samples on the page."""
 SHOWN_ROWS = 12
 """Number of rows of the validation table that are shown without unfolding it."""
+CASES = ("worst", "median", "best")
+"""The forecasts that were chosen by their score, in the order of the page."""
 
 
 def write_report(workspace: Workspace, path: Path | None = None) -> Path:
@@ -61,6 +63,7 @@ def write_report(workspace: Workspace, path: Path | None = None) -> Path:
         horizon=horizon_plot(combinations),
         reliability=reliability(combinations),
         samples=[film.read_sample(path) for path in sorted((workspace.folder / "samples").glob("*.npz"))[:SAMPLES]],
+        cases=[film.read_case(path) for path in _cases(workspace.folder / "samples" / "cases")],
         stages=[stage(workspace, trials, name, experiment.search) for name in experiment.search.searched],
         ran=flat(json.loads(manifest.read_text())) if manifest.is_file() else [],
         config=(workspace.folder / "config.yaml").read_text(),
@@ -68,6 +71,11 @@ def write_report(workspace: Workspace, path: Path | None = None) -> Path:
     path = path or workspace.evaluation / "report.html"
     write_atomic(path, page)
     return path
+
+
+def _cases(folder: Path) -> list[Path]:
+    """The files of the worst, the median and the best forecast, as far as they are there."""
+    return [path for name in CASES if (path := folder / f"{name}.npz").is_file()]
 
 
 def _environment() -> Environment:

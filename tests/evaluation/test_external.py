@@ -9,40 +9,28 @@ import numpy as np
 import pytest
 import torch
 
-from raypipe import checkpoint, cli, config, evaluate
+from raypipe import cli, config, evaluate
 from raypipe.data.frames import to_uint8
 from raypipe.data.shards import ShardWriter, open_shards
 from raypipe.evaluation import external
-from raypipe.evaluation.combinations import Combination, CombinationScorer
+from raypipe.evaluation.combinations import CombinationScorer
 from raypipe.evaluation.protocol import keep_protocol, protocol_of
 from raypipe.evaluation.rules import names, open_task, read_rules
-from raypipe.evaluation.run import keep_best
-from raypipe.forecast.manifest import CONSTANT
 from raypipe.forecast.predictor import load_predictor
-from raypipe.models.components import build_component
 from raypipe.workspace.dataset import prepare_dataset
+from tests.evaluation.conftest import CHOSEN
 from tests.raytools import ROOT
 from tests.videotools import save_frames, save_video
 
-CHOSEN = Combination("a", None, CONSTANT, flow_model="a-s0", beta=0.5, residual_std=(0.3,) * 4, decoding="anchored")
-
 
 @pytest.fixture(scope="module")
-def evaluated(tiny_data, tmp_path_factory):
-    """A copy of the tiny experiment with a protocol, a best/ with noise, and its predictions as shards."""
-    storage = tmp_path_factory.mktemp("evaluated") / "storage"
-    shutil.copytree(tiny_data.workspace.storage, storage)
-    data = replace(tiny_data, workspace=replace(tiny_data.workspace, storage=storage))
-    model = data.experiment.model
-    torch.manual_seed(1)
-    module = build_component("flow", model, data.channels)
-    meta = checkpoint.Meta(data.channels, component="flow", model=model)
-    checkpoint.save_component(data.workspace.run("flow", "a-s0"), module, meta)
-    keep_best(data, CHOSEN)
-    keep_protocol(data)
-    written = storage / "written"
-    run("--model", data.workspace.folder, "--write-predictions", written, protocol=protocol_path(data))
-    return data
+def evaluated(data_with_best):
+    """The experiment with a protocol, and the predictions of its best/ as shards."""
+    keep_protocol(data_with_best)
+    workspace = data_with_best.workspace
+    flags = ("--model", workspace.folder, "--write-predictions", workspace.storage / "written")
+    run(*flags, protocol=protocol_path(data_with_best))
+    return data_with_best
 
 
 def protocol_path(data):

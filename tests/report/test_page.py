@@ -518,6 +518,19 @@ def test_samples_without_in_between_frames(begun):
     assert len(Page(report(begun)).references) == 1 + 2
 
 
+def test_the_worst_the_median_and_the_best_forecast(begun):
+    folder = begun.folder / "samples" / "cases"
+    folder.mkdir(parents=True)
+    for name, score in (("best", 0.1), ("median", 0.3), ("worst", 0.9)):
+        clip = make_clip(np.random.default_rng(0), GIVEN + HORIZON, 64, 0.03)
+        about = {"given": GIVEN, "clip": f"test_{name}", "start": 7, "score": score, "mean": 0.35, "windows": 128}
+        np.savez(folder / f"{name}.npz", truth=clip, prediction=np.stack([clip[GIVEN:]] * 3), **about)
+    page = Page(report(begun))
+    assert "Of the 128 test windows, by the CRPS" in page.text and "is the CRPS ratio, 0.350" in page.text
+    places = [page.text.index(f"{word} clip test_") for word in ("Worst: 0.900", "Median: 0.300", "Best: 0.100")]
+    assert places == sorted(places) and len(page.references) == 3 * 4
+
+
 def test_a_folder_without_an_experiment(tmp_path):
     with pytest.raises(ConfigError, match="no experiment here"):
         write_report(Workspace(tmp_path, "none"))
