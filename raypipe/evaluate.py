@@ -7,7 +7,7 @@ scored once on the test split; `rivals` that are not trained yet are trained bef
 
 import argparse
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +66,7 @@ def make_parser() -> cli.Parser:
     under.add_argument(
         "--protocol",
         metavar="FILE",
-        help=f"evaluation/protocol.json of an experiment, or one of {', '.join(rules.names())}",
+        help=f"experiment folder or its evaluation/protocol.json, or one of {', '.join(rules.names())}",
     )
     under.add_argument(
         "--model", type=to_place, metavar="DIR", help="experiment or best/ folder, or its URI, of the model to score"
@@ -143,7 +143,7 @@ def _under_protocol(args: argparse.Namespace, overrides: Mapping[str, Any], stor
     if args.model is None and args.predictions is None:
         if args.out is None:
             raise ConfigError("--protocol: needs --model or --predictions to score, or --out for its windows by name")
-        _write(args.out, external.protocol_for(task))
+        _write(args.out, lambda: write_json(args.out, external.protocol_for(task)))
         terminal.say(f"wrote  {args.out}: {len(task.windows)} windows")
         terminal.say(f"next   python -m raypipe.evaluate --protocol {args.out} --predictions DIR; DIR is {LAYOUT}")
         return 0
@@ -159,27 +159,26 @@ def _under_protocol(args: argparse.Namespace, overrides: Mapping[str, Any], stor
             frames = external.predict(predictor, task)
             if args.write_predictions is not None:
                 folder = args.write_predictions
-                external.write_predictions(folder, task, frames)
+                _write(folder, lambda: external.write_predictions(folder, task, frames))
         if folder is not None:
             frames = open_predictions(folder, task)
             what |= {"predictions": folder.resolve().name}
         scored = external.score_members(task, frames, bar.update)
     out = args.out or (None if folder is None else folder / "scores.json")
     if out is not None:
-        _write(out, external.as_json(task, scored, what))
-    name = "model" if args.model is not None else str(folder)
-    terminal.say(protocol_table(name, scored, evaluated_rows(task)))
+        _write(out, lambda: write_json(out, external.as_json(task, scored, what)))
+    terminal.say(protocol_table(str(args.model or folder), scored, evaluated_rows(task)))
     terminal.say(in_words(external.protocol_for(task), task.rules.split, str(out or task.protocol.path)))
     if out is not None:
         terminal.say(f"\nscores   {out}")
     return 0
 
 
-def _write(path: Path, value: Mapping[str, Any]) -> None:
+def _write(path: Path, write: Callable[[], None]) -> None:
     try:
-        write_json(path, value)
+        write()
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be written ({error.strerror}); give another place by --out") from None
+        raise ConfigError(f"{path}: cannot be written ({error.strerror}); choose another place") from None
 
 
 if __name__ == "__main__":

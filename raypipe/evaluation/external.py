@@ -27,8 +27,8 @@ from raypipe.metrics.calibration import LEVELS
 from raypipe.metrics.pixels import Pixels, WindowScore, pixels_of, score_frames
 from raypipe.workspace.manifest import manifest
 
-BATCH = 8
-"""Windows that a model predicts at once."""
+FRAMES = 2048
+"""Frames that a model predicts at once, those of one window at least."""
 
 Scores = dict[str, dict[str, float | None]]
 """By the name of a score: its mean over repeats, and its standard deviation (null for a single one)."""
@@ -135,8 +135,9 @@ def predict(predictor: Predictor, task: Task) -> Iterator[Frames]:
     A model without noise has one member.
     """
     members, ruled = task.members if predictor.stochastic else 1, task.rules
-    for first in range(0, len(task.windows), BATCH):
-        given = torch.stack([task.frames(i)[0] for i in range(first, min(first + BATCH, len(task.windows)))])
+    count, batch = len(task.windows), max(1, FRAMES // (members * ruled.frames.predicted))
+    for first in range(0, count, batch):
+        given = torch.stack([task.frames(i)[0] for i in range(first, min(first + batch, count))])
         made = predictor.predict(given, ruled.frames.predicted, members=members, seed=ruled.seed, first_window=first)
         yield from (to_uint8(one).numpy() for one in made)
 

@@ -92,7 +92,7 @@ def test_the_model_scores_as_in_its_own_evaluation(evaluated, tmp_path, monkeypa
     """The same windows and noise, in any batches; but here frames have 8 bits, and exact latents of the given ones."""
     settings = evaluated.experiment.evaluation
     own = CombinationScorer(evaluated, "test", settings.test_windows).score(CHOSEN, decode=True).pixels
-    monkeypatch.setattr(external, "BATCH", 2)
+    monkeypatch.setattr(external, "FRAMES", 2 * 4 * 3)
     assert run("--model", evaluated.workspace.folder, "--out", tmp_path / "s", protocol=protocol_path(evaluated)) == 0
     found = scores(tmp_path / "s")
     assert found["crps_ratio_pixels"]["mean"] == pytest.approx(own.crps_ratio, rel=0.01)
