@@ -50,10 +50,10 @@ def save_frames(folder, frames, suffix="png"):
     return folder
 
 
-def save_video(path, frames, codec="ffv1", pixels="bgr0"):
+def save_video(path, frames, codec="ffv1", pixels="bgr0", **options):
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=10)
+        stream = container.add_stream(codec, rate=10, options=options)
         stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], pixels
         for image in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))

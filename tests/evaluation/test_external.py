@@ -65,6 +65,11 @@ def as_videos(folder, members):
         save_video(folder / f"{name}.mkv", frames)
 
 
+def as_mp4(folder, members):
+    for name, frames in members.items():
+        save_video(folder / f"{name}.mp4", frames, "libx264rgb", "rgb24", qp="0")
+
+
 def as_images(folder, members):
     for name, frames in members.items():
         save_frames(folder / name, frames)
@@ -76,7 +81,7 @@ def as_arrays(folder, members):
         np.savez_compressed(folder / f"{name}.npz", anything=frames)
 
 
-@pytest.mark.parametrize("write", [as_videos, as_images, as_arrays])
+@pytest.mark.parametrize("write", [as_videos, as_mp4, as_images, as_arrays])
 def test_frames_that_other_code_wrote_score_as_those_of_the_model(evaluated, tmp_path, write, capsys):
     write(tmp_path / "made", written(evaluated))
     assert run("--predictions", tmp_path / "made", protocol=protocol_path(evaluated)) == 0
@@ -294,11 +299,20 @@ def test_a_named_protocol_draws_its_windows_from_the_dataset(tmp_path, capsys):
         last, *true = clips[window["clip"]][window["start"] :][:16]
         errors.append(np.abs(np.array(true) - 25))
         still.append(np.abs(np.array(true) - last))
-    for protocol in ("bair-1-15", written):
-        flags = ("--predictions", tmp_path / "made", *root, "--out", tmp_path / "scores")
+    placed = json.loads(written.read_text())
+    placed["dataset"]["root"] = str(tmp_path / "bair")  # as the protocol of an experiment says where its dataset is
+    (tmp_path / "placed.json").write_text(json.dumps(placed))
+    for protocol, place in (("bair-1-15", root), (written, root), (tmp_path / "placed.json", ())):
+        flags = ("--predictions", tmp_path / "made", *place, "--out", tmp_path / "scores")
         assert run(*flags, protocol=protocol) == 0
         found = scores(tmp_path / "scores")["crps_ratio_pixels"]["mean"]
         assert found == pytest.approx(np.mean(errors) / np.mean(still), rel=1e-5)
+    made = {"size": 64, "fit": "pad", "grey": False, "frame_stride": 1}
+    (tmp_path / "bair" / "test" / "conversion.json").write_text(json.dumps({"preprocessing": made}))
+    assert run(*flags, *root, protocol="bair-1-15") == 2
+    assert "test: made from videos padded to 64x64, color, every frame, but those of the protocol cropped" in (
+        capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize(
