@@ -1,7 +1,8 @@
-"""A dataset without a test split: the choice on validation is kept, and the last step says what it lacks."""
+"""An evaluation: the cases that the report shows; without a test split, the choice is kept and the lack is said."""
 
 import shutil
 
+import numpy as np
 import pytest
 import torch
 
@@ -11,9 +12,11 @@ from raypipe.evaluation import run
 from raypipe.evaluation.protocol import protocol_of, read_protocol
 from raypipe.evaluation.run import run_evaluation
 from raypipe.forecast.decoding import DECODINGS
+from raypipe.forecast.film import read_case
 from raypipe.forecast.manifest import read_manifest
 from raypipe.forecast.predictor import load_predictor
 from raypipe.models.components import build_component
+from raypipe.report.page import CASES, write_report
 from raypipe.search import records
 from raypipe.search.finalists import Finalist, write_finalists
 
@@ -32,16 +35,33 @@ def score_here(data, split, wanted, count, table, *, decode):
             table.add(split, run._score(data, split, combination, count, decode, 1, None))
 
 
-def test_without_a_test_split_the_choice_is_kept_and_the_lack_is_said(own_data, monkeypatch):
-    workspace, experiment = own_data.workspace, config.replace(own_data.experiment, **SMALL)
+def searched(data):
+    """The experiment with small settings, and untrained finalists of every stage."""
+    workspace, experiment = data.workspace, config.replace(data.experiment, **SMALL)
     for seed, component in enumerate(COMPONENTS):
         torch.manual_seed(seed)
-        module = build_component(component, experiment.model, own_data.channels)
-        meta = checkpoint.Meta(own_data.channels, component=component, model=experiment.model)
+        module = build_component(component, experiment.model, data.channels)
+        meta = checkpoint.Meta(data.channels, component=component, model=experiment.model)
         checkpoint.save_component(workspace.run(component, "a-s0"), module, meta)
         flow = "a-s0" if component == "diffusion" else None
         default = Finalist("a", "a-s0", 0.5, (0.5,), 1.0, (0.3,) * 4, 0.1, None, flow=flow, published=True)
         write_finalists(workspace, component, [default])
+    return experiment
+
+
+def test_the_worst_the_median_and_the_best_test_window_are_shown(own_data, monkeypatch):
+    experiment = searched(own_data)
+    monkeypatch.setattr(run, "_score_split", score_here)
+    rows = run_evaluation(experiment, own_data.workspace, 1)
+    chosen = next(row for row in rows if row["split"] == "test" and row["chosen"])
+    cases = [read_case(own_data.workspace.folder / "samples" / "cases" / f"{name}.npz") for name in CASES]
+    assert [case.score for case in cases] == sorted((case.score for case in cases), reverse=True)
+    assert all(np.isclose(case.mean, chosen["crps_ratio"]) for case in cases)
+    assert "The worst, the median and the best forecast" in write_report(own_data.workspace).read_text()
+
+
+def test_without_a_test_split_the_choice_is_kept_and_the_lack_is_said(own_data, monkeypatch):
+    workspace, experiment = own_data.workspace, searched(own_data)
     shutil.rmtree(workspace.dataset(experiment) / "test")
     monkeypatch.setattr(run, "_score_split", score_here)
     with pytest.raises(ConfigError, match=r"dataset.root: no test split in .*; add the split and run python"):
