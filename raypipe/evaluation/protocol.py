@@ -56,8 +56,8 @@ METRICS = {
     "mean, sd": "under evaluate --protocol: mean and standard deviation over repeats, of ensembles with members of "
     "their own; frames are rounded to 8 bits before they are scored",
 }
-"""Columns of combinations.parquet and scores.json. Each score is a mean over predicted frames and windows, and given
-frames enter none."""
+"""Columns of combinations.parquet and scores.json. Each score is a mean over predicted frames and windows; given
+frames enter at most FVD, see `given_in_fvd`."""
 
 NOT_COMPARED = ("versions", "metrics", "predictions", "root")
 """Entries in which two protocols of the same scores may differ: the code, its words, and where the dataset is."""
@@ -85,7 +85,7 @@ def protocol_of(data: ExperimentData) -> dict[str, Any]:
             "frame_stride": dataset.frame_stride,
             "given": experiment.model.num_input_frames,
             "predicted": evaluation.horizon,
-            "given_in_fvd": False,
+            "given_in_fvd": True,
         },
         "members": {
             "validation": evaluation.members,
