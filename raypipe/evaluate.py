@@ -11,16 +11,17 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from raypipe import cli
+from raypipe import cli, config
 from raypipe.common import terminal
 from raypipe.common.files import write_json
 from raypipe.common.places import to_place
-from raypipe.config import ConfigError
+from raypipe.config import ConfigError, Evaluation, Experiment
 from raypipe.data.video.fitting import Frames
 from raypipe.distributed.capacity import check_evaluation
 from raypipe.distributed.connection import start_ray
 from raypipe.evaluation import external, rules
-from raypipe.evaluation.perceptual.weights import ACCEPTED, Kind, check_weights
+from raypipe.evaluation.perceptual.scores import Networks
+from raypipe.evaluation.perceptual.weights import ACCEPTED, Kind, check_weights, weights_hashes
 from raypipe.evaluation.predictions import LAYOUT, open_predictions
 from raypipe.evaluation.protocol import in_words
 from raypipe.evaluation.run import StageFinalists, is_searched
@@ -38,8 +39,9 @@ This is the experiment given by --name, else the latest one with a finished sear
 has the name of that config. Its stored config is used, changed by the config fields given as flags.
 
 With --protocol, another model or predictions made elsewhere are scored as that protocol says, in pixels, without Ray:
---model or --predictions says what. Of the config fields, only --dataset.root and what reads it apply, if the dataset is
-not where the protocol says. With neither, the protocol is written to --out with its clips and windows by name."""
+--model or --predictions says what. Of the config fields, only the files of weights apply, and --dataset.root and what
+reads it, if the dataset is not where the protocol says. With neither, the protocol is written to --out with its clips
+and windows by name."""
 
 
 def make_parser() -> cli.Parser:
@@ -86,7 +88,7 @@ def make_parser() -> cli.Parser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args, overrides = cli.parse(make_parser(), argv)
-    files = {f"evaluation.{kind}_weights": getattr(args, f"{kind}_weights") for kind in ACCEPTED}
+    files = {name: getattr(args, f"{kind}_weights") for kind, name in zip(ACCEPTED, WEIGHTS, strict=True)}
     overrides |= {name: path for name, path in files.items() if path is not None}
     storage = cli.storage_root(args)
     if args.protocol is not None:
@@ -119,7 +121,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-READS = ("dataset.root", "dataset.cache", "dataset.cache_gb", "dataset.stall_seconds")
+WEIGHTS = tuple(f"evaluation.{kind}_weights" for kind in ACCEPTED)
+READS = ("dataset.root", "dataset.cache", "dataset.cache_gb", "dataset.stall_seconds", *WEIGHTS)
 """Config fields that apply with --protocol."""
 
 
@@ -147,15 +150,16 @@ def _under_protocol(args: argparse.Namespace, overrides: Mapping[str, Any], stor
         terminal.say(f"wrote  {args.out}: {len(task.windows)} windows")
         terminal.say(f"next   python -m raypipe.evaluate --protocol {args.out} --predictions DIR; DIR is {LAYOUT}")
         return 0
+    evaluation = _checked_weights(task, {name: overrides[name] for name in WEIGHTS if name in overrides})
     folder = args.predictions
-    what: dict[str, Any] = {}
+    what: dict[str, Any] = {"weights": weights_hashes(evaluation)}
     frames: Iterable[Frames]
     with terminal.progress_bar("score", len(task.windows), "window") as bar:
         if args.model is not None:
             model = find_best(args.model.expanduser() if isinstance(args.model, Path) else args.model)
             predictor = load_predictor(model)
             external.check_model(predictor, task, str(args.model))
-            what = {"model": external.hashes(model)}
+            what |= {"model": external.hashes(model)}
             frames = external.predict(predictor, task)
             if args.write_predictions is not None:
                 folder = args.write_predictions
@@ -163,7 +167,7 @@ def _under_protocol(args: argparse.Namespace, overrides: Mapping[str, Any], stor
         if folder is not None:
             frames = open_predictions(folder, task)
             what |= {"predictions": folder.resolve().name}
-        scored = external.score_members(task, frames, bar.update)
+        scored = external.score_members(task, frames, Networks.available(evaluation), bar.update)
     out = args.out or (None if folder is None else folder / "scores.json")
     if out is not None:
         _write(out, lambda: write_json(out, external.as_json(task, scored, what)))
@@ -172,6 +176,20 @@ def _under_protocol(args: argparse.Namespace, overrides: Mapping[str, Any], stor
     if out is not None:
         terminal.say(f"\nscores   {out}")
     return 0
+
+
+def _checked_weights(task: rules.Task, files: Mapping[str, Any]) -> Evaluation:
+    """The config section with the files of weights. Raises UserError unless they fit the frames of the protocol."""
+    frames = task.rules.frames
+    sizes = {
+        "dataset.image_size": frames.image_size,
+        "dataset.num_frames": frames.given + frames.predicted,
+        "model.num_input_frames": frames.given,
+        "evaluation.horizon": frames.predicted,
+    }
+    experiment = config.replace(Experiment(), **sizes, **files)
+    check_weights(experiment)
+    return experiment.evaluation
 
 
 def _write(path: Path, write: Callable[[], None]) -> None:

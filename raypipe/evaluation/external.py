@@ -19,6 +19,7 @@ from raypipe.config import Experiment
 from raypipe.data.frames import to_float, to_uint8
 from raypipe.data.shards import ShardWriter
 from raypipe.data.video.fitting import Frames
+from raypipe.evaluation.perceptual.scores import Collector, Networks, RealClips
 from raypipe.evaluation.predictions import LAYOUT
 from raypipe.evaluation.protocol import METRICS
 from raypipe.evaluation.rules import Task, stride_of
@@ -36,7 +37,10 @@ Scores = dict[str, dict[str, float | None]]
 
 @dataclass(frozen=True)
 class Scored:
-    """Scores under a protocol. persistence: those of the last given frame repeated. members: of all repeats."""
+    """Scores under a protocol. persistence: those of the last given frame repeated, without perceptual ones.
+
+    members: of all repeats.
+    """
 
     scores: Scores
     persistence: Scores
@@ -44,12 +48,14 @@ class Scored:
     repeats: int
 
 
-def score_members(task: Task, frames: Iterable[Frames], done: Callable[[], None]) -> Scored:
+def score_members(task: Task, frames: Iterable[Frames], networks: Networks | None, done: Callable[[], None]) -> Scored:
     """Score the members of each window, uint8 [M, H, S, S, 3]. done: called after each window.
 
-    Members are divided into the repeats of the protocol, each of which is scored on its own. Raises UserError if no
-    frame has more than two levels, as frames in [0, 1] have that were written as uint8.
+    Members are divided into the repeats of the protocol, each of which is scored on its own. networks: of the
+    perceptual scores; of those, each member is a repeat. Raises UserError if no frame has more than two levels, as
+    frames in [0, 1] have that were written as uint8.
     """
+    collector, true_clips = None if networks is None else Collector(networks), []
     repeats, count, brightest = 1, 1, 0
     scored: list[list[WindowScore]] = []
     still: list[WindowScore] = []
@@ -58,7 +64,11 @@ def score_members(task: Task, frames: Iterable[Frames], done: Callable[[], None]
         repeats = task.rules.repeats if count == task.members else 1
         given, truth = task.frames(window)
         with _one_thread():
-            parts = to_float(torch.from_numpy(members)).chunk(repeats)
+            floats = to_float(torch.from_numpy(members))
+            if collector is not None and networks is not None:
+                collector.add(floats, truth, given)
+                true_clips.append(networks.features(torch.cat([given, truth]), len(given)))
+            parts = floats.chunk(repeats)
             scored.append([score_frames(part, truth, given[-1]) for part in parts])
             still.append(score_frames(given[-1][None, None], truth, given[-1]))
         done()
@@ -66,7 +76,20 @@ def score_members(task: Task, frames: Iterable[Frames], done: Callable[[], None]
         raise UserError("predictions: all values are 0 or 1 of 255; write values x of [0, 1] as round(255 x)")
     ensembles = [pixels_of([window[repeat] for window in scored], bodies=task.bodies) for repeat in range(repeats)]
     persistence = pixels_of(still, bodies=task.bodies)
-    return Scored(_over_repeats(ensembles), _over_repeats([persistence]), count, repeats)
+    scores = _over_repeats(ensembles)
+    if collector is not None:
+        features = {name: torch.stack([clip[name] for clip in true_clips]).numpy() for name in true_clips[0]}
+        scores |= _perceptual(collector.scores(RealClips(features, {})))
+    return Scored(scores, _over_repeats([persistence]), count, repeats)
+
+
+def _perceptual(found: Mapping[str, float]) -> Scores:
+    """Perceptual scores by column, with the standard deviation over members beside each."""
+    return {
+        name: {"mean": _finite(value), "sd": _finite(found.get(f"{name}_sd"))}
+        for name, value in found.items()
+        if not name.endswith("_sd")
+    }
 
 
 @contextmanager

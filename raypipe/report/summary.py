@@ -47,15 +47,13 @@ def test_table(rows: Sequence[records.Row]) -> str:
 def perceptual_table(rows: Sequence[records.Row]) -> str:
     """Text table of the perceptual scores on test, and of the floor; a line how to get them if there are none."""
     mine = sorted((r for r in rows if r["split"] == "test"), key=lambda r: r["crps_ratio"])
-    names = {"efflite0_distance": "efflite0 distance", "efflite0_frechet": "efflite0 Frechet"}
-    names |= {"lpips": "LPIPS", "fvd": "FVD", "jedi": "JEDi"}
-    shown = [name for name in names if any(row[name] is not None for row in mine)]
+    shown = [name for name in PERCEPTUAL if any(row[name] is not None for row in mine)]
     missing = "" if "efflite0_distance" in shown else f"no efflite0 scores: pip install {PACKAGE} to have them"
     if not shown:
         return missing
     body = [[_note(r), *(r[name] for name in shown)] for r in mine]
     body.append(["true clips of training", *(mine[0].get(f"{name}_floor") for name in shown)])
-    return terminal.table(body, ["test", *(names[name] for name in shown)]) + (missing and f"\n{missing}")
+    return terminal.table(body, ["test", *(PERCEPTUAL[name] for name in shown)]) + (missing and f"\n{missing}")
 
 
 def _scores(row: records.Row) -> list[str]:
@@ -71,6 +69,13 @@ def _note(row: records.Row) -> str:
     return "chosen" if row["chosen"] else describe(row) if row["baseline"] else ""
 
 
+PERCEPTUAL = {
+    "efflite0_distance": "efflite0 distance",
+    "efflite0_frechet": "efflite0 Frechet",
+    "lpips": "LPIPS",
+    "fvd": "FVD",
+    "jedi": "JEDi",
+}
 PIXELS = {
     "crps_ratio_pixels": "in pixels",
     "energy_ratio_pixels": "energy",
@@ -78,6 +83,7 @@ PIXELS = {
     "bodies_kept": "bodies kept",
     "psnr": "psnr",
     "ssim": "ssim",
+    **PERCEPTUAL,
 }
 """Scores of decoded frames, and the headers of their columns."""
 

@@ -1,5 +1,6 @@
 """Scores under a written protocol: a model, and what other code wrote of the same frames; and all that is refused."""
 
+import hashlib
 import json
 import re
 import shutil
@@ -10,15 +11,18 @@ import pytest
 import torch
 
 from raypipe import cli, config, evaluate
-from raypipe.data.frames import to_uint8
+from raypipe.data.frames import to_float, to_uint8
 from raypipe.data.shards import ShardWriter, open_shards
 from raypipe.evaluation import external
 from raypipe.evaluation.combinations import CombinationScorer
+from raypipe.evaluation.perceptual.weights import load_network
 from raypipe.evaluation.protocol import keep_protocol, protocol_of
 from raypipe.evaluation.rules import names, open_task, read_rules
 from raypipe.forecast.predictor import load_predictor
+from raypipe.metrics.frechet import frechet_distance
 from raypipe.workspace.dataset import prepare_dataset
 from tests.evaluation.conftest import CHOSEN
+from tests.perceptualtools import I3dScript, save_script
 from tests.raytools import ROOT
 from tests.videotools import save_frames, save_video
 
@@ -112,6 +116,32 @@ def test_the_model_scores_as_in_its_own_evaluation(evaluated, tmp_path, monkeypa
     assert set(kept["model"]) == {"autoencoder/model.safetensors", "flow/model.safetensors"}
 
 
+def test_perceptual_scores_with_weights_that_the_user_gives(evaluated, tmp_path, capsys):
+    weights = save_script(I3dScript(), tmp_path / "i3d.pt")
+    as_videos(tmp_path / "made", written(evaluated))
+    flags = ("--i3d-weights", weights, "--predictions", tmp_path / "made")
+    assert run(*flags, protocol=protocol_path(evaluated)) == 0
+    assert "FVD" in capsys.readouterr().out
+    found = json.loads((tmp_path / "made" / "scores.json").read_text())
+    assert found["weights"]["i3d"] == hashlib.sha256(weights.read_bytes()).hexdigest()
+    task = open_task(read_rules(str(protocol_path(evaluated))), evaluated.workspace.storage, {})
+    network = load_network("i3d", weights)
+    clips = [torch.cat(task.frames(i)) for i in range(len(task.windows))]
+    given = len(task.frames(0)[0])
+    made = [to_float(torch.from_numpy(frames)) for frames in windows(written(evaluated)).values()]
+    with torch.no_grad():
+        true = torch.cat([network(clip[None]) for clip in clips]).numpy()
+        repeats = []
+        for member in range(len(made[0])):
+            ours = [torch.cat([clip[:given], one[member]]) for clip, one in zip(clips, made, strict=True)]
+            repeats.append(frechet_distance(torch.cat([network(clip[None]) for clip in ours]).numpy(), true))
+    assert found["scores"]["fvd"]["mean"] == pytest.approx(np.mean(repeats), rel=1e-4)
+    assert found["scores"]["fvd"]["sd"] == pytest.approx(np.std(repeats, ddof=1), rel=1e-3)
+    weights.write_bytes(b"no network")
+    assert run(*flags, "--out", tmp_path / "other", protocol=protocol_path(evaluated)) == 2
+    assert "i3d_torchscript.pt" in capsys.readouterr().err and not (tmp_path / "other").exists()
+
+
 def test_repeats_are_scored_on_their_own(evaluated, tmp_path, capsys):
     protocol = protocol_of(evaluated) | {"repeats": 2}
     protocol["members"]["test"] = 2
@@ -144,7 +174,8 @@ def test_the_last_frame_repeated_scores_as_persistence(evaluated, tmp_path):
         save_video(tmp_path / "still" / f"{window['clip']}-{window['start']}.mkv", last[None].repeat(3, 0))
     assert run("--predictions", tmp_path / "still", protocol=protocol_path(evaluated)) == 0
     found = json.loads((tmp_path / "still" / "scores.json").read_text())
-    assert found["scores"] == found["persistence"] and found["members"] == 1
+    assert {name: found["scores"][name] for name in found["persistence"]} == found["persistence"]
+    assert found["members"] == 1
     assert found["scores"]["crps_ratio_pixels"]["mean"] == pytest.approx(1)
 
 

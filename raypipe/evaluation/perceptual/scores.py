@@ -55,6 +55,11 @@ class Networks:
         self._efflite0 = None if file is None else efflite0.load_efflite0(file).to(self._device)
         self._given = {kind: load_network(kind, path).to(self._device) for kind, path in given.items()}
 
+    @classmethod
+    def available(cls, evaluation: Evaluation) -> "Networks | None":
+        """The networks; None if there are no weights for any."""
+        return cls(evaluation) if efflite0.weights_file() is not None or weights_files(evaluation) else None
+
     def features(self, clip: Tensor, given: int) -> dict[str, Tensor]:
         """Features of a clip, [D], by network. clip: [T, 3, h, w] in [-1, 1]; the first `given` frames were given."""
         found = {} if self._efflite0 is None else {"efflite0": efflite0.clip_features(self._layers(clip[given:]))}
@@ -124,14 +129,44 @@ def _true_clip(data: ExperimentData, split: Split, clip: int, start: int) -> Ten
     return to_float(torch.from_numpy(read_window(data.frames(split), clip, start, count, stride)))
 
 
+class Collector:
+    """Collects what networks make of forecasts, window by window."""
+
+    def __init__(self, networks: Networks) -> None:
+        self._networks = networks
+        self._distances: list[dict[str, float]] = []
+        self._features: list[dict[str, Tensor]] = []
+
+    def add(self, members: Tensor, true: Tensor, given: Tensor) -> None:
+        """Add the forecast of the next window; see `Networks.window`."""
+        distances, features = self._networks.window(members, true, given)
+        self._distances.append(distances)
+        self._features.append(features)
+
+    def scores(self, real: RealClips) -> dict[str, float]:
+        """The scores by column of combinations.parquet. *_sd: over members; *_floor: of true clips, see `RealClips`.
+
+        real: of the windows that were added, in their order.
+        """
+        found = {name: float(np.mean([window[name] for window in self._distances])) for name in self._distances[0]}
+        for name in self._features[0]:
+            column, distance = DISTANCES[name]
+            made, true = torch.stack([window[name] for window in self._features]).numpy(), real.scored[name]
+            repeats = [distance(made[:, member], true) for member in range(made.shape[1])]
+            found[column] = float(np.mean(repeats))
+            if name in real.others:
+                found[f"{column}_floor"] = distance(real.others[name], true)
+            if len(repeats) > 1:
+                found[f"{column}_sd"] = float(np.std(repeats, ddof=1))
+        return found
+
+
 class PerceptualScorer:
     """Collects what the networks make of the forecasts of one combination."""
 
     def __init__(self, data: ExperimentData, split: Split, windows: Forecasts, real: RealClips) -> None:
         self._data, self._split, self._windows, self._real = data, split, windows, real
-        self._networks = Networks(data.experiment.evaluation)
-        self._distances: list[dict[str, float]] = []
-        self._features: list[dict[str, Tensor]] = []
+        self._collector = Collector(Networks(data.experiment.evaluation))
 
     def add(self, window: int, members: Tensor) -> None:
         """Add the members of the next window, [M, H, 3, h, w] in [-1, 1], or [M, 1, 3, h, w] if all H are the same."""
@@ -139,20 +174,8 @@ class PerceptualScorer:
         clip = _true_clip(self._data, self._split, self._windows.clips[window], self._windows.starts[window])
         given, true = clip.tensor_split([experiment.model.num_input_frames])
         some = members[: experiment.evaluation.test_members].expand(-1, len(true), -1, -1, -1)
-        distances, features = self._networks.window(some, true, given)
-        self._distances.append(distances)
-        self._features.append(features)
+        self._collector.add(some, true, given)
 
     def scores(self) -> dict[str, float]:
-        """The scores by column of combinations.parquet. *_sd: over members; *_floor: of true clips, see `RealClips`."""
-        found = {name: float(np.mean([window[name] for window in self._distances])) for name in self._distances[0]}
-        for name in self._features[0]:
-            column, distance = DISTANCES[name]
-            made, true = torch.stack([window[name] for window in self._features]).numpy(), self._real.scored[name]
-            repeats = [distance(made[:, member], true) for member in range(made.shape[1])]
-            found[column] = float(np.mean(repeats))
-            if name in self._real.others:
-                found[f"{column}_floor"] = distance(self._real.others[name], true)
-            if len(repeats) > 1:
-                found[f"{column}_sd"] = float(np.std(repeats, ddof=1))
-        return found
+        """The scores by column of combinations.parquet, see `Collector.scores`."""
+        return self._collector.scores(self._real)
