@@ -36,10 +36,7 @@ def test_table(rows: Sequence[records.Row]) -> str:
     mine = sorted((r for r in rows if r["split"] == "test"), key=lambda r: r["crps_ratio"])
     shown = ["crps_ratio_pixels", "energy_ratio_pixels", "bodies_kept", "psnr", "ssim", "spread_skill"]
     columns = [*shown, "nfe_per_frame"]
-    body = [
-        [_note(r), *_scores(r), *(r[c] for c in columns), 1000 * r["seconds_per_frame"], r["training_seconds"]]
-        for r in mine
-    ]
+    body = [[_note(r), *_scores(r), *(r[c] for c in columns), 1000 * r["seconds_per_frame"], _seconds(r)] for r in mine]
     names = ["in pixels", "energy", "bodies kept", "psnr", "ssim", "spread/skill", "NFE", "ms/frame", "training s"]
     return terminal.table(body, ["test", *SCORED, *names])
 
@@ -63,6 +60,10 @@ def _scores(row: records.Row) -> list[str]:
         f"{ratio:.3f} +- {row['crps_ratio_se']:.3f}",
         "-" if gap is None else f"{gap:+.3f} +- {row['difference_se']:.3f}",
     ]
+
+
+def _seconds(row: records.Row) -> int | None:
+    return None if row["training_seconds"] is None else round(row["training_seconds"])
 
 
 def _note(row: records.Row) -> str:
