@@ -11,15 +11,14 @@ from raypipe.config import COMPONENTS, RIVALS
 from raypipe.evaluation.combinations import CombinationScorer
 from raypipe.evaluation.rivals import rival_combinations
 from raypipe.models.components import build_component
-from raypipe.search import records
+from raypipe.search import pipeline, records
+from raypipe.search.budget import Budget
 from raypipe.search.finalists import Finalist, read_finalists, write_finalists
 from raypipe.search.rivals import RIVAL_STEPS, rival_jobs
 from raypipe.search.workload import evaluation_work
 from raypipe.training.monitor import read_metrics
-from raypipe.workspace.layout import Workspace
 from tests import raytools
 from tests.raytools import flags, started, tiny, wait_for
-from tests.readmetools import SHORT
 
 WINNER = {
     "flow": {"train.loss": "mse", "train.noise_std": 0.2, "model.time_input": False, "train.learning_rate": 1e-3},
@@ -174,22 +173,13 @@ def check_rivals(workspace, steps):
     assert "<h2>Quality against cost</h2>" in (workspace.evaluation / "report.html").read_text()
 
 
-@pytest.mark.slow
-@pytest.mark.cluster
-@pytest.mark.long
-def test_a_killed_pipeline_goes_on_with_its_rivals(head, tmp_path):
-    autoencoder = str(raytools.save_autoencoder(tmp_path / "autoencoder"))
-    values = SHORT | {"autoencoder.path": autoencoder, "rivals": list(RIVALS), "search.joint.refit_steps": 400}
-    argv = ["experiments/pipeline.py", *flags(values)]
-    workspace = Workspace(tmp_path / "storage", "demo")
-    first, second = (workspace.run("joint", f"{rival}-joint-00-s0") for rival in RIVALS)
-    with started(tmp_path / "killed", argv, workspace.storage, **head.variables) as process:
-        wait_for(lambda: len(read_metrics(second)) >= 20 or process.popen.poll() is not None, 300)
-        assert process.popen.poll() is None, process.err[-4000:]
-        process.popen.kill()
-    kept = (first / "model.safetensors").stat().st_mtime_ns
-    assert not second.exists()
-    with started(tmp_path / "resumed", [*argv[:1], "--resume"], workspace.storage, **head.variables) as process:
-        assert process.finish(400) == 0, process.err[-4000:]
-    assert (first / "model.safetensors").stat().st_mtime_ns == kept
-    check_rivals(workspace, rival_jobs(workspace.experiment(), workspace, "foellmer")[0].steps)
+@pytest.mark.parametrize("evaluates", [False, True])
+def test_a_pipeline_that_evaluates_trains_them_after_its_stages(own_data, monkeypatch, evaluates):
+    trained = []
+    monkeypatch.setattr(pipeline, "train_rivals", lambda experiment, *args, **more: trained.extend(experiment.rivals))
+    monkeypatch.setattr(pipeline, "check_trial_resources", lambda experiment: None)
+    monkeypatch.setattr(pipeline, "concurrent_trials", lambda experiment: 1)
+    experiment = config.replace(own_data.experiment, rivals=list(RIVALS))
+    pipeline.run_stages(experiment, own_data.workspace, [], budget=Budget(None), evaluates=evaluates)
+    assert trained == (list(RIVALS) if evaluates else [])
+    assert own_data.workspace.experiment().rivals == list(RIVALS)
