@@ -9,7 +9,8 @@ from pathlib import Path
 from raypipe import cli
 from raypipe.common import terminal
 from raypipe.common.errors import ConfigError, nearest
-from raypipe.report.overview import as_text, read_overview
+from raypipe.report.overview import as_text
+from raypipe.report.state import read_overview
 from raypipe.report.view import latest_search
 from raypipe.workspace.claims import contents
 from raypipe.workspace.layout import Workspace

@@ -1,27 +1,15 @@
-"""What is known of a search at a moment, as text and as HTML: while it runs, after it was killed, once it is finished.
+"""What is known of a search at a moment, as text and as HTML."""
 
-Everything is read from its files, without Ray and without torch, so it takes about a second.
-"""
-
-import json
 import math
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-from optuna.storages import BaseStorage
-
 from raypipe.common import terminal
-from raypipe.config import Experiment
-from raypipe.search import records
-from raypipe.search.configured import trial_config
-from raypipe.search.progress import StageProgress, is_evaluated, read_study, stage_progress
+from raypipe.report.outlook import duration, seconds_left
+from raypipe.report.state import Overview
 from raypipe.search.records import Row
-from raypipe.search.study import REASON, VALUES, known_trials, trial_name
-from raypipe.training.monitor import read_metrics
-from raypipe.workspace.claims import runner
-from raypipe.workspace.layout import Workspace
 
 SHOWN = 8
 """Number of trials in the table of the best, and of those that run, of which the text tells."""
@@ -30,101 +18,11 @@ REASONS = 4
 
 
 @dataclass(frozen=True)
-class Overview:
-    """A search at the moment at which its files were read.
-
-    runner: the process that runs it; None if none does. rows: the row of each trial and each refit at its last rung,
-    see `raypipe.search.records`, with its state of `StageProgress` as `status`; before the first rung with step 0 and
-    no objective. at: training step that each running trial has logged. chosen: rows of combinations.parquet of the
-    combination that the evaluation chose, one for each split. evaluated: whether `best/` is that of the present
-    finalists.
-    """
-
-    workspace: Workspace
-    experiment: Experiment
-    runner: str | None
-    stages: Sequence[StageProgress]
-    rows: Sequence[Row]
-    at: Mapping[str, int]
-    chosen: Sequence[Row]
-    evaluated: bool
-
-    @property
-    def finished(self) -> bool:
-        """Whether there is nothing left to do."""
-        return self.evaluated and all(stage.searched for stage in self.stages)
-
-    @property
-    def state(self) -> str:
-        """`running`, `finished` or `not running`."""
-        return "running" if self.runner is not None else "finished" if self.finished else "not running"
-
-    @property
-    def best(self) -> list[Row]:
-        """The rows with an objective, best first; without failed trials."""
-        scored = [row for row in self.rows if row["status"] != "failed" and records.is_finite(row["objective"])]
-        return sorted(scored, key=lambda row: row["objective"])
-
-
-@dataclass(frozen=True)
 class Table:
     """A table whose cells `terminal.cell` formats."""
 
     header: Sequence[str]
     rows: Sequence[Sequence[object]]
-
-
-def read_overview(workspace: Workspace) -> Overview:
-    """Read a search. Raises ConfigError if the folder holds no experiment, or if one of its tables cannot be read."""
-    experiment = workspace.experiment()
-    running, storage = runner(workspace), read_study(workspace.study)  # before the table, which is written after it
-    last = records.last_rows(records.read_rows(workspace.trials))
-    combinations = records.read_rows(workspace.evaluation / "combinations.parquet")
-    stages = [
-        stage_progress(workspace, storage, last, component, experiment.search, running is not None)
-        for component in experiment.search.searched
-    ]
-    rows = [row for stage in stages for row in _rows(experiment, storage, stage, last)]
-    at = {}
-    for row in rows:
-        if row["status"] == "running":
-            logged = read_metrics(workspace.run(row["stage"], row["trial"]))
-            at[row["trial"]] = logged[-1]["step"] if logged else 0
-    return Overview(
-        workspace,
-        experiment,
-        running,
-        stages,
-        rows,
-        at,
-        [row for row in combinations if row["chosen"]],
-        is_evaluated(workspace, experiment.search),
-    )
-
-
-def _rows(experiment: Experiment, storage: BaseStorage, stage: StageProgress, last: Sequence[Row]) -> list[Row]:
-    """The rows of a stage: its trials by name, then its refits."""
-    mine = [row for row in last if row["stage"] == stage.component]
-    written = {row["trial"]: row for row in mine if not row["refit"]}
-    begun = {trial_name(stage.component, t.number): t.user_attrs for t in known_trials(storage, stage.component)}
-    rows = []
-    for name, state in stage.states.items():
-        row = written.get(name)
-        if row is None:
-            values, reason = begun[name].get(VALUES), begun[name].get(REASON)
-            configured = None if values is None else trial_config(experiment, stage.component, values)
-            row = _begun(stage, name, configured)
-            row |= {"values": None if values is None else json.dumps(values), "error": reason}
-        rows.append(row | {"status": state})
-    return rows + [row for row in mine if row["refit"]]
-
-
-def _begun(stage: StageProgress, name: str, configured: Experiment | None) -> Row:
-    """The row of a trial before its first rung. configured: None if its config is not known."""
-    known = {"stage": stage.component, "trial": name, "step": 0, "objective": None}
-    if configured is not None:
-        known = records.rung_row(configured, name, 0, flow=None, score=None, default=None)
-    return known | {"refit": False}
 
 
 def stage_table(overview: Overview) -> Table:
@@ -168,7 +66,7 @@ def _with_error(row: Row, key: str, sign: str = "") -> str | None:
 
 def facts(overview: Overview) -> list[tuple[str, str]]:
     """What else there is to say, each with a word for it: what runs, failed, was chosen, is to do, and how to go on."""
-    lines = [("running", f"{name} at step {step} of {_steps(overview, name)}") for name, step in overview.at.items()]
+    lines = [("running", f"{one.name} at step {one.step} of {one.steps}") for one in overview.running]
     lines = lines[:SHOWN] + _failures(overview.rows)
     for row in overview.chosen[:1]:
         parts = [f"{name} {row[name]}" for name in ("flow", "denoiser", "diffusion") if row[name] is not None]
@@ -179,7 +77,10 @@ def facts(overview: Overview) -> list[tuple[str, str]]:
         shown = "" if pixels is None else f", in pixels {pixels:.3f}{lost}"
         lines.append((row["split"], f"crps_ratio {_with_error(row, 'crps_ratio')}{shown}"))
     if not overview.finished:
-        lines.append(("to do", "; ".join(_to_do(overview))))
+        lines.append(("to do", "; ".join(to_do(overview))))
+        seconds = seconds_left(overview)
+        if seconds is not None:
+            lines.append(("left", f"about {duration(seconds)}, at the pace so far"))
     report = overview.workspace.evaluation / "report.html"
     if report.is_file():
         lines.append(("report", str(report)))
@@ -198,11 +99,6 @@ def following(overview: Overview) -> str | None:
     return f"python experiments/pipeline.py --storage {storage} --name {shlex.quote(folder.name)} --resume"
 
 
-def _steps(overview: Overview, trial: str) -> int:
-    stage = next(row["stage"] for row in overview.rows if row["trial"] == trial)
-    return int(overview.experiment.search.stages[stage].steps)
-
-
 def _failures(rows: Sequence[Row]) -> list[tuple[str, str]]:
     """A line for each distinct cause, with the trials that failed for it."""
     causes: dict[str, list[str]] = {}
@@ -214,7 +110,7 @@ def _failures(rows: Sequence[Row]) -> list[tuple[str, str]]:
     return lines[:REASONS] + ([("failed", f"and for {more} more reasons, see trials.parquet")] if more > 0 else [])
 
 
-def _to_do(overview: Overview) -> list[str]:
+def to_do(overview: Overview) -> list[str]:
     left = []
     for stage in overview.stages:
         if not stage.searched:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from raypipe.common.files import write_atomic
@@ -21,6 +20,7 @@ from raypipe.report.quality import quality_plot
 from raypipe.report.reliability import reliability
 from raypipe.report.stages import stage
 from raypipe.report.tables import IN_WORDS, ceiling_table, describe, known, number, score_table, short, text, with_steps
+from raypipe.report.template import template
 from raypipe.search import records
 from raypipe.search.records import Row
 from raypipe.workspace.layout import Workspace
@@ -47,7 +47,7 @@ def write_report(workspace: Workspace, path: Path | None = None) -> Path:
     trials = records.read_rows(workspace.trials)
     protocol = read_protocol(workspace)
     manifest, ceiling = workspace.folder / "manifest.json", read_ceiling(workspace)
-    page = _environment().get_template(TEMPLATE).render(
+    page = template(TEMPLATE).render(
         title=workspace.name,
         dataset=experiment.dataset.name,
         headline=headline(combinations),
@@ -76,11 +76,6 @@ def write_report(workspace: Workspace, path: Path | None = None) -> Path:
 def _cases(folder: Path) -> list[Path]:
     """The files of the worst, the median and the best forecast, as far as they are there."""
     return [path for name in CASES if (path := folder / f"{name}.npz").is_file()]
-
-
-def _environment() -> Environment:
-    loader = FileSystemLoader(Path(__file__).parent)
-    return Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
 
 
 @dataclass(frozen=True)

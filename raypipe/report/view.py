@@ -13,7 +13,8 @@ from raypipe.common.errors import UserError, nearest
 from raypipe.common.files import standing
 from raypipe.common.places import to_place
 from raypipe.config import Component, Experiment
-from raypipe.report.overview import Overview, as_html, as_text, read_overview
+from raypipe.report.overview import as_html, as_text
+from raypipe.report.state import Overview, read_overview
 from raypipe.search import records
 from raypipe.search.configured import finalist_values, parse_refit_name, refit_config, trial_config
 from raypipe.search.records import Row

@@ -1,5 +1,6 @@
 """How far a search is, read from its files without Ray and without torch: while it runs, or after it was killed."""
 
+import itertools
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +22,8 @@ class StageProgress:
 
     planned: number of trials that the config asks for. states: state of each trial that has begun, by name: `finished`
     at its last rung, `stopped` by the scheduler, `failed`, `running`, or `interrupted` if no process runs the search.
-    searched: see `is_searched`. early: whether the stage has ended before all its trials.
+    searched: see `is_searched`. early: whether the stage has ended before all its trials. places: the largest number of
+    trials that have run at a time.
     """
 
     component: Component
@@ -29,6 +31,7 @@ class StageProgress:
     states: Mapping[str, str]
     searched: bool
     early: bool
+    places: int
 
     @property
     def counts(self) -> Counter[str]:
@@ -68,7 +71,15 @@ def stage_progress(
         states,
         _is_searched(workspace, storage, component, search),
         early_of(storage, component) is not None,
+        _places(trials),
     )
+
+
+def _places(trials: Sequence[FrozenTrial]) -> int:
+    """The largest number of trials between whose start and end there is a common moment; at least 1."""
+    began = [(trial.datetime_start, 1) for trial in trials if trial.datetime_start is not None]
+    ended = [(trial.datetime_complete, -1) for trial in trials if trial.datetime_start and trial.datetime_complete]
+    return max(1, *itertools.accumulate(change for _, change in sorted(began + ended)), 1)
 
 
 def _state(trial: FrozenTrial, steps: int) -> str | None:

@@ -2,8 +2,6 @@
 
 from raypipe.config import REFERENCE_COMPONENTS, Component, Experiment
 from raypipe.search.budget import StageWork, Work
-from raypipe.search.rivals import RIVAL_STEPS
-from raypipe.search.rungs import stage_rungs
 
 START_UP = 15.0
 """Seconds of a worker group under Ray Train beyond its training steps, about as measured on two CPUs."""
@@ -11,16 +9,27 @@ START_UP = 15.0
 
 def stage_work(experiment: Experiment, component: Component, trials: int, places: int) -> StageWork:
     """What is left of a stage. trials: number of trials that have not ended. places: what runs concurrently."""
-    search = experiment.search
-    stage = search.stages[component]
+    from raypipe.search.rungs import stage_rungs  # imports ray, for which a reader of the tables must not wait
+
+    stage = experiment.search.stages[component]
     at_once = max(1, min(places, trials))
     rungs = len(stage_rungs(experiment, component))
-    jobs = _finalists(experiment, component) * search.finalist_seeds
-    together = max(1, min(places, jobs))
     return StageWork(
-        Work(trials * stage.steps / at_once, trials * rungs / at_once),
-        Work(jobs * stage.refit_steps / together, jobs / together, START_UP),
+        Work(trials * stage.steps / at_once, trials * rungs / at_once), refit_work(experiment, component, places)
     )
+
+
+def refit_work(experiment: Experiment, component: Component, places: int) -> Work:
+    """The retraining of the finalists of a stage. places: what runs concurrently."""
+    jobs = refit_jobs(experiment, component)
+    together = max(1, min(places, jobs))
+    steps = experiment.search.stages[component].refit_steps
+    return Work(jobs * steps / together, jobs / together, START_UP)
+
+
+def refit_jobs(experiment: Experiment, component: Component) -> int:
+    """About as many trainings of finalists as the stage has."""
+    return _finalists(experiment, component) * experiment.search.finalist_seeds
 
 
 def _finalists(experiment: Experiment, component: Component) -> int:
@@ -42,6 +51,8 @@ def evaluation_work(experiment: Experiment, places: int) -> Work:
 
     A decoded score counts as two, and one of a rival as much as it has network evaluations.
     """
+    from raypipe.search.rivals import RIVAL_STEPS  # imports ray, see `stage_work`
+
     search, evaluation = experiment.search, experiment.evaluation
     k = search.top_k
     denoised = 1 + len(evaluation.alphas) * max(1, k - 1)
