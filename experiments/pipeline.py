@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from raypipe import cli, tune
 from raypipe.evaluation.protocol import check_protocol
 from raypipe.report import summary
+from raypipe.report.live_page import live_page
 from raypipe.search import opening, pipeline, progress
 from raypipe.search.budget import Budget
 from raypipe.workspace.claims import hold
@@ -19,7 +20,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args, overrides = cli.parse(parser, argv)
     source = opening.warm_start(args)
     experiment, workspace = opening.open_workspace(args, overrides, progress.is_unfinished, check=tune.start)
-    with hold(workspace):
+    with hold(workspace), live_page(workspace):
         budget, stages = Budget(experiment.search.minutes, began), experiment.search.searched
         pipeline.run_stages(
             experiment, workspace, stages, budget=budget, evaluates=True, check=check_protocol, warm_start=source,

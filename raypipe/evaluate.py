@@ -27,6 +27,7 @@ from raypipe.evaluation.protocol import in_words
 from raypipe.evaluation.run import StageFinalists, is_searched
 from raypipe.forecast.manifest import find_best
 from raypipe.forecast.predictor import load_predictor
+from raypipe.report.live_page import LivePage
 from raypipe.report.summary import evaluated_rows, finish, protocol_table
 from raypipe.search.rivals import train_rivals
 from raypipe.workspace.claims import latest
@@ -118,6 +119,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     terminal.say(f"evaluating {workspace.folder}")
     train_rivals(experiment, workspace)
     finish(experiment, workspace, args.top_k or experiment.search.top_k)
+    LivePage(workspace).write()
     return 0
 
 

@@ -13,6 +13,7 @@ from raypipe.common import terminal
 from raypipe.config import COMPONENTS, Component, ConfigError, Experiment, Search
 from raypipe.distributed.capacity import check_search
 from raypipe.distributed.connection import start_ray
+from raypipe.report.live_page import live_page
 from raypipe.search.budget import Budget
 from raypipe.search.opening import open_workspace, warm_start
 from raypipe.search.pipeline import run_stages
@@ -81,7 +82,7 @@ def search(component: Component, argv: Sequence[str] | None = None, prog: str | 
     experiment, workspace = open_workspace(
         args, overrides, unfinished, ready if earlier else None, check=check, extend="--trials"
     )
-    with hold(workspace):
+    with hold(workspace), live_page(workspace):
         budget, stages = Budget(experiment.search.minutes, began), [*earlier, component]
         run_stages(experiment, workspace, stages, budget=budget, warm_start=source, wandb=args.wandb)
     if (line := budget.overrun()) is not None:

@@ -95,6 +95,12 @@ def following(overview: Overview) -> str | None:
     folder = overview.workspace.folder
     if overview.finished:
         return f"python -m raypipe.generate --model {shlex.quote(str(folder))}"
+    return resume_command(overview)
+
+
+def resume_command(overview: Overview) -> str:
+    """The command that goes on with a search that has been killed, or has more to do."""
+    folder = overview.workspace.folder
     storage = shlex.quote(str(folder.parent))
     return f"python experiments/pipeline.py --storage {storage} --name {shlex.quote(folder.name)} --resume"
 
