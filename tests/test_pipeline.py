@@ -79,6 +79,12 @@ def test_its_files_stand_where_the_design_says_and_can_be_read(workspace, trials
     assert workspace.experiment() == tiny(**DEMO)
 
 
+def test_the_page_of_the_search_ends_with_a_link_to_the_report(workspace, trials):
+    page = (workspace.folder / "report.html").read_text()
+    assert '<a href="evaluation/report.html">' in page and ">finished<" in page and 'http-equiv="refresh"' not in page
+    assert all(f"<td>{row['trial']}</td>" in page for row in trials)
+
+
 def test_the_manifest_says_what_ran(workspace):
     manifest = json.loads((workspace.folder / "manifest.json").read_text())
     assert {"python", "torch", "ray", "optuna"} <= set(manifest["versions"])

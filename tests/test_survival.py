@@ -21,6 +21,7 @@ from raypipe import checkpoint, train, tune
 from raypipe.common.files import standing
 from raypipe.config import ConfigError
 from raypipe.distributed.connection import start_ray
+from raypipe.report.live_page import live_page
 from raypipe.search import records
 from raypipe.search.finalists import read_finalists
 from raypipe.search.stage import Stage
@@ -68,7 +69,7 @@ def make_stage(storage, values, name="demo", **more):
 def drive(storage, values, name="demo"):
     """A search in a process of its own, under the lock that the commands take."""
     stage = make_stage(storage, json.loads(values), name)
-    with hold(stage.workspace):
+    with hold(stage.workspace), live_page(stage.workspace):
         start_ray()
         run_search(stage)
 
@@ -136,8 +137,16 @@ def test_kill_9_of_the_driver(head, two_cpus, storage, values, tmp_path):
     before = {name: kept_rows(workspace, name) for name in known if saved_step(workspace, name)}
     assert ended and set(before) > set(ended)  # one was cut off on its way
 
-    run_search(make_stage(storage, values))
+    page = workspace.folder / "report.html"
+    left = page.read_text()
+    assert (
+        "ended or was killed" in left and "--name demo --resume" in left and all(f">{name}<" in left for name in ended)
+    )
+
+    with hold(workspace), live_page(workspace):
+        run_search(make_stage(storage, values))
     check_whole(workspace, 3)
+    assert "Nothing runs this search" in page.read_text() and "<b>3 of " in page.read_text()
     assert {n: (workspace.run("flow", n) / "model.safetensors").stat().st_mtime_ns for n in ended} == written
     check_kept(workspace, before)
     after = {f"flow-{t.number:02d}": t for t in study(workspace)}

@@ -4,6 +4,7 @@ Runs a search whose trials sleep for a second instead of training, and prints a 
 
 ratio    fraction of the slot time (number of concurrent trials times duration) in which no trial ran
 memory   resident memory of the driver in MiB, after a quarter of the trials and at the end
+page     of the page of the search: CPU time of its writes as a fraction of the duration, and its size in MB
 """
 
 import argparse
@@ -15,16 +16,22 @@ import time
 from pathlib import Path
 from typing import Any
 
+import yaml
 from ray import tune
 
 from raypipe import cli, config
 from raypipe.distributed.connection import start_ray
+from raypipe.report.live_page import live_page
 from raypipe.search import records
 from raypipe.search.stage import Stage
 from raypipe.search.tuner import concurrent_trials, run_search
+from raypipe.training.monitor import METRICS, log_folder
+from raypipe.workspace.claims import hold
 from raypipe.workspace.layout import Workspace
 
 MIB = 2**20
+LINES = 30
+"""Lines in the log of a trial, as many as one with three rungs writes."""
 
 
 class Sleeper(tune.Trainable):
@@ -40,6 +47,10 @@ class Sleeper(tune.Trainable):
         return True
 
     def step(self) -> dict[str, Any]:
+        folder = self._stage.workspace.run("flow", self._config["trial"])
+        log_folder(folder).mkdir(parents=True, exist_ok=True)
+        lines = [json.dumps({"step": step, "loss": 1 / (step + 1)}) for step in range(LINES)]
+        (log_folder(folder) / METRICS).write_text("".join(f"{line}\n" for line in lines))
         time.sleep(1)
         noise = self._config["values"]["train.noise_std"]
         return {
@@ -68,6 +79,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         experiment = config.replace(config.Experiment(), **{"search.flow.trials": trials, "search.rungs": 1})
         stage = Stage(experiment, Workspace(Path(folder), "overhead"), "flow")
+        stage.workspace.folder.mkdir()
+        (stage.workspace.folder / "config.yaml").write_text(yaml.safe_dump(config.to_dict(experiment)))
         start_ray()
         early: list[float] = []
         over = threading.Event()
@@ -81,7 +94,8 @@ def main() -> int:
         watcher = threading.Thread(target=watch)
         watcher.start()
         try:
-            economy = run_search(stage, trainable=Sleeper)
+            with hold(stage.workspace), live_page(stage.workspace) as page:
+                economy = run_search(stage, trainable=Sleeper)
         finally:
             over.set()
             watcher.join()
@@ -95,6 +109,10 @@ def main() -> int:
             "places": concurrent_trials(experiment),
             "seconds": round(economy.seconds, 1),
             "trials_a_minute": round(economy.trials_a_minute, 1),
+            "page": {
+                "share": round(page.seconds / economy.seconds, 4),
+                "megabytes": round(page.path.stat().st_size / 1e6, 3),
+            },
             "memory": [round(early[0], 1) if early else None, round(resident(), 1)],
         }
     sys.stdout.write(json.dumps(line) + "\n")

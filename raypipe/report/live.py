@@ -22,9 +22,10 @@ POINTS = 60
 SERIES = 6
 """Number of colors of the page."""
 COLUMNS = [
-    *(column for column in TRIALS if column.key not in ("magnitude", "nfe_per_frame", "error")),
-    Column("log", "last line of its log", text, numeric=False),
+    *TRIALS[:2],
     Column("reason", "why it failed or was stopped", text, numeric=False),
+    *(column for column in TRIALS[2:] if column.key not in ("magnitude", "nfe_per_frame", "error")),
+    Column("log", "last line of its log", text, numeric=False),
 ]
 """The columns of the table of trials."""
 Read = Callable[[Path], list[dict[str, Any]]]
@@ -50,12 +51,11 @@ class Logs:
 
 @dataclass(frozen=True)
 class LiveStage:
-    """The section of a stage. legend: losses with the numbers of their colors. axes, curves: plots."""
+    """The section of a stage. legend: losses with the numbers of their colors. open: whether the table is unfolded."""
 
     name: Component
     legend: Mapping[str, int]
-    axes: Sequence[Markup]
-    curves: Sequence[Markup]
+    plots: Sequence[Markup]
     table: Table
     open: bool
 
@@ -77,15 +77,14 @@ def _stage(overview: Overview, component: Component, read: Read, why: Mapping[st
         | {
             "status": "retrained" if row["refit"] else row["status"],
             "log": _last_line(logs[row["trial"]]),
-            "reason": why.get(row["trial"]),
+            "reason": why.get(row["trial"], ""),
         }
         for row in rows
     ]
     return LiveStage(
         component,
         colors,
-        _scatters(overview, component, trials, colors),
-        _curves(overview, component, rows, logs, colors),
+        [*_scatters(overview, component, trials, colors), *_curves(overview, component, rows, logs, colors)],
         make_table(COLUMNS, listed),
         last,
     )
@@ -152,10 +151,10 @@ def _curves(
     return found + ([plots.curves("training loss, by training step", trained, log=True)] if trained else [])
 
 
-def _last_line(log: Sequence[Mapping[str, Any]]) -> str | None:
-    """The last row of a training's log in words."""
+def _last_line(log: Sequence[Mapping[str, Any]]) -> str:
+    """The last row of a training's log in words; empty if there is none."""
     if not log:
-        return None
+        return ""
     words = {"grad_norm": "gradient", "windows_per_second": "windows/s"}
     skipped = ("learning_rate", "validation")
     return ", ".join(

@@ -112,8 +112,8 @@ class LivePage:
             planned=sum(max(stage.planned, len(stage.states)) for stage in overview.stages),
             trials_left=sum(stage.left for stage in overview.stages),
             time_left=None if left is None or overview.finished else duration(left),
-            disk=f"{self._disk() / GIB:.2g} GiB",
-            free=f"{shutil.disk_usage(overview.workspace.folder).free / GIB:.0f} GiB free",
+            disk=size(self._disk()),
+            free=size(shutil.disk_usage(overview.workspace.folder).free),
             memory=memory_used(),
             counts=told.stage_table(overview),
             facts=[(word, text) for word, text in told.facts(overview) if word not in ("report", "left", "next")],
@@ -149,4 +149,9 @@ def memory_used() -> tuple[str, str] | None:
     kib = {line.split(":")[0]: int(line.split()[1]) for line in lines}
     total, free = kib["MemTotal"] * 1024, kib["MemAvailable"] * 1024
     own = pages * os.sysconf("SC_PAGE_SIZE")
-    return f"{(total - free) / GIB:.1f} of {total / GIB:.1f} GiB", f"{own / MIB:.0f} MiB"
+    return f"{(total - free) / GIB:.1f} of {size(total)}", size(own)
+
+
+def size(count: int) -> str:
+    """A number of bytes in words."""
+    return f"{count / MIB:.3g} MiB" if count < GIB else f"{count / GIB:.1f} GiB"

@@ -17,6 +17,8 @@ from raypipe.search.records import is_finite
 WIDTH, HEIGHT = 340, 210
 LEFT, RIGHT, TOP, BOTTOM = 44, 10, 24, 24
 """Margins around the plotted area, for tick labels and the title."""
+TICKS = 6
+"""Largest number of ticks of a log scale that all get a label."""
 ABOVE = 3.0
 """Scores whose distance from the best is this multiple of that of the median are drawn at the top edge."""
 
@@ -85,7 +87,7 @@ def curves(title: str, lines: Sequence[Curve], *, log: bool = False) -> Markup:
     """Curves over training steps. log: draw y on a log scale, where all values are positive."""
     values = [y for line in lines for y in line.y]
     log = log and min(values) > 0 and max(values) > 20 * min(values)
-    across = _scale(0.0, max(x for line in lines for x in line.x), LEFT, WIDTH - RIGHT)
+    across = _scale(0.0, 1.03 * max(x for line in lines for x in line.x), LEFT, WIDTH - RIGHT)
     up = _scale(min(values), max(values), HEIGHT - BOTTOM, TOP, log=True) if log else _up(values)
     return _frame(title, across, up, [_curve(line, across, up) for line in lines])
 
@@ -118,7 +120,7 @@ def _scale(low: float, high: float, start: float, end: float, *, log: bool = Fal
     if log:
         high = max(high, low * 1.01)
         found = [float(tick) for tick in LogLocator(subs=(1, 2, 5)).tick_values(low, high) if low <= tick <= high]
-        ticks = found if len(found) <= 6 else [tick for tick in found if f"{tick:e}"[0] == "1"]
+        ticks = found if len(found) <= TICKS else [t for t in found if f"{t:e}"[0] == "1"] or found[::2]
     else:
         room = pad * (high - low) or (abs(high) or 1.0) * 0.05 * (low == high)
         low, high = low - room, high + room
@@ -170,5 +172,6 @@ def _curve(line: Curve, across: Scale, up: Scale) -> str:
     points = [(across(x), up(y)) for x, y in zip(line.x, line.y, strict=True) if is_finite(y)]
     tip = f"<title>{escape(line.name)}</title>"
     path = "L".join(f"{x:g} {y:g}" for x, y in points)
-    dots = "".join(f'<circle class="s{line.series} full" cx="{x:g}" cy="{y:g}" r="2.5"/>' for x, y in points)
-    return f'<g><path class="s{line.series} line" d="M{path}">{tip}</path>{dots if line.marked else ""}</g>'
+    marked = points if line.marked else ()
+    dots = "".join(f'<circle class="s{line.series} full" cx="{x:g}" cy="{y:g}" r="2.5"/>' for x, y in marked)
+    return f'<g class="curve"><path class="s{line.series} line" d="M{path}">{tip}</path>{dots}</g>'
