@@ -145,6 +145,8 @@ def test_tensorboard_and_wandb_have_every_training_wandb_by_stage(trials, worksp
         board = EventAccumulator(str(log_folder(folder)))
         board.Reload()
         assert {event.step: event.value for event in board.Scalars("loss")} == pytest.approx(logged)
+        refit = any(row["refit"] for row in trials if row["trial"] == name)
+        assert ("_hparams_/session_start_info" in board.summary_metadata) == (not refit)
         (run,) = read_runs(folder)
         assert (run.name, run.group) == (name, f"demo/{component}")
         assert run.loss == pytest.approx(logged)

@@ -24,10 +24,14 @@ SERIES = 6
 COLUMNS = [
     *TRIALS[:2],
     Column("reason", "why it failed or was stopped", text, numeric=False),
-    *(column for column in TRIALS[2:] if column.key not in ("magnitude", "nfe_per_frame", "error")),
+    *(
+        c
+        for c in TRIALS
+        if c.key in ("step", "objective", "difference", "noise_std", "loss", "learning_rate", "seconds")
+    ),
     Column("log", "last line of its log", text, numeric=False),
 ]
-"""The columns of the table of trials."""
+"""The columns of the table of trials; the plots show the other axes, and the report has all."""
 Read = Callable[[Path], list[dict[str, Any]]]
 
 

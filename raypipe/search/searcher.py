@@ -30,6 +30,13 @@ from raypipe.search.study import (
     trial_name,
 )
 
+TOLD = ("nfe_per_frame", "spread_skill", "seconds")
+"""User attributes of an ended trial beside STEP, from its result, for those who look at the study; see TrialResult."""
+FOLDER = "folder"
+"""User attribute of a trial that has begun: the folder of its model, relative to that of the search."""
+METRIC = "crps_ratio"
+"""Name of the objective in the study."""
+
 
 @dataclass(frozen=True)
 class EndedTrial:
@@ -74,6 +81,7 @@ class OptunaSearcher(Searcher):
             directions=["minimize"] * len(objectives),
             load_if_exists=True,
         )
+        _name_metrics(self._study, [METRIC, *objectives[1:]])
         self._interrupted = [trial for trial in known if trial.state == TrialState.RUNNING]
         self._live: dict[str, optuna.Trial] = {}
         self.ended = count_ended(known)
@@ -91,6 +99,7 @@ class OptunaSearcher(Searcher):
         self._live[trial_id] = trial
         if VALUES not in trial.user_attrs:
             trial.set_user_attr(VALUES, self._decoded(suggest(trial, self._axes)))  # keeps what was proposed before
+            trial.set_user_attr(FOLDER, f"{self._name}/{trial_name(self._name, trial.number)}")
         return self._named(trial.number, trial.user_attrs[VALUES], reported)
 
     def past(self) -> list[EndedTrial]:
@@ -131,6 +140,9 @@ class OptunaSearcher(Searcher):
         self.on_trial_result(trial_id, result)  # Tune does not call on_trial_result with the last result
         del self._live[trial_id]
         trial.set_user_attr(STEP, result["train_step"])
+        for name in TOLD:
+            if result.get(name) is not None:
+                trial.set_user_attr(name, result[name])
         self._end(trial, [result[name] for name in self._objectives])
 
     def _end(self, trial: optuna.Trial, values: Sequence[float] | None = None, state: TrialState | None = None) -> None:
@@ -144,6 +156,14 @@ class OptunaSearcher(Searcher):
 
     def restore(self, checkpoint_path: str) -> None:
         """Do nothing; the study holds all state."""
+
+
+def _name_metrics(study: optuna.Study, names: list[str]) -> None:
+    """Name the objectives of a study, for the plots and tables of optuna-dashboard."""
+    if study.metric_names != names:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            study.set_metric_names(names)
 
 
 def _scores(trial: FrozenTrial) -> Mapping[int, float]:

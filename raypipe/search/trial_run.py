@@ -26,9 +26,10 @@ class TrialResult:
 
     objective: the score, infinite if the trial failed or was halted. train_step: training steps so far; for a failed
     trial at least those of the last rung, so that schedulers treat it as ended. values: the configuration, as JSON.
-    magnitude: the fitted multiplier or beta. failure: why the trial failed. halt: why the whole search must stop.
-    exploited: the trial whose weights this one took over since the previous rung. trained: training steps since the
-    previous report, in `training` seconds; scoring: seconds of the score; 0 if the score was saved before.
+    magnitude: the fitted multiplier or beta. spread_skill: of the scored forecasts. failure: why the trial failed.
+    halt: why the whole search must stop. exploited: the trial whose weights this one took over since the previous rung.
+    trained: training steps since the previous report, in `training` seconds; scoring: seconds of the score; 0 if the
+    score was saved before.
     """
 
     objective: float
@@ -40,6 +41,7 @@ class TrialResult:
     done: bool
     magnitude: float | None = None
     nfe_per_frame: int | None = None
+    spread_skill: float | None = None
     failure: str | None = None
     halt: str | None = None
     exploited: str | None = None
@@ -119,7 +121,9 @@ class TrialRun:
             return None
         self._unreported_rung = None
         magnitude, nfe = float(saved["magnitude"]), int(saved["nfe_per_frame"])
-        return self._result(objective=score.ratio.value, magnitude=magnitude, nfe_per_frame=nfe)
+        return self._result(
+            objective=score.ratio.value, magnitude=magnitude, nfe_per_frame=nfe, spread_skill=score.spread_skill
+        )
 
     def _train_and_score(
         self, score: Callable[["TrialRun"], ComponentScore], advance: Callable[["TrialRun", int], None]
@@ -138,7 +142,8 @@ class TrialRun:
         records.save_score(self.folder, target, scored.score)
         self.monitor().score(target, objective)
         fitted: dict[str, Any] = {"magnitude": scored.magnitude, "nfe_per_frame": scored.nfe_per_frame}
-        result = self._result(objective=objective, **fitted, **spent, trained=target - step)
+        spread = scored.score.spread_skill
+        result = self._result(objective=objective, spread_skill=spread, **fitted, **spent, trained=target - step)
         self._seconds = result.seconds
         self.training.save(
             self.folder,
@@ -164,7 +169,7 @@ class TrialRun:
         """The metrics log of the trial, shared by all its rungs."""
         if self._monitor is None:
             label = component_label(self.experiment, self.stage.workspace) if self.stage.wandb else None
-            self._monitor = Monitor(self.folder, self.training.step, wandb=label)
+            self._monitor = Monitor(self.folder, self.training.step, wandb=label, values=self._values)
         return self._monitor
 
     def close(self) -> None:

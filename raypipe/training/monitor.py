@@ -14,6 +14,8 @@ from raypipe.common.files import atomic_path
 logger = logging.getLogger(__name__)
 
 METRICS = "metrics.jsonl"
+OBJECTIVE = "objective"
+"""Name of the scores of a trial in TensorBoard."""
 WANDB_SECONDS = 10
 """Time in seconds to wait for the wandb server before falling back to offline mode."""
 
@@ -29,10 +31,13 @@ class Label:
 class Monitor:
     """Writes the logs of a training to `<folder>.log/`, next to its model folder. Only rank 0 has one.
 
-    step: steps already done; log entries of later steps are dropped. wandb: also log to wandb, with this label.
+    step: steps already done; log entries of later steps are dropped. wandb: also log to wandb, with this label. values:
+    what a search has chosen for this training, for the HParams of TensorBoard.
     """
 
-    def __init__(self, folder: Path, step: int, *, wandb: Label | None = None) -> None:
+    def __init__(
+        self, folder: Path, step: int, *, wandb: Label | None = None, values: Mapping[str, Any] | None = None
+    ) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         self._folder = log_folder(folder)
@@ -42,7 +47,18 @@ class Monitor:
             temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
         self._file = (self._folder / METRICS).open("a")
         self._board = SummaryWriter(str(self._folder), purge_step=step + 1)  # drops the events from this step on
+        if values is not None:
+            self._board_values(values)
         self._wandb = start_wandb(folder, wandb) if wandb is not None else None
+
+    def _board_values(self, values: Mapping[str, Any]) -> None:
+        """Write the values as HParams of this run; `SummaryWriter.add_hparams` would begin another run."""
+        from torch.utils.tensorboard.summary import hparams
+
+        plain = {name: value if isinstance(value, bool | int | float) else str(value) for name, value in values.items()}
+        experiment, start, _ = hparams(plain, {OBJECTIVE: 0.0})
+        for summary in (experiment, start):
+            self._board.file_writer.add_summary(summary)
 
     def log(self, metrics: Mapping[str, Any]) -> None:
         """Append a row of metrics, which must contain `step`."""
@@ -56,7 +72,7 @@ class Monitor:
 
     def score(self, step: int, objective: float) -> None:
         """Log the objective of a trial at a rung."""
-        self._board.add_scalar("objective", objective, step)
+        self._board.add_scalar(OBJECTIVE, objective, step)
         if self._wandb is not None:
             self._wandb.log({"objective": objective}, step=step)
 

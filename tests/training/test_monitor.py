@@ -7,6 +7,7 @@ import sys
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams import metadata
 
 from raypipe.training.monitor import METRICS, Label, Monitor, log_folder, read_metrics
 from tests.wandbtools import Run, read_runs
@@ -92,6 +93,36 @@ def test_tensorboard_reads_the_same(folder):
     found = {event.step: event.value for event in board.Scalars("loss")}
     assert found == pytest.approx({5: 0.2, 10: 0.1, 15: 4.0, 20: 3.0})
     assert len(board.Scalars("loss")) == 4  # the dropped row is purged
+
+
+def hparams(folder):
+    """What TensorBoard's HParams have of a run: its values by name, and the tags of its metrics."""
+    board = EventAccumulator(str(log_folder(folder)))
+    board.Reload()
+    start, experiment = (board.SummaryMetadata(f"_hparams_/{name}") for name in ("session_start_info", "experiment"))
+    values = metadata.parse_session_start_info_plugin_data(start.plugin_data.content).hparams
+    metrics = metadata.parse_experiment_plugin_data(experiment.plugin_data.content).metric_infos
+    found = {name: getattr(value, value.WhichOneof("kind")) for name, value in values.items()}
+    return found, [metric.name.tag for metric in metrics], board.Tags()["scalars"]
+
+
+def test_tensorboard_has_the_values_of_a_trial_as_hparams_of_its_run(folder):
+    values = {
+        "train.noise_std": 0.1,
+        "train.loss": "nll",
+        "model.time_input": False,
+        "model.depth": 2,
+        "train.flow": None,
+    }
+    for step in (0, 10):  # a trial that is paused has a monitor for each rung
+        monitor = Monitor(folder, step, values=values)
+        monitor.log({"step": step + 10, "loss": 0.1})
+        monitor.score(step + 10, 0.75)
+        monitor.close()
+    found, metrics, scalars = hparams(folder)
+    assert found == values | {"train.flow": "None"}
+    assert metrics == ["objective"] and sorted(scalars) == ["loss", "objective"]
+    assert [path.name for path in log_folder(folder).iterdir() if path.is_dir()] == []
 
 
 def test_wandb_records_offline(folder, monkeypatch, tmp_path):
