@@ -13,6 +13,7 @@ from raypipe.config import Experiment
 from raypipe.distributed.waiting import Waiting, waiting_for
 from raypipe.search import finalists, records
 from raypipe.search.default import default_trial
+from raypipe.search.gauges import Gauges
 from raypipe.search.live import SHOWN, Live, Running
 from raypipe.search.searcher import EndedTrial
 from raypipe.search.stage import Stage
@@ -35,6 +36,7 @@ class TrialLog(tune.Callback):
         self._total, self._done = total, done
         self._configured: dict[str, Experiment] = {}
         self._live: Live | None = None
+        self._gauges: Gauges | None = None
         self._last_update = 0.0
         self._trials: list[Any] = []
         self._waiting = Waiting(self._reason)
@@ -62,18 +64,21 @@ class TrialLog(tune.Callback):
             records.write_rows(self._path, self._rows)
 
     def setup(self, *args: Any, **info: Any) -> None:
-        """Show the progress bar, which is made late: Tune pickles callbacks, and standard error may not pickle."""
+        """Make the progress bar and the gauges, late: Tune pickles callbacks, but these may not pickle."""
         self._live = Live(self._stage.component, self._total, self._done)
+        self._gauges = Gauges(self._stage.workspace.name, self._stage.component)
         self._show()
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        """Update the table of running trials, and say what the search waits for, at most once a second."""
+        """Update the running trials and the gauges, and say what the search waits for, at most once a second."""
         if self._live is None or time.monotonic() - self._last_update < 1:
             return
         self._last_update = time.monotonic()
         running = [trial for trial in trials if trial.status == "RUNNING"]
         if self._live.terminal:
             self._live.show([self._running(trial) for trial in running])
+        assert self._gauges is not None
+        self._gauges.show(self._rows, len(running))
         self._trials = running or [trial for trial in trials if trial.status == "PENDING"]
         self._waiting.look((self.ended, self.busy))
 
@@ -135,6 +140,8 @@ class TrialLog(tune.Callback):
     def close(self) -> None:
         if self._live is not None:
             self._live.close()
+        if self._gauges is not None:
+            self._gauges.show(self._rows, 0)
 
     def _one_ended(self) -> None:
         assert self._live is not None

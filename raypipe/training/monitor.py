@@ -57,8 +57,9 @@ class Monitor:
 
         plain = {name: value if isinstance(value, bool | int | float) else str(value) for name, value in values.items()}
         experiment, start, _ = hparams(plain, {OBJECTIVE: 0.0})
+        writer = self._board._get_file_writer()
         for summary in (experiment, start):
-            self._board.file_writer.add_summary(summary)
+            writer.add_summary(summary)
 
     def log(self, metrics: Mapping[str, Any]) -> None:
         """Append a row of metrics, which must contain `step`."""

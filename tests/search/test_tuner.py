@@ -2,16 +2,21 @@
 
 import json
 import math
+import re
+import urllib.request
 from functools import partial
 
 import optuna
 import pytest
+import ray
 from hypothesis import given
 from hypothesis import strategies as st
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams import metadata
 
 from raypipe import checkpoint, train, tune
 from raypipe.config import Axis
@@ -236,6 +241,41 @@ def test_a_trial_that_fails_is_recorded_and_the_search_goes_on(failing):
     trials = optuna.load_study(study_name="flow", storage=open_storage(failing.workspace.study)).get_trials()
     assert [trial.state for trial in trials] == [TrialState.COMPLETE, TrialState.FAIL, TrialState.COMPLETE]
     assert trials[2].value == pytest.approx(good["objective"])
+
+
+@pytest.mark.slow
+def test_optuna_dashboard_and_tensorboard_have_what_a_trial_was_and_cost(failing):
+    (good,) = [row for row in records.read_rows(failing.workspace.trials) if row["trial"] == "flow-02"]
+    study = optuna.load_study(study_name="flow", storage=open_storage(failing.workspace.study))
+    told = study.get_trials()[2].user_attrs
+    assert study.metric_names == ["crps_ratio"] and told["folder"] == "flow/flow-02"
+    for name in ("nfe_per_frame", "spread_skill", "seconds"):
+        assert told[name] == good[name] > 0
+    board = EventAccumulator(str(failing.workspace.folder / f"{told['folder']}.log"))
+    board.Reload()
+    content = board.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+    values = metadata.parse_session_start_info_plugin_data(content).hparams
+    assert {name: value.number_value for name, value in values.items()} == json.loads(good["values"])
+    assert board.Scalars("objective")[-1].value == pytest.approx(good["objective"])
+
+
+@pytest.mark.slow
+def test_ray_metrics_have_the_best_score_and_the_trials_by_state(failing):
+    """The agent of a node, which Prometheus asks, hears of them within some ten seconds."""
+    address = f"http://127.0.0.1:{ray.nodes()[0]['MetricsExportPort']}/metrics"
+
+    def shown():
+        with urllib.request.urlopen(address, timeout=10) as answer:
+            lines = answer.read().decode().splitlines()
+        found = [line for line in lines if "raypipe_" in line and 'experiment="failing"' in line]
+        states = {
+            re.search('[{,]state="(.*?)"', line)[1]: float(line.split()[-1]) for line in found if "_trials" in line
+        }
+        best = [float(line.split()[-1]) for line in found if "_best_" in line]
+        return best and states == {"running": 0, "finished": 1, "stopped": 0, "failed": 1} and best[0]
+
+    rows = records.read_rows(failing.workspace.trials)
+    assert wait_for(shown, 60) == pytest.approx(min(row["objective"] for row in rows if row["objective"] is not None))
 
 
 @pytest.mark.slow
