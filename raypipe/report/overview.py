@@ -8,7 +8,7 @@ from html import escape
 
 from raypipe.common import terminal
 from raypipe.report.outlook import duration, seconds_left
-from raypipe.report.state import Overview
+from raypipe.report.state import Overview, Training
 from raypipe.search.records import Row
 
 SHOWN = 8
@@ -66,7 +66,7 @@ def _with_error(row: Row, key: str, sign: str = "") -> str | None:
 
 def facts(overview: Overview) -> list[tuple[str, str]]:
     """What else there is to say, each with a word for it: what runs, failed, was chosen, is to do, and how to go on."""
-    lines = [("running", f"{one.name} at step {one.step} of {one.steps}") for one in overview.running]
+    lines = [("running", _where(one)) for one in overview.running]
     lines = lines[:SHOWN] + _failures(overview.rows)
     for row in overview.chosen[:1]:
         parts = [f"{name} {row[name]}" for name in ("flow", "denoiser", "diffusion") if row[name] is not None]
@@ -86,6 +86,11 @@ def facts(overview: Overview) -> list[tuple[str, str]]:
         lines.append(("report", str(report)))
     step = following(overview)
     return lines if step is None else [*lines, ("next", step)]
+
+
+def _where(training: Training) -> str:
+    trained = ", not scored yet" if training.step >= training.steps else ""
+    return f"{training.name} at step {training.step} of {training.steps}{trained}"
 
 
 def following(overview: Overview) -> str | None:
