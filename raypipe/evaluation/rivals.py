@@ -6,7 +6,8 @@ from raypipe.config import Experiment
 from raypipe.distributed.training_job import finished
 from raypipe.evaluation.combinations import Combination
 from raypipe.forecast.manifest import JOINT
-from raypipe.search.rivals import RIVAL_STEPS, rival_jobs
+from raypipe.search.rivals import rival_jobs
+from raypipe.search.workload import RIVAL_STEPS
 from raypipe.workspace.layout import Workspace
 
 

@@ -28,8 +28,6 @@ from raypipe.workspace.layout import Workspace
 
 logger = logging.getLogger(__name__)
 
-RIVAL_STEPS = (1, 2, 4, 8, 25)
-"""Integration steps per frame, and so network evaluations, at which rivals are scored."""
 CHECKED_STEPS = 4
 """Integration steps of the forecasts that early stopping scores, if the training data are few."""
 

@@ -5,6 +5,8 @@ from raypipe.search.budget import StageWork, Work
 
 START_UP = 15.0
 """Seconds of a worker group under Ray Train beyond its training steps, about as measured on two CPUs."""
+RIVAL_STEPS = (1, 2, 4, 8, 25)
+"""Integration steps per frame, and so network evaluations, at which rivals are scored."""
 
 
 def stage_work(experiment: Experiment, component: Component, trials: int, places: int) -> StageWork:
@@ -51,8 +53,6 @@ def evaluation_work(experiment: Experiment, places: int) -> Work:
 
     A decoded score counts as two, and one of a rival as much as it has network evaluations.
     """
-    from raypipe.search.rivals import RIVAL_STEPS  # imports ray, see `stage_work`
-
     search, evaluation = experiment.search, experiment.evaluation
     k = search.top_k
     denoised = 1 + len(evaluation.alphas) * max(1, k - 1)

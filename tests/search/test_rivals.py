@@ -14,8 +14,8 @@ from raypipe.models.components import build_component
 from raypipe.search import pipeline, records
 from raypipe.search.budget import Budget
 from raypipe.search.finalists import Finalist, read_finalists, write_finalists
-from raypipe.search.rivals import RIVAL_STEPS, rival_jobs
-from raypipe.search.workload import evaluation_work
+from raypipe.search.rivals import rival_jobs
+from raypipe.search.workload import RIVAL_STEPS, evaluation_work
 from raypipe.training.monitor import read_metrics
 from tests import raytools
 from tests.raytools import flags, started, tiny, wait_for
