@@ -1,8 +1,10 @@
 """The page of a search while it runs, after a kill and at the end; what it costs; and that it never ends a search."""
 
+import errno
 import itertools
 import json
 import logging
+import os
 import re
 import shutil
 import threading
@@ -156,6 +158,20 @@ def test_a_page_that_cannot_be_written_is_one_line_in_the_log_and_ends_nothing(k
     killed.trials.write_bytes(whole)
     page.write()
     assert "Nothing runs this search" in page.path.read_text()
+
+
+def test_a_full_disk_is_said_once_and_leaves_the_last_page(killed, monkeypatch, caplog):
+    page, before = LivePage(killed), written(killed)
+
+    def full(path, content):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "write_atomic", full)
+        page.write()
+        page.write()
+    assert ["No space left on device" in record.getMessage() for record in caplog.records] == [True]
+    assert page.path.read_text() == before
 
 
 def many_trials(storage, trials=200):
