@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 from raypipe import config
 from raypipe.common.errors import UserError
-from raypipe.common.places import to_place
+from raypipe.common.places import Place, to_place
 from raypipe.config import ConfigError, Experiment
 
 BAD_INPUT = 2
@@ -87,8 +87,18 @@ def add_storage(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--storage",
         metavar="DIR",
-        help="storage root: folder for all experiments, accessible from all nodes (default: $RAYPIPE_STORAGE, else "
-        "~/raypipe)",
+        help="storage root: folder for all experiments, accessible from all nodes, or for a single node the URI of a "
+        "bucket, such as s3://bucket/raypipe (default: $RAYPIPE_STORAGE, else ~/raypipe)",
+    )
+
+
+def add_break_lock(parser: Any) -> None:
+    """Add the flag that takes an experiment in a bucket over from a machine that has died."""
+    parser.add_argument(
+        "--break-lock",
+        action="store_true",
+        help="with --storage in a bucket: take the experiment over from a machine that has given no sign of life for a "
+        "minute; waits until that is certain",
     )
 
 
@@ -158,20 +168,27 @@ def _absolute(found: Experiment) -> Experiment:
     return config.replace(found, **{name: str(path.expanduser().resolve()) for name, path in local.items()})
 
 
-def storage_root(args: argparse.Namespace) -> Path:
-    """`--storage`, else $RAYPIPE_STORAGE, else ~/raypipe, as an absolute path.
+def storage_place(args: argparse.Namespace) -> Place:
+    """`--storage`, else $RAYPIPE_STORAGE, else ~/raypipe: the URI of something remote, or an absolute path.
 
-    Raises ConfigError for a URI other than file://, or a path that is not a folder.
+    Raises ConfigError for a path that is not a folder.
     """
-    text = args.storage or os.environ.get("RAYPIPE_STORAGE") or "~/raypipe"
-    place = to_place(text)
+    place = to_place(args.storage or os.environ.get("RAYPIPE_STORAGE") or "~/raypipe")
     if not isinstance(place, Path):
-        scheme = text.partition("://")[0]
-        raise ConfigError(f"--storage: must be a folder that all nodes can access, not the {scheme}:// URI {text!r}")
+        return place
     path = place.expanduser().resolve()
     if path.exists() and not path.is_dir():
         raise ConfigError(f"--storage: must be a folder, not a file: {str(path)!r}")
     return path
+
+
+def storage_root(args: argparse.Namespace) -> Path:
+    """`storage_place` for a command that writes to a folder only. Raises ConfigError for a URI other than file://."""
+    place = storage_place(args)
+    if not isinstance(place, Path):
+        scheme = place.partition("://")[0]
+        raise ConfigError(f"--storage: must be a folder that all nodes can access, not the {scheme}:// URI")
+    return place
 
 
 def positive(text: str) -> int:

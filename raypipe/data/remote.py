@@ -77,7 +77,7 @@ def _copy_all(files: Mapping[str, RemoteFile], home: Path, complete: bool = Fals
         if left:
             size = sum(file.size for _, file in left)
             logger.info("copying %d files (%.3g MB) to %s", len(left), size / 1e6, home)
-        _in_threads([partial(_copy, path, file) for path, file in left])
+        in_threads([partial(_copy, path, file) for path, file in left])
         if complete:
             kept = {home / name for name in files}
             for path in home.rglob("*"):
@@ -119,12 +119,12 @@ def upload(folder: Path, uri: str, names: Sequence[str]) -> None:
     if left:
         size = sum((folder / name).stat().st_size for name in left)
         logger.info("%s: writing %d files (%.3g MB)", uri, len(left), size / 1e6)
-    _in_threads([partial(target.write, name, folder / name) for name in left[:-1]])
+    in_threads([partial(target.write, name, folder / name) for name in left[:-1]])
     for name in left[-1:]:
         target.write(name, folder / name)
 
 
-def _in_threads(calls: Sequence[Callable[[], None]]) -> None:
+def in_threads(calls: Sequence[Callable[[], None]]) -> None:
     """Make all calls, several at a time; after an exception, none is begun any more."""
     pool = ThreadPoolExecutor(TRANSFERS)
     try:

@@ -44,7 +44,10 @@ def connect(uri: str) -> tuple[fs.FileSystem, str]:
         known = system.__reduce__()[1][0]  # a URI has no options for these, and a filesystem tells its own only so
         known.pop("proxy_options")
         retries = fs.AwsStandardS3RetryStrategy(max_attempts=2)
-        system = fs.S3FileSystem(**known | {"connect_timeout": CONNECTING, "retry_strategy": retries})
+        # Written in the background, parts of a file queue up in memory as fast as they are read from a disk.
+        more = {"connect_timeout": CONNECTING, "retry_strategy": retries, "background_writes": False}
+        more["allow_delayed_open"] = True  # a small file is one request instead of three
+        system = fs.S3FileSystem(**known | more)
     return system, path
 
 

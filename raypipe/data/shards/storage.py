@@ -15,8 +15,9 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +124,19 @@ class RemoteFolder:
         files = [info for info in infos if info.type == fs.FileType.File]
         yield {info.path.removeprefix(f"{path}/") if below else info.base_name: info for info in files}
 
+    def folders(self) -> list[str]:
+        """Names of the subfolders; none if this folder does not exist. Raises UserError if they cannot be listed."""
+
+        def look() -> Iterator[list[str]]:
+            system, path = self._open()
+            infos = system.get_file_info(fs.FileSelector(path))
+            yield [info.base_name for info in infos if info.type == fs.FileType.Directory]
+
+        try:
+            return list(self.retry(self.uri, lambda: next(_pump(look, self.stall))))
+        except MissingFolderError:
+            return []
+
     def read(self, name: str) -> Iterator[bytes]:
         """The bytes of a file, in pieces. Raises OSError if it cannot be read, TimeoutError if the transfer stalls."""
 
@@ -134,18 +148,30 @@ class RemoteFolder:
 
         return _pump(pieces, self.stall)
 
-    def write(self, name: str, source: Path) -> None:
-        """Write a local file to this folder. Raises UserError if that fails.
+    def write(self, name: str, source: Path | bytes) -> None:
+        """Write a local file, or bytes, to this folder. Raises UserError if that fails.
 
         After an interruption, a part of the file may stand there: write last what names the others.
         """
 
         def copy() -> None:
             system, path = self._open()
-            with source.open("rb") as file, system.open_output_stream(f"{path}/{name}") as stream:
+            with ExitStack() as stack:
+                file = BytesIO(source) if isinstance(source, bytes) else stack.enter_context(source.open("rb"))
+                stream = stack.enter_context(system.open_output_stream(f"{path}/{name}"))
                 shutil.copyfileobj(file, stream, CHUNK)
 
         self.retry(f"{self}/{name}", copy)
+
+    def delete(self, name: str) -> None:
+        """Delete a file of this folder if it exists. Raises UserError if that fails."""
+
+        def remove() -> None:
+            system, path = self._open()
+            with suppress(FileNotFoundError):
+                system.delete_file(f"{path}/{name}")
+
+        self.retry(f"{self}/{name}", remove)
 
     def stat(self, name: str) -> tuple[int, int]:
         """Current size and modification time in ns of a file; (-1, 0) if it does not exist."""
@@ -174,6 +200,7 @@ class RemoteFolder:
                 if error.errno in (errno.ENOSPC, errno.EDQUOT):
                     raise
                 if (known := explain(uri, error)) is not None:
+                    self._answered = True
                     raise known from None
                 silent = not self._answered and time.monotonic() - begin > PATIENCE
                 if attempt == self.attempts or silent:
