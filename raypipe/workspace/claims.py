@@ -10,6 +10,7 @@ from pathlib import Path
 from raypipe.common.errors import RESUME
 from raypipe.common.locks import Timeout, file_lock, is_locked
 from raypipe.config import ConfigError
+from raypipe.workspace import bucket
 from raypipe.workspace.layout import Workspace
 
 SHOWN = 8
@@ -35,19 +36,26 @@ def claim(storage: Path, name: str) -> Workspace:
 def runner(workspace: Workspace) -> str | None:
     """The process that runs a search in the experiment, such as `process 17 on host`; None if none does."""
     path = workspace.folder / LOCK
-    return (path.read_text().strip() or "a process") if is_locked(path) else None
+    if is_locked(path):
+        return path.read_text().strip() or "a process"
+    return bucket.runner(workspace.storage, workspace.name)
 
 
 @contextmanager
-def hold(workspace: Workspace) -> Iterator[None]:
-    """Lock an experiment for the duration of a `with` block. Raises ConfigError if another process has locked it.
+def hold(workspace: Workspace, *, break_lock: bool = False) -> Iterator[None]:
+    """Lock an experiment for the duration of a `with` block, and keep it in the bucket of its storage root, if any.
+
+    break_lock: see `bucket.stored`. Raises ConfigError if another process has locked it.
 
     If the block fails before an experiment has begun in the folder, the folder is removed; after Ctrl-C or a kill it is
     kept, so that --resume finds it.
     """
     folder = workspace.folder
     busy = "is running this search; wait until it ends, or start another search with a different --name"
-    with resumable(folder, busy, lambda: (folder / "config.yaml").exists(), [folder]):
+    with (
+        resumable(folder, busy, lambda: (folder / "config.yaml").exists(), [folder]),
+        bucket.stored(workspace.storage, workspace.name, break_lock=break_lock),
+    ):
         yield
 
 
