@@ -20,7 +20,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args, overrides = cli.parse(parser, argv)
     source = opening.warm_start(args)
     experiment, workspace = opening.open_workspace(args, overrides, progress.is_unfinished, check=tune.start)
-    with hold(workspace), live_page(workspace):
+    with hold(workspace, break_lock=args.break_lock), live_page(workspace):
         budget, stages = Budget(experiment.search.minutes, began), experiment.search.searched
         pipeline.run_stages(
             experiment, workspace, stages, budget=budget, evaluates=True, check=check_protocol, warm_start=source,

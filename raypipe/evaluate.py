@@ -17,7 +17,7 @@ from raypipe.common.files import write_json
 from raypipe.common.places import to_place
 from raypipe.config import ConfigError, Evaluation, Experiment
 from raypipe.data.video.fitting import Frames
-from raypipe.distributed.capacity import check_evaluation
+from raypipe.distributed.capacity import check_evaluation, check_nodes
 from raypipe.distributed.connection import start_ray
 from raypipe.evaluation import external, rules
 from raypipe.evaluation.perceptual.scores import Networks
@@ -30,6 +30,7 @@ from raypipe.forecast.predictor import load_predictor
 from raypipe.report.live_page import LivePage
 from raypipe.report.summary import evaluated_rows, finish, protocol_table
 from raypipe.search.rivals import train_rivals
+from raypipe.workspace import bucket
 from raypipe.workspace.claims import latest
 from raypipe.workspace.layout import Workspace
 
@@ -65,6 +66,7 @@ def make_parser() -> cli.Parser:
         action="store_true",
         help="delete earlier scores and score everything again, including the test split",
     )
+    cli.add_break_lock(parser)
     under = parser.add_argument_group("scores under a protocol")
     under.add_argument(
         "--protocol",
@@ -91,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args, overrides = cli.parse(make_parser(), argv)
     files = {name: getattr(args, f"{kind}_weights") for kind, name in zip(ACCEPTED, WEIGHTS, strict=True)}
     overrides |= {name: path for name, path in files.items() if path is not None}
-    storage = cli.storage_root(args)
+    storage = bucket.storage_root(args)
     if args.protocol is not None:
         _check_flags(args, overrides)
         return _under_protocol(args, overrides, storage)
@@ -106,20 +108,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         found = latest(storage, is_searched, like=named)
         if found is None:
             raise ConfigError(
-                f"--storage: no finished search in {str(storage)!r}; run python experiments/pipeline.py first"
+                f"--storage: no finished search in {bucket.shown(storage)!r}; run python experiments/pipeline.py first"
             )
         workspace = found
     experiment = cli.with_overrides(workspace.experiment(), overrides)
     StageFinalists.read(workspace)
     check_weights(experiment)
+    bucket.check_free(storage, workspace.name, break_lock=args.break_lock)
     start_ray()
     check_evaluation(experiment)
-    if args.again:
-        shutil.rmtree(workspace.evaluation, ignore_errors=True)
-    terminal.say(f"evaluating {workspace.folder}")
-    train_rivals(experiment, workspace)
-    finish(experiment, workspace, args.top_k or experiment.search.top_k)
-    LivePage(workspace).write()
+    check_nodes(workspace)
+    with bucket.stored(storage, workspace.name, break_lock=args.break_lock):
+        if args.again:
+            shutil.rmtree(workspace.evaluation, ignore_errors=True)
+        terminal.say(f"evaluating {workspace.folder}")
+        train_rivals(experiment, workspace)
+        finish(experiment, workspace, args.top_k or experiment.search.top_k)
+        LivePage(workspace).write()
     return 0
 
 

@@ -26,8 +26,9 @@ from raypipe.forecast.clip import MOST_FRAMES, Clip, read_clip
 from raypipe.forecast.film import forecast_film
 from raypipe.forecast.manifest import MANIFEST, find_best, read_manifest
 from raypipe.forecast.predictor import load_predictor
+from raypipe.workspace import bucket
 from raypipe.workspace.claims import latest
-from raypipe.workspace.dataset import has_shards
+from raypipe.workspace.dataset import has_shards, is_simulated, prepare_dataset
 from raypipe.workspace.layout import Workspace
 
 PROG = "raypipe.generate"
@@ -133,12 +134,14 @@ def _input(place: Place) -> Folder:
 
 
 def _latest(args: argparse.Namespace) -> Path:
-    storage = cli.storage_root(args)
+    storage = bucket.storage_root(args, writes=False)
     workspace = latest(storage, lambda w: (w.best / MANIFEST).is_file())
     if workspace is None:
         raise ConfigError(
-            f"--model: no experiment in {storage} has a {Path('best') / MANIFEST}; run experiments/pipeline.py first"
+            f"--model: no experiment in {bucket.shown(storage)} has a {Path('best') / MANIFEST}; run "
+            "experiments/pipeline.py first"
         )
+    bucket.look(storage, workspace.name, "best/")
     return workspace.folder
 
 
@@ -152,7 +155,10 @@ def _test_clips(model: Path) -> Folder:
     workspace = _experiment_of(model)
     if workspace is None:
         raise ConfigError(f"--input: required, because {model} is not inside an experiment that has test clips")
-    return workspace.dataset(workspace.experiment()) / "test"
+    experiment = workspace.experiment()
+    if bucket.origin(workspace.storage) is not None and is_simulated(experiment):
+        prepare_dataset(workspace, experiment, lambda done, total: None)  # which a bucket does not hold
+    return workspace.dataset(experiment) / "test"
 
 
 def _formats(args: argparse.Namespace) -> tuple[str, ...]:
@@ -173,6 +179,8 @@ def _base(args: argparse.Namespace, model: Path, clip: Clip) -> Path:
         output: Path = args.output
         return output.with_suffix("") if output.suffix.lower() in (".mp4", ".gif") else output
     workspace = _experiment_of(model) if args.input is None else None
+    if workspace is not None and bucket.origin(workspace.storage) is not None:
+        workspace = None  # its local folder is for what the bucket holds
     return (workspace.folder / "samples" if workspace else Path()) / f"{clip.name}-prediction"
 
 

@@ -12,6 +12,8 @@ from raypipe.common.errors import ConfigError, nearest
 from raypipe.report.overview import as_text
 from raypipe.report.state import read_overview
 from raypipe.report.view import latest_search
+from raypipe.training.monitor import METRICS
+from raypipe.workspace import bucket
 from raypipe.workspace.claims import contents
 from raypipe.workspace.layout import Workspace
 
@@ -37,9 +39,10 @@ def make_parser() -> cli.Parser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = make_parser().parse_args(argv)
-    workspace = _workspace(args.name, cli.storage_root(args))
+    workspace = _workspace(args.name, bucket.storage_root(args, writes=False))
     if args.watch:
         return _watch(workspace)
+    bucket.look(workspace.storage, workspace.name, METRICS)
     terminal.say(as_text(read_overview(workspace)))
     return 0
 
@@ -51,7 +54,8 @@ def _workspace(name: str | None, storage: Path) -> Workspace:
         if (folder / "config.yaml").is_file():
             return Workspace(folder.parent, folder.name)
     known = [path.parent.name for path in storage.glob("*/config.yaml")]
-    raise ConfigError(f"NAME: no search {name!r} in {storage} ({contents(storage)}){nearest(name, known)}")
+    place = bucket.shown(storage)
+    raise ConfigError(f"NAME: no search {name!r} in {place} ({contents(storage)}){nearest(name, known)}")
 
 
 def _watch(workspace: Workspace) -> int:
@@ -59,6 +63,7 @@ def _watch(workspace: Workspace) -> int:
     shown = None
     try:
         while True:
+            bucket.look(workspace.storage, workspace.name, METRICS)
             overview = read_overview(workspace)
             text = as_text(overview)
             if sys.stdout.isatty():

@@ -12,7 +12,7 @@ from typing import Any
 
 from raypipe import checkpoint, cli, config
 from raypipe.common import terminal
-from raypipe.config import ConfigError
+from raypipe.config import ConfigError, Experiment
 from raypipe.config.reference import is_published
 from raypipe.distributed.capacity import check_training
 from raypipe.distributed.connection import start_ray
@@ -21,6 +21,7 @@ from raypipe.distributed.named_run import begun, find_parents, keep_aside, plan_
 from raypipe.distributed.prepare import prepare
 from raypipe.distributed.trainer import train_jobs
 from raypipe.training.early_stopping import kept_early
+from raypipe.workspace import bucket
 from raypipe.workspace.dataset import check_dataset
 from raypipe.workspace.layout import Workspace
 from raypipe.workspace.run_names import RunName, parse_run_name, run_name
@@ -55,6 +56,7 @@ def make_parser() -> cli.Parser:
                         "the experiment's best flow; without one, f-<noise>-nll, trained first)")  # fmt: skip
     more.add_argument("--resume-step", type=cli.positive, metavar="S", help="continue the run from its checkpoint at "
                         "step S, even if the run is finished")  # fmt: skip
+    cli.add_break_lock(more)
     more.add_argument("--random-seed", type=int, metavar="S", help="seed of the initial weights, the order of "
                         "windows and the noise")  # fmt: skip
     return parser
@@ -66,8 +68,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     experiment = cli.experiment(args, {**_fields_from_flags(args, overrides), **overrides})
     train = experiment.train
     name = args.run_name or run_name(train.component, train.noise_std, train.loss)
-    workspace = Workspace(cli.storage_root(args), experiment.name)
-    use_gpu = bool(args.num_gpus)
+    workspace = Workspace(bucket.storage_root(args), experiment.name)
+    with bucket.stored(workspace.storage, workspace.name, break_lock=args.break_lock):
+        return _train(args, experiment, workspace, name)
+
+
+def _train(args: argparse.Namespace, experiment: Experiment, workspace: Workspace, name: str) -> int:
+    train, use_gpu = experiment.train, bool(args.num_gpus)
     settings = plan_run(
         experiment,
         workspace,

@@ -37,6 +37,7 @@ def make_parser(prog: str, text: str) -> cli.Parser:
         metavar="DIR",
         help="folder, URI or name of an earlier search, whose best trials are among the first trials",
     )
+    cli.add_break_lock(more)
     more.add_argument(
         "--wandb", action="store_true", help="also log every training to Weights & Biases, grouped by stage"
     )
@@ -82,7 +83,7 @@ def search(component: Component, argv: Sequence[str] | None = None, prog: str | 
     experiment, workspace = open_workspace(
         args, overrides, unfinished, ready if earlier else None, check=check, extend="--trials"
     )
-    with hold(workspace), live_page(workspace):
+    with hold(workspace, break_lock=args.break_lock), live_page(workspace):
         budget, stages = Budget(experiment.search.minutes, began), [*earlier, component]
         run_stages(experiment, workspace, stages, budget=budget, warm_start=source, wandb=args.wandb)
     if (line := budget.overrun()) is not None:

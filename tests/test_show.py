@@ -74,7 +74,7 @@ def test_a_killed_search_says_what_is_left_and_why_trials_failed(killed, capsys)
     [
         (["dmo"], r"NAME: no search 'dmo' in .* \(it holds the experiment demo\); did you mean 'demo'\?"),
         (["--storage", "nowhere"], r"nowhere: no search in this folder \(it holds no experiments\); run experiments/"),
-        (["--storage", "s3://bucket/x"], "--storage: must be a folder"),
+        (["--storage", "what://bucket/x"], "what://bucket/x: cannot be opened"),
         (["--wach"], "unrecognized arguments: --wach; see --help"),
         (["demo", "--watch", "3"], "unrecognized arguments: 3; see --help"),
     ],

@@ -15,6 +15,8 @@ from raypipe.common.errors import UserError
 from raypipe.config import Experiment
 from raypipe.distributed.connection import SCALING_CONFIG, scales_up
 from raypipe.distributed.training_job import Settings
+from raypipe.workspace import bucket
+from raypipe.workspace.layout import Workspace
 
 Resources = Mapping[str, float]
 """Amounts by Ray's names of resources: CPU, GPU, memory (in bytes)."""
@@ -163,6 +165,19 @@ def check_search(experiment: Experiment) -> None:
 def check_evaluation(experiment: Experiment) -> None:
     """Raise UserError if the scoring of a combination does not fit on a node."""
     _check([_trial(experiment, "the scoring of a combination", min(1.0, experiment.search.gpus_per_trial), count=1)])
+
+
+def check_nodes(workspace: Workspace) -> None:
+    """Raise UserError if the storage root is in a bucket and the cluster has, or adds, more nodes than this one.
+
+    Trials and trainings work on files that all of them share, and of a bucket only this node has a local folder.
+    """
+    uri = bucket.origin(workspace.storage)
+    if uri is not None and (scales_up() or len(alive().nodes) > 1):
+        raise UserError(
+            f"--storage: {uri} is a bucket, with which a search runs on one node, but the cluster has more; give a "
+            "folder that all nodes share, or set RAY_ADDRESS=local"
+        )
 
 
 def _check(demands: Iterable[Demand]) -> None:

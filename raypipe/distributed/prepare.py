@@ -13,6 +13,7 @@ from raypipe.common.files import write_json
 from raypipe.common.locks import file_lock
 from raypipe.config import ConfigError, Experiment
 from raypipe.data.batches import warn_of_short_clips
+from raypipe.distributed.capacity import check_nodes
 from raypipe.distributed.encoding import prepare_latents
 from raypipe.distributed.jobs import AutoencoderJob, run_settings
 from raypipe.distributed.trainer import train_jobs
@@ -26,8 +27,10 @@ def prepare(
 ) -> ExperimentData:
     """Make the dataset, autoencoder and latent cache of an experiment unless they exist.
 
-    Raises ConfigError if the dataset does not fit the settings, or if the experiment started with another dataset.
+    Raises ConfigError if the dataset does not fit the settings, if the experiment started with another dataset, or if
+    other nodes cannot read the storage root.
     """
+    check_nodes(workspace)
     with terminal.progress_bar(f"make dataset {experiment.dataset.name}", None, "clip", leave=False, delay=1) as bar:
         prepare_dataset(workspace, experiment, partial(_advance, bar))
     data = ExperimentData(experiment, workspace)

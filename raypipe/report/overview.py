@@ -10,6 +10,7 @@ from raypipe.common import terminal
 from raypipe.report.outlook import duration, seconds_left
 from raypipe.report.state import Overview, Training
 from raypipe.search.records import Row
+from raypipe.workspace import bucket
 
 SHOWN = 8
 """Number of trials in the table of the best, and of those that run, of which the text tells."""
@@ -83,7 +84,7 @@ def facts(overview: Overview) -> list[tuple[str, str]]:
             lines.append(("left", f"about {duration(seconds)}, at the pace so far"))
     report = overview.workspace.evaluation / "report.html"
     if report.is_file():
-        lines.append(("report", str(report)))
+        lines.append(("report", bucket.shown(overview.workspace.storage, report)))
     step = following(overview)
     return lines if step is None else [*lines, ("next", step)]
 
@@ -99,14 +100,14 @@ def following(overview: Overview) -> str | None:
         return None
     folder = overview.workspace.folder
     if overview.finished:
-        return f"python -m raypipe.generate --model {shlex.quote(str(folder))}"
+        return f"python -m raypipe.generate --model {shlex.quote(bucket.shown(folder.parent, folder))}"
     return resume_command(overview)
 
 
 def resume_command(overview: Overview) -> str:
     """The command that goes on with a search that has been killed, or has more to do."""
     folder = overview.workspace.folder
-    storage = shlex.quote(str(folder.parent))
+    storage = shlex.quote(bucket.shown(folder.parent))
     return f"python experiments/pipeline.py --storage {storage} --name {shlex.quote(folder.name)} --resume"
 
 
@@ -134,7 +135,8 @@ def to_do(overview: Overview) -> list[str]:
 def headline(overview: Overview) -> str:
     """The folder, and whether the search runs."""
     by = "" if overview.runner is None else f" ({overview.runner})"
-    return f"{overview.workspace.folder}: {overview.state}{by}"
+    workspace = overview.workspace
+    return f"{bucket.shown(workspace.storage, workspace.folder)}: {overview.state}{by}"
 
 
 def as_text(overview: Overview) -> str:

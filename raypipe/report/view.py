@@ -18,6 +18,7 @@ from raypipe.report.state import Overview, read_overview
 from raypipe.search import records
 from raypipe.search.configured import finalist_values, parse_refit_name, refit_config, trial_config
 from raypipe.search.records import Row
+from raypipe.workspace import bucket
 from raypipe.workspace.claims import LOCK, contents, latest
 from raypipe.workspace.layout import Workspace
 
@@ -74,7 +75,8 @@ def latest_search(storage: Path) -> Workspace:
     """The search of a storage root that began last. Raises UserError if there is none."""
     found = latest(storage, _is_search)
     if found is None:
-        raise UserError(f"{storage}: no search in this folder ({contents(storage)}); run experiments/pipeline.py first")
+        place = bucket.shown(storage)
+        raise UserError(f"{place}: no search in this folder ({contents(storage)}); run experiments/pipeline.py first")
     return found
 
 

@@ -11,6 +11,7 @@ from raypipe.common.places import to_place
 from raypipe.config import ConfigError, Experiment, Search
 from raypipe.data.remote import fetch_file
 from raypipe.search.changes import check_changes
+from raypipe.workspace import bucket
 from raypipe.workspace.claims import claim, contents, is_experiment, latest
 from raypipe.workspace.dataset import check_dataset
 from raypipe.workspace.layout import Workspace
@@ -45,7 +46,7 @@ def open_workspace(
     if args.seed is not None:
         values = {"train.random_seed": args.seed, "search.seed": args.seed, **values}
     experiment = cli.experiment(args, values)
-    storage = cli.storage_root(args)
+    storage = bucket.storage_root(args)
     stated = {**(config.stated(args.config) if args.config else {}), **values}
     stated.pop("name", None)
 
@@ -58,7 +59,8 @@ def open_workspace(
     elif args.name and (storage / args.name / "config.yaml").exists():
         if Workspace(storage, args.name).study.exists() or not left(Workspace(storage, args.name)):
             raise ConfigError(
-                f"--name: {args.name!r} exists in {storage}; add --resume to continue it, or choose another name"
+                f"--name: {args.name!r} exists in {bucket.shown(storage)}; add --resume to continue it, or choose "
+                "another name"
             )
     elif ready is not None and not args.name and not args.config:
         found = latest(storage, ready, like=experiment.name)
@@ -69,6 +71,7 @@ def open_workspace(
     workspace = found or (Workspace(storage, args.name) if args.name else None)
     if workspace is not None:
         check_changes(workspace, experiment)
+        bucket.check_free(storage, workspace.name, break_lock=args.break_lock)
     check_dataset(workspace or Workspace(storage, experiment.name), experiment)
     check(experiment)
     workspace = workspace or claim(storage, experiment.name)
@@ -101,16 +104,16 @@ def _resumed(
         begun = [w for w in begun if w.name == experiment.name or w.name.startswith(f"{experiment.name}-")]
     if not begun:
         raise ConfigError(
-            f"--resume: no experiment {experiment.name!r} in {storage} ({contents(storage)}); omit --resume to start "
-            "one, or correct --name or --storage"
+            f"--resume: no experiment {experiment.name!r} in {bucket.shown(storage)} ({contents(storage)}); omit "
+            "--resume to start one, or correct --name or --storage"
         )
     begun.sort(key=_begin_time)
     unfinished = [w for w in begun if not (w.folder / "config.yaml").is_file() or left(w)]
     if not unfinished:
         patience = "" if begun[-1].experiment().search.patience is None else ", or a larger search.patience"
         raise ConfigError(
-            f"--resume: the search in {begun[-1].folder} is finished; to extend it, give a larger number of trials "
-            f"with {extend} N{patience}; to start a new one, omit --resume"
+            f"--resume: the search in {bucket.shown(storage, begun[-1].folder)} is finished; to extend it, give a "
+            f"larger number of trials with {extend} N{patience}; to start a new one, omit --resume"
         )
     return unfinished[-1]
 
@@ -133,10 +136,11 @@ def warm_start(args: Any) -> Path | None:
         if copied is None:
             raise ConfigError(f"--warm-start: no search at {place} (no trials.parquet); give the URI of a search")
         return copied.parent
-    for folder in (cli.storage_root(args) / place, place.expanduser().resolve()):
+    storage = bucket.storage_root(args)
+    for folder in (storage / place, place.expanduser().resolve()):
         if (folder / "trials.parquet").is_file():
             return folder
     raise ConfigError(
         f"--warm-start: no search at {args.warm_start!r} (no trials.parquet); give the folder of a search, "
-        f"or its name in {cli.storage_root(args)}"
+        f"or its name in {bucket.shown(storage)}"
     )
