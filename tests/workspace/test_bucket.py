@@ -69,7 +69,7 @@ def test_what_is_stored_is_fetched_elsewhere_and_only_changes_are_written(server
     assert not (here.folder / "flow" / "flow-01" / "config.json").exists()
     shown = keys(server)
     assert {f"storage/e/{name}" for name in ("best/manifest.json", "config.yaml", ".raypipe/index.json")} < shown
-    named = {file.sha256 for file in Index.from_json(here._read(".raypipe/index.json")).files.values()}
+    named = {file.sha256 for file in here._read_index().files.values()}
     assert {key.rpartition("/")[2] for key in shown if "/files/" in key} - {""} == named, "nothing is left over"
 
 
@@ -120,6 +120,28 @@ def test_a_look_copies_what_tells_how_far_it_is(proxy, tmp_path):
     }  # fmt: skip
     there.fetch()
     assert content(there.folder) == content(here.folder)
+
+
+def test_a_look_while_it_is_stored(server, monkeypatch, tmp_path):
+    for name, value in s3tools.variables(server).items():
+        monkeypatch.setenv(name, value)
+    uri, ended = "s3://mine/looked", threading.Event()
+    here, there = mirror_at(tmp_path / "here", uri), mirror_at(tmp_path / "there", uri)
+
+    def store():
+        for number in range(25):
+            write_atomic(here.folder / "study.log", "line\n" * number)
+            write_atomic(here.folder / "logs" / f"{number}", f"{number}")
+            here.store(no_check)
+        ended.set()
+
+    thread = threading.Thread(target=store)
+    thread.start()
+    while not ended.is_set():
+        there.look()
+    thread.join()
+    there.look()
+    assert len((there.folder / "study.log").read_text().split()) == 24
 
 
 @pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.long)])

@@ -152,11 +152,18 @@ def tickets(folder: RemoteFolder) -> dict[str, RemoteFile]:
 
 
 def read_owner(folder: RemoteFolder, name: str) -> Owner | None:
-    """The owner of a ticket; None if it has just been removed."""
+    """The owner of a ticket; None if it has just been removed. Raises UserError if it cannot be read."""
+
+    def read() -> Owner:
+        try:
+            return Owner(**json.loads(b"".join(folder.read(name))))
+        except (json.JSONDecodeError, TypeError) as error:
+            raise OSError(f"it is damaged: {error}") from None
+
     try:
-        text = folder.retry(f"{folder}/{name}", lambda: b"".join(folder.read(name)))
-        return Owner(**json.loads(text))
-    except (MissingFolderError, json.JSONDecodeError, TypeError):
+        found: Owner = folder.retry(f"{folder}/{name}", read)
+        return found
+    except MissingFolderError:
         return None
 
 

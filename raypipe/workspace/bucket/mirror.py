@@ -164,27 +164,29 @@ class Mirror:
         self._write_copied()
 
     def _read_copied(self) -> dict[str, str]:
+        uri = f"{self.remote}/{COPIED}"
         try:
-            return dict(json.loads(self._read(COPIED) or b"{}"))
-        except ValueError:
+            return dict(json.loads(self.remote.retry(uri, lambda: b"".join(self.remote.read(COPIED)))))
+        except (MissingFolderError, json.JSONDecodeError):
             return {}
 
     def _write_copied(self) -> None:
         self.remote.write(COPIED, json.dumps(self._copied).encode())
 
-    def _read(self, name: str) -> bytes | None:
-        uri = f"{self.remote}/{name}"
+    def _read_index(self) -> Index | None:
+        def read() -> Index:
+            try:
+                return Index.from_json(b"".join(self.remote.read(INDEX)))
+            except (
+                ValueError
+            ) as error:  # also if it is replaced between the request for its size and that for its bytes
+                raise OSError(f"it is damaged: {error}") from None
+
         try:
-            return bytes(self.remote.retry(uri, lambda: b"".join(self.remote.read(name))))
+            found: Index = self.remote.retry(f"{self.remote}/{INDEX}", read)
+            return found
         except MissingFolderError:
             return None
-
-    def _read_index(self) -> Index | None:
-        text = self._read(INDEX)
-        try:
-            return None if text is None else Index.from_json(text)
-        except ValueError as error:
-            raise UserError(f"{self.remote}/{INDEX}: damaged ({error}); delete it to start anew") from None
 
     def _bases(self) -> list[str]:
         """The ids of the indexes, one of which the local folder is based on: it is as new as the bucket, or newer."""
