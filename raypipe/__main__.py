@@ -32,7 +32,9 @@ VERBS: Mapping[str, Verb] = MappingProxyType(
         "evaluate": Verb("evaluate", "score the combinations of the best networks of a search, and keep the best"),
         "generate": Verb("generate", "predict what follows in a video"),
         "show": Verb("show", "how far a search is, and its best trials so far; --watch while it runs"),
-        "checkpoint": Verb("checkpoint.__main__", "import and export checkpoints of other programs"),
+        "checkpoint": Verb(
+            "checkpoint.__main__", "import and export checkpoints of other programs, push a model to a hub"
+        ),
     }
 )
 

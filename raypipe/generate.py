@@ -37,7 +37,8 @@ FORMATS = ("mp4", "gif", "shards")
 
 def make_parser() -> cli.Parser:
     parser = cli.Parser(prog=PROG, description="Predict what follows in a video.", allow_abbrev=False)
-    parser.add_argument("--model", type=to_place, metavar="DIR", help="folder or URI of an experiment, or its best/ "
+    parser.add_argument("--model", type=to_place, metavar="DIR", help="folder or URI of an experiment or its best/, "
+                        "or hf://USER/NAME "
                         "(default: the latest experiment under the storage root with a best/)")  # fmt: skip
     parser.add_argument("--input", type=to_place, metavar="VIDEO", help="video, folder of images, or folder of "
                         "clips or shards, as a path or URI "

@@ -1,13 +1,16 @@
-"""`python -m raypipe.checkpoint import|export`: convert checkpoints of other programs to model folders and back."""
+"""`python -m raypipe.checkpoint import|export|push`: checkpoints of other programs, and the Hugging Face Hub."""
 
 from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
+from typing import Any
 
 from raypipe import cli, config
 from raypipe.checkpoint.export import export_file
 from raypipe.checkpoint.folder import Meta
+from raypipe.checkpoint.hub import SCHEME, push
 from raypipe.checkpoint.reconstruction import open_training_shards, show
 from raypipe.checkpoint.reference import import_file
 from raypipe.common import terminal
@@ -17,11 +20,11 @@ PROG = "raypipe.checkpoint"
 
 
 def parser() -> argparse.ArgumentParser:
-    """The parser of the commands `import` and `export`."""
+    """The parser of the commands `import`, `export` and `push`."""
     root = cli.Parser(
         prog=PROG,
         description="Convert checkpoints of the reference code, latent diffusion and diffusers to model folders and "
-        "back. Nothing in a file is run.",
+        "back. Nothing in a file is run. Push predictors to the Hugging Face Hub.",
     )
     commands = root.add_subparsers(dest="command", required=True)
     to_folder = commands.add_parser(
@@ -68,7 +71,19 @@ def parser() -> argparse.ArgumentParser:
     to_file.add_argument(
         "--out", required=True, help="file to write; the diffusers folder to write, if the autoencoder has that format"
     )
+    _add_push(commands, f"{root.prog} push")
     return root
+
+
+def _add_push(commands: Any, prog: str) -> None:
+    to_hub = commands.add_parser("push", help="upload a predictor to the Hugging Face Hub", prog=prog)
+    to_hub.add_argument("folder", type=Path, help="best/ of an experiment, with its model card (README.md)")
+    to_hub.add_argument(
+        "repository",
+        metavar="USER/NAME",
+        help="model repository, which is created if there is none; the token is HF_TOKEN, or that of `hf auth login`",
+    )
+    to_hub.add_argument("--private", action="store_true", help="make the repository private, if it is a new one")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -78,6 +93,13 @@ def main(argv: list[str] | None = None) -> int:
         if arguments.command == "export":
             export_file(arguments.folder, arguments.out)
             lines = [f"{arguments.folder} -> {arguments.out}"]
+        elif arguments.command == "push":
+            url = push(arguments.folder, arguments.repository, private=arguments.private)
+            address = f"{SCHEME}{arguments.repository}"
+            lines = [
+                f"{arguments.folder} -> {url}",
+                f"next   raypipe generate --model {address} --input VIDEO",
+            ]
         else:
             done = import_file(
                 arguments.file,

@@ -15,6 +15,7 @@ from raypipe.common.files import atomic_folder
 from raypipe.config import REFERENCE_COMPONENTS, Experiment
 from raypipe.distributed.failures import plain_errors
 from raypipe.distributed.waiting import Waiting, waiting_for
+from raypipe.evaluation.card import write_card
 from raypipe.evaluation.choice import choose, loses
 from raypipe.evaluation.combinations import (
     Combination,
@@ -100,6 +101,7 @@ def run_evaluation(experiment: Experiment, workspace: Workspace, top_k: int) -> 
     last_frame_won = loses(asdict(table.row("val", chosen)))
     if "test" not in data.splits:
         keep_best(data, chosen, last_frame_won)
+        write_card(data, table.rows, chosen.key)
         raise ConfigError(
             f"dataset.root: no test split in {str(workspace.dataset(experiment))!r}, so what was chosen on validation,"
             f" {workspace.best}, is not tested; add the split and run python -m raypipe.evaluate"
@@ -107,6 +109,7 @@ def run_evaluation(experiment: Experiment, workspace: Workspace, top_k: int) -> 
     _score_split(data, "test", tested, evaluation.test_windows, table, decode=True)
     table.mark_chosen(chosen, default)
     keep_best(data, chosen, last_frame_won)
+    write_card(data, table.rows, chosen.key)
     save_samples(data, table.score("test", chosen))
     return table.rows
 

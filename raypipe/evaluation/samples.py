@@ -9,6 +9,7 @@ import torch
 
 from raypipe.common.files import atomic_path
 from raypipe.data.frames import to_float, to_uint8
+from raypipe.evaluation.combinations import HeldOutSplit
 from raypipe.forecast.predictor import Predictor, load_predictor
 from raypipe.forecast.windows import choose_windows, read_window, window_starts
 from raypipe.metrics.ensemble import Score
@@ -49,11 +50,22 @@ def save_samples(data: ExperimentData, score: Score | None) -> None:
         _save(folder / "cases" / f"{name}.npz", _forecast(data, predictor, clip, start, window) | about)
 
 
-def _forecast(data: ExperimentData, predictor: Predictor, clip: int, start: int, window: int = 0) -> dict[str, Any]:
+def forecast_first(data: ExperimentData, split: HeldOutSplit) -> dict[str, Any]:
+    """The true and the predicted frames of a random window of a split, by the predictor in `best/`, see `_forecast`."""
+    experiment, evaluation = data.experiment, data.experiment.evaluation
+    frames = experiment.model.num_input_frames + evaluation.horizon
+    span = (frames - 1) * experiment.dataset.frame_stride + 1
+    (clip,), (start,) = choose_windows(data.frames(split).lengths, span, 1, evaluation.seed)
+    return _forecast(data, load_predictor(data.workspace.best), clip, start, split=split)
+
+
+def _forecast(
+    data: ExperimentData, predictor: Predictor, clip: int, start: int, window: int = 0, split: HeldOutSplit = "test"
+) -> dict[str, Any]:
     """The true and the predicted frames of a window. window: its number, on which the noise depends."""
     experiment = data.experiment
     given, horizon = experiment.model.num_input_frames, experiment.evaluation.horizon
-    read = read_window(data.frames("test"), clip, start, given + horizon, experiment.dataset.frame_stride)
+    read = read_window(data.frames(split), clip, start, given + horizon, experiment.dataset.frame_stride)
     truth = torch.from_numpy(read)
     predicted = predictor.predict(
         to_float(truth[None, :given]),

@@ -17,6 +17,16 @@ from raypipe.workspace.layout import Workspace
 
 SPLIT_NAMES: dict[HeldOutSplit, str] = {"val": "validation", "test": "test"}
 """The column `split` of combinations.parquet, for each split."""
+BASELINES = {
+    "persistence": "persistence",
+    "climatology": "climatology",
+    "flow": "flow alone",
+    "published": "default",
+    "reconstruction": "perfect latents",
+    "flow_matching": "flow matching",
+    "foellmer": "Foellmer process",
+}
+"""Baselines of combinations.parquet and their labels in tables."""
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from raypipe.checkpoint import hub
 from raypipe.common.errors import UserError
 from raypipe.common.files import write_json
 from raypipe.common.places import Place
@@ -64,10 +65,11 @@ def model_folder(component: Component, number: int) -> str:
 def find_best(folder: Place) -> Path:
     """`folder/best` if `folder` is an experiment with one, or `folder` if it is a best/. Raises UserError otherwise.
 
-    folder: a path, or a URI, of which best/ alone is copied to this machine.
+    folder: a path, or a URI, of which best/ alone is copied to this machine; hf://USER/NAME is a repository of the
+    Hugging Face Hub.
     """
     if isinstance(folder, str):
-        return _fetch_best(folder)
+        return _pushed(folder) if folder.startswith(hub.SCHEME) else _fetch_best(folder)
     # The folder of an experiment also has a manifest.json, with other entries, so best/ is tried first.
     for place in (folder / "best", folder):
         if (place / MANIFEST).is_file() and (place / "autoencoder").is_dir() and not (place / "config.yaml").is_file():
@@ -91,6 +93,13 @@ def _fetch_best(uri: str) -> Path:
         f"{uri}: not a predictor's folder (no {Path('best') / MANIFEST} and no {MANIFEST}); give the URI of an "
         "experiment's folder, or of the best/ in it"
     )
+
+
+def _pushed(uri: str) -> Path:
+    folder = hub.fetch(uri)
+    if not (folder / MANIFEST).is_file():
+        raise UserError(f"{uri}: not a predictor (no {MANIFEST}); give one that raypipe checkpoint push wrote")
+    return find_best(folder)
 
 
 def write_manifest(path: Path, manifest: Manifest, ran: Mapping[str, Any]) -> None:

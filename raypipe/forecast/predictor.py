@@ -154,7 +154,8 @@ class Predictor:
 
 
 def load_predictor(folder: str | Path, *, compile: bool = False) -> Predictor:
-    """Load the predictor from an experiment's folder or its `best/`, by path or by URI (s3://bucket/experiment).
+    """Load the predictor from an experiment's folder or its `best/`, by path or by URI (s3://bucket/experiment,
+    hf://USER/NAME).
 
     compile: compile the components with torch.compile at the first prediction, which can take minutes; later
     predictions are faster, and equal up to rounding. If compilation fails, the components run uncompiled.

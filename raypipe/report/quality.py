@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from markupsafe import Markup
 
 from raypipe.config import RIVALS
+from raypipe.evaluation.table import BASELINES
 from raypipe.report import figures
 from raypipe.report.figures import Line
-from raypipe.report.tables import BASELINES, known
+from raypipe.report.tables import known
 from raypipe.search.records import Row
 
 POINTS = ("flow", "published")

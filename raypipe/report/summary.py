@@ -10,9 +10,10 @@ from raypipe.evaluation.perceptual.efflite0 import PACKAGE
 from raypipe.evaluation.protocol import in_words, read_protocol
 from raypipe.evaluation.rules import Task
 from raypipe.evaluation.run import run_evaluation
+from raypipe.evaluation.table import BASELINES
 from raypipe.forecast.ceiling import read_ceiling
 from raypipe.report.page import write_report
-from raypipe.report.tables import BASELINES, describe, flow_name, with_steps
+from raypipe.report.tables import describe, flow_name, with_steps
 from raypipe.search import records
 from raypipe.search.budget import Budget
 from raypipe.search.early import left_out

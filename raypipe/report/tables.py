@@ -6,21 +6,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from raypipe.evaluation.choice import RIVAL_NAMES
+from raypipe.evaluation.table import BASELINES
 from raypipe.forecast.ceiling import Ceiling, ceiling_rows
 from raypipe.forecast.manifest import CONSTANT, JOINT
 from raypipe.search.records import Row
-
-BASELINES = {
-    "persistence": "persistence",
-    "climatology": "climatology",
-    "flow": "flow alone",
-    "published": "default",
-    "reconstruction": "perfect latents",
-    "flow_matching": "flow matching",
-    "foellmer": "Foellmer process",
-}
-"""Baselines of combinations.parquet and their labels in tables."""
-
 
 IN_WORDS = {
     "persistence": "repeating the last frame",

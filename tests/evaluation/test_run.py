@@ -1,15 +1,19 @@
-"""An evaluation: the cases that the report shows; without a test split, the choice is kept and the lack is said."""
+"""An evaluation: the model card, the cases that the report shows; without a test split, what is kept and said."""
 
+import json
 import shutil
 
 import numpy as np
 import pytest
 import torch
+import yaml
+from huggingface_hub import ModelCard
+from PIL import Image
 
 from raypipe import checkpoint, config
 from raypipe.config import COMPONENTS, ConfigError
 from raypipe.evaluation import run
-from raypipe.evaluation.protocol import protocol_of, read_protocol
+from raypipe.evaluation.protocol import in_words, protocol_of, read_protocol
 from raypipe.evaluation.run import run_evaluation
 from raypipe.forecast.decoding import DECODINGS
 from raypipe.forecast.film import read_case
@@ -60,6 +64,49 @@ def test_the_worst_the_median_and_the_best_test_window_are_shown(own_data, monke
     assert "The worst, the median and the best forecast" in write_report(own_data.workspace).read_text()
 
 
+def card_of(workspace):
+    """The metadata of the model card in best/, its table as a dict of rows by their first cell, and its text."""
+    text = (workspace.best / "README.md").read_text()
+    _, block, body = text.split("---\n", 2)
+    lines = [line.strip("| ").split(" | ") for line in body.splitlines() if line.startswith("|")]
+    header, _, *rows = lines
+    return yaml.safe_load(block), {row[0]: dict(zip(header, row, strict=True)) for row in rows}, body
+
+
+def test_best_has_a_model_card(own_data, monkeypatch):
+    workspace, experiment = own_data.workspace, searched(own_data)
+    monkeypatch.setattr(run, "_score_split", score_here)
+    rows = run_evaluation(experiment, workspace, 1)
+    metadata, table, body = card_of(workspace)
+    (chosen,) = [row for row in rows if row["split"] == "test" and row["chosen"]]
+    assert set(table) == {"**this model**", "flow alone", "default", "climatology", "persistence", "perfect latents"}
+    mine = table["**this model**"]
+    assert mine["CRPS ratio"] == f"{chosen['crps_ratio']:.3f} ± {chosen['crps_ratio_se']:.3f}"
+    assert float(mine["PSNR"]) == pytest.approx(chosen["psnr"], abs=5e-4)
+    assert table["persistence"]["CRPS ratio"].startswith("1.000")
+    assert next(iter(table)) == "perfect latents"  # best first
+    protocol = read_protocol(workspace)
+    assert in_words(protocol, "test", "protocol.json") in body
+    kept = json.loads((workspace.best / "protocol.json").read_text())
+    assert kept.keys() == protocol.keys() and kept["windows"] == protocol["windows"] and kept["dataset"]["root"] is None
+    (result,) = metadata["model-index"][0]["results"]
+    assert result["dataset"] == {"type": "demo", "name": "demo", "split": "test"}
+    scores = {metric["type"]: metric["value"] for metric in result["metrics"]}
+    assert scores["crps_ratio"] == chosen["crps_ratio"] and scores["ssim"] == chosen["ssim"]
+    data = ModelCard.load(workspace.best / "README.md").data  # as the hub's own package reads it
+    assert data.library_name == "raypipe" and data.model_name == workspace.name
+    assert {e.metric_type: e.metric_value for e in data.eval_results} == scores
+    assert "![" in body and "](strip.png)" in body
+    with Image.open(workspace.best / "strip.png") as image:
+        wide = experiment.evaluation.horizon + 1
+        assert image.width > wide * 32 and image.height > 2 * 32  # two rows: a given frame, then those predicted
+    code = body.split("```python\n")[1].split("```")[0]
+    exec(code.replace("hf://USER/NAME", str(workspace.best)), names := {"frames": torch.zeros(1, 4, 3, 32, 32)})
+    assert names["future"].shape == (1, 4, 3, 3, 32, 32)
+    assert len(code.splitlines()) == 3
+    assert str(workspace.storage) not in (workspace.best / "README.md").read_text()
+
+
 def test_without_a_test_split_the_choice_is_kept_and_the_lack_is_said(own_data, monkeypatch):
     workspace, experiment = own_data.workspace, searched(own_data)
     shutil.rmtree(workspace.dataset(experiment) / "test")
@@ -72,6 +119,9 @@ def test_without_a_test_split_the_choice_is_kept_and_the_lack_is_said(own_data, 
     kept = next(row for row in finalists if row["decoding"] == manifest.decoding and row["baseline"] is None)
     assert manifest.last_frame_won == (kept["crps_ratio_pixels"] >= 1)
     load_predictor(workspace.best)
+    metadata, table, _ = card_of(workspace)
+    assert metadata["model-index"][0]["results"][0]["dataset"]["split"] == "validation"
+    assert {"**this model**", "persistence"} <= set(table) and (workspace.best / "strip.png").is_file()
     rows = records.read_rows(workspace.evaluation / "combinations.parquet")
     assert rows and {row["split"] for row in rows} == {"validation"}
     still = next(row for row in rows if row["baseline"] == "persistence")
