@@ -33,7 +33,9 @@ ABOUT = """Pack videos, folders of frames, or existing shards into HDF5 shards.
 
 --data_dir must hold train/, val/ and test/, or folders of similar names such as validation/ (at least one of them).
 Each is searched at any depth for videos and animated or multi-page images (whatever FFmpeg or Pillow opens, with any
-file extension), folders of images (one folder per clip) and existing shards. If the folder has no such subfolders, use
+file extension), folders of images (one folder per clip), existing shards, and what holds several clips: tar files of
+videos (WebDataset), .npy, .npz and zarr arrays [clips, T, H, W] or [clips, T, H, W, C] of uint8 or floats in [0, 1],
+and Parquet and Arrow files with a column of videos (Hugging Face datasets). If the folder has no such subfolders, use
 --split to divide its clips, or --dataset for a standard split. Transparent pixels are shown over black. Everything
 that is left out or looks odd is named.
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from raypipe.common.errors import UserError
 from raypipe.data.conversion.find import find_clips, is_shard_folder, source_of
+from raypipe.data.conversion.holders import holds_clips
 from raypipe.data.conversion.preprocessing import Preprocessing, every, read_preprocessing
 from raypipe.data.conversion.reader import Sampling, SourceReader
 from raypipe.data.conversion.source import Source
@@ -96,11 +97,11 @@ def _open(path: Folder, manifest: Manifest, number: int | None, note: Callable[[
     how = "as the model's training videos" if known else "assumed, as the model does not say how its videos were"
     fit = Fit(wanted.size, wanted.fit, wanted.grey)
     reader = SourceReader(Sampling(fit, wanted.frame_stride, wanted.fps, wanted.white), note)
-    if path.is_dir():
+    if holds_clips(path):
         source = _choose(path, number, reader)
         name = re.sub(r"[^\w.-]", "_", source.identity)
     elif number is not None:
-        raise UserError(f"--clip: only for a folder of shards or clips, which {path} is not")
+        raise UserError(f"--clip: only for a folder of shards or clips, or a file of several, which {path} is not")
     elif not path.exists():
         raise UserError(f"{path}: no such video file or folder")
     elif not path.is_file():  # reading a pipe could wait for ever

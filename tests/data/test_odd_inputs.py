@@ -29,8 +29,11 @@ from raypipe.data.shards import Shards, open_shards
 from raypipe.forecast.clip import read_clip
 from raypipe.forecast.manifest import Manifest
 from tests.data import odd_inputs as make
-from tests.data.odd_cases import CASES, Case
+from tests.data.odd_cases import CASES as SINGLE
+from tests.data.odd_cases import Case
+from tests.data.odd_holders import HOLDER_CASES
 
+CASES = SINGLE | HOLDER_CASES
 MANIFEST = Manifest("f", 1.0, 1.0, 1, 1, 64, 1, "x")
 
 
@@ -84,16 +87,29 @@ def generated(case, result):
         path, number = train if name == "train" else train / name, None
         if name.startswith("shard_"):
             path, number = train, i
+        elif not path.exists():
+            path, number = in_holder(train, name)
         clip = read_clip(path, MANIFEST, 200, number)
         verdicts.add("read" if np.array_equal(clip.frames, result.shards.clip(i)) else "lost")
     for name in case.left:
-        path = train / name
+        path, number = train / name, None
+        if not path.exists() and "/" in name:
+            path, number = in_holder(train, name)
         try:
-            read_clip(path, MANIFEST, None)
+            read_clip(path, MANIFEST, None, number)
             verdicts.add("read")  # a clip by itself, such as a folder of thumbnails
         except UserError as error:
             verdicts.add("named" if _gives_reason(f" {error}", name) or path.name in str(error) else "lost")
     return next(kind for kind in ("lost", "named", "read") if kind in verdicts)
+
+
+def in_holder(train, name):
+    """The file or store that holds a clip of several, and the clip's number in it (-1: it is not among them)."""
+    holder = next(place for place in (train / name).parents if place.exists())
+    names = [source.place.rpartition(": clip ")[2] for source in find_clips(holder).sources]
+    inside = (train / name).relative_to(holder).as_posix()
+    keys = [source.name.partition("/")[2] for source in find_clips(holder).sources]
+    return holder, next((i for i, known in enumerate(zip(names, keys, strict=True)) if inside in known), -1)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -1,4 +1,4 @@
-"""Find the clips below a folder: videos, animated images, folders of frames, and the clips of existing shards."""
+"""Find the clips below a folder: videos, animated images, folders of frames, and what is in shards, tars and arrays."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from raypipe.common.errors import UserError
+from raypipe.data.conversion.arrays import is_zarr, zarr_stamp
+from raypipe.data.conversion.holders import HOLDERS, clips_in, holds_clips
 from raypipe.data.conversion.preprocessing import RECORD
-from raypipe.data.conversion.source import Found, Source
+from raypipe.data.conversion.source import Found, Holder, Source
+from raypipe.data.conversion.tables import foreign_tables
 from raypipe.data.shards import open_shards
 from raypipe.data.shards.index import INDEX
 from raypipe.data.shards.reference import MANIFEST
@@ -34,13 +37,17 @@ def find_clips(folder: Path, extension: str | None = None, base: Path | None = N
     """Every clip below `folder`, at any depth, in natural order of the names, and what is there besides.
 
     extension: file extension of the images of a clip; None to detect it. base: folder that origins are relative to.
-    An empty folder counts as a folder of frames: reading it then reports the problem. Raises UserError if `folder` is
-    no folder.
+    An empty folder counts as a folder of frames: reading it then reports the problem. `folder` may also be a file of
+    several clips. Raises UserError if it is neither.
     """
-    if not folder.is_dir():
+    if not holds_clips(folder):
         raise UserError(f"{folder}: no such folder")
-    search = _Search(folder, base or folder, None if extension is None else image_suffix(f"x.{extension.lstrip('.')}"))
-    search.walk(folder, frozenset())
+    root = folder if folder.is_dir() else folder.parent
+    search = _Search(root, base or root, None if extension is None else image_suffix(f"x.{extension.lstrip('.')}"))
+    if root == folder:
+        search.walk(folder, frozenset())
+    else:
+        search.add_holder(folder)
     search.drop_thumbnails()
     sources = sorted(search.sources, key=lambda source: natural(source.name))
     return Found(tuple(sources), tuple(search.bad), tuple(search.notes), tuple(search.ignored))
@@ -75,6 +82,9 @@ class _Search:
 
     def walk(self, folder: Path, above: frozenset[str]) -> None:
         """Take in a folder and all below it. above: real paths of the folders that led here, to notice links back."""
+        if is_zarr(folder):
+            self.add_holder(folder)
+            return
         told, above = len(self.bad), above | {os.path.realpath(folder)}
         files, folders, others = self._list(folder, above)
         shards = [entry for entry in files if fnmatch(entry.name, PATTERN)]
@@ -85,15 +95,21 @@ class _Search:
         films = [e for e in files if kinds[e.name] in ("video", "film")]
         stills = [e for e in files if kinds[e.name] == "image"]
         others += [e.name for e in files if kinds[e.name] == "other"]
+        holders = [e.name for e in files if kinds[e.name] in HOLDERS]
+        foreign = foreign_tables(folder, holders)
+        self._ignore(folder, foreign, "not among the files of the dataset that its state.json lists")
+        for name in holders:
+            if name not in foreign:
+                self.add_holder(folder / name)
         self.bad += [_unreadable(Path(e.path)) for e in files if kinds[e.name] == "bad"]
         self._ignore(folder, others, "files that are no videos or images")
         for entry in films:
             path = Path(entry.path)
             kind = "video" if kinds[entry.name] == "video" else "film"
             self.sources.append(Source(self._name(path), path, kind, self._origin(path), _stamp([entry])))  # type: ignore[arg-type]
-        alone = not (films or shards or (folder == self.root and folders))
+        alone = not (films or shards or holders or (folder == self.root and folders))
         if stills and not alone:
-            beside = "videos" if films else "shards" if shards else "folders of clips"
+            beside = "videos" if films or holders else "shards" if shards else "folders of clips"
             self.bad.append(f"{folder}: {_listed([e.name for e in stills])}: images beside {beside}, left out")
         elif stills or (alone and not folders and folder != self.root and len(self.bad) == told):
             self._add_frames(folder, stills)
@@ -190,6 +206,16 @@ class _Search:
             origin = shards.sources[i] or self._origin(path)
             self.sources.append(Source(prefix + name, folder, "shards", origin, stamps[path.name], clip=i))
 
+    def add_holder(self, path: Path) -> None:
+        """Take in a file of several clips, or a zarr store."""
+        stamp = zarr_stamp(path) if path.is_dir() else (1, path.stat().st_size, path.stat().st_mtime_ns)
+        name = path.resolve().name if path == self.root else self._name(path)
+        found = clips_in(Holder(path, name, name if path == self.base else self._origin(path), stamp))
+        self.sources += found.sources
+        self.bad += found.bad
+        self.notes += found.notes
+        self.ignored += found.ignored
+
     def drop_thumbnails(self) -> None:
         """Leave out folders whose images are all named like videos."""
         films = [Path(source.name) for source in self.sources if source.kind in ("video", "film")]
@@ -225,6 +251,8 @@ def _unreadable(path: Path) -> str:
     except OSError as error:
         return f"{path}: cannot be read ({error.strerror})"
     hint = "; shards must be named shard_*.hdf5" if path.suffix.lower() in (".hdf5", ".h5") else ""
+    if path.suffix.lower() == ".tgz" or Path(path.stem).suffix.lower() == ".tar":
+        hint = "; a compressed tar file is only read once it is decompressed"
     return f"{path}: neither FFmpeg nor Pillow finds a video or images in it{hint}"
 
 
@@ -252,7 +280,7 @@ def without_repeats(sources: Sequence[Source]) -> tuple[list[Source], list[str]]
     for source in sources:
         first = taken.setdefault(source.identity, source)
         if first is not source:
-            repeats.append(f"{source.path}: duplicate of {first.path} (same clip name); rename one of them")
+            repeats.append(f"{source.place}: duplicate of {first.place} (same clip name); rename one of them")
     return list(taken.values()), repeats
 
 

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 from PIL import Image
 
 from raypipe.common.errors import UserError
+from raypipe.data.conversion.arrays import to_rgb
+from raypipe.data.conversion.holders import OpenHolder
 from raypipe.data.conversion.source import Source
 from raypipe.data.shards import Shards, open_shards
 from raypipe.data.video.decoding import Video
 from raypipe.data.video.fitting import Fit, Frames, VideoFit
 from raypipe.data.video.folders import frame_names, iter_images, odd_numbering
 from raypipe.data.video.images import Levels, iter_film
+from raypipe.data.video.kinds import kind_of
 from raypipe.data.video.timing import resample
 
 Timed = Iterator[tuple[float | None, Callable[[], Frames]]]
@@ -37,7 +40,7 @@ class Sampling:
 
 
 class SourceReader:
-    """Reads sources frame by frame; keeps source shards open between their clips.
+    """Reads sources frame by frame; keeps source shards, arrays and tables open between their clips.
 
     note: called with messages about what is odd. rate: frames per second of the source read last, before `stride`;
     None if unknown.
@@ -47,6 +50,7 @@ class SourceReader:
         self.sampling, self.note = sampling, note
         self.rate: float | None = None
         self._shards: dict[Path, Shards] = {}
+        self._holder = OpenHolder()
 
     def frames(self, source: Source) -> Iterator[Frames]:
         """The frames, uint8 [size, size, 3]. Raises UserError, naming the file, if the source is unreadable."""
@@ -57,11 +61,12 @@ class SourceReader:
 
     def _resampled(self, source: Source) -> Iterator[Callable[[], Frames]]:
         kinds = {"video": self._video, "film": self._film, "frames": self._images, "shards": self._stored}
+        kinds |= {"array": self._numbers, "zarr": self._numbers, "member": self._unpacked, "row": self._unpacked}
         timed = kinds[source.kind](source)
         if self.sampling.fps is None:
             yield from (make for _, make in timed)
             return
-        if source.kind in ("frames", "shards"):
+        if source.kind in ("frames", "shards", "array", "zarr"):
             self.note(f"{source.place}: has no frame rate, so --fps leaves its frames as they are")
             yield from (make for _, make in timed)
             return
@@ -120,6 +125,34 @@ class SourceReader:
         shards = self._shards[source.path]
         for t in range(int(shards.lengths[source.clip])):
             yield None, partial(self._stored_frame, shards, source.clip, t)
+
+    def _numbers(self, source: Source) -> Timed:
+        try:
+            for number, values in enumerate(self._holder.frames(source)):
+                yield None, partial(self.sampling.fit.array, to_rgb(values, number))
+        except UserError as error:
+            raise UserError(f"{source.place}: {error}") from None
+
+    def _unpacked(self, source: Source) -> Timed:
+        """A video that lies in a tar file or a table, read from a file of its own."""
+        path = ""
+
+        def placed(text: str) -> str:
+            return text.replace(path, source.place) if path and path in text else f"{source.place}: {text}"
+
+        inner = SourceReader(self.sampling, lambda text: self.note(placed(text)))
+        try:
+            with self._holder.file(source) as file:
+                path = str(file)
+                kind = kind_of(path)
+                if kind not in ("video", "film"):
+                    raise UserError("neither FFmpeg nor Pillow finds a video in it")
+                timed = inner._video if kind == "video" else inner._film
+                for frame in timed(replace(source, path=file)):
+                    self.rate = inner.rate
+                    yield frame
+        except UserError as error:
+            raise UserError(placed(str(error))) from None
 
     def _stored_frame(self, shards: Shards, clip: int, t: int) -> Frames:
         return self.sampling.fit.array(shards.frames(clip, [t])[0])

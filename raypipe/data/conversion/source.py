@@ -12,18 +12,22 @@ class Source:
     """The source of one clip.
 
     name: clip name, its path relative to the split, unique there. path: the video file, the animated or multi-page
-    image file (`film`), the folder of frames, or the folder of shards. origin: the clip's source as written to the
-    manifest. stamp: number of files, their total bytes and newest modification time in ns, to detect a changed source.
-    suffix: `image_suffix` of the frames. clip: index of the clip in the shards.
+    image file (`film`), the folder of frames, the folder of shards, or the file or zarr store that holds several clips:
+    a tar (`member`), arrays (`array`, `zarr`), a table (`row`). origin: the clip's source as written to the manifest.
+    stamp: number of files, their total bytes and newest modification time in ns, to detect a changed source. suffix:
+    `image_suffix` of the frames. clip: index of the clip in the shards, the array or the table. member: name of the
+    clip in the file, for messages. at: first byte and number of bytes of a member of a tar.
     """
 
     name: str
     path: Path
-    kind: Literal["video", "film", "frames", "shards"]
+    kind: Literal["video", "film", "frames", "shards", "member", "array", "zarr", "row"]
     origin: str
     stamp: tuple[int, int, int]
     suffix: str = ""
     clip: int = 0
+    member: str = ""
+    at: tuple[int, int] = (0, 0)
 
     @property
     def identity(self) -> str:
@@ -34,7 +38,32 @@ class Source:
     @property
     def place(self) -> str:
         """Where the clip is, for messages."""
-        return f"{self.path}: clip {self.name}" if self.kind == "shards" else str(self.path)
+        name = self.name if self.kind == "shards" else self.member
+        return f"{self.path}: clip {name}" if name else str(self.path)
+
+
+@dataclass(frozen=True)
+class Holder:
+    """A file or zarr store of several clips. name: its path relative to the split. origin, stamp: see `Source`."""
+
+    path: Path
+    name: str
+    origin: str
+    stamp: tuple[int, int, int]
+
+    def source(
+        self,
+        kind: Literal["member", "array", "zarr", "row"],
+        member: str,
+        clip: int = 0,
+        at: tuple[int, int] = (0, 0),
+        key: str | None = None,
+    ) -> Source:
+        """The source of a clip in it. key: name of the clip in the file (None: `member`)."""
+        key = member if key is None else key
+        return Source(
+            f"{self.name}/{key}", self.path, kind, f"{self.origin}/{member}", self.stamp, "", clip, member, at
+        )
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from raypipe.common.errors import UserError
 from raypipe.data.conversion.find import find_clips, without_repeats
+from raypipe.data.conversion.holders import HOLDERS
 from raypipe.data.conversion.source import Found, Source
 from raypipe.data.splits import SPLITS
 from raypipe.data.video.folders import readable
@@ -178,7 +179,7 @@ def _outside(root: Path, folders: set[Path], out: Path | None) -> Found:
             if clips:
                 bad.append(f"{name}: {len(clips)} clips in no split, left out; move them into one of {OF_SPLITS}")
                 continue
-        elif path.is_file() and kind_of(str(path)) in ("video", "film", "image"):
+        elif path.is_file() and kind_of(str(path)) in ("video", "film", "image", *HOLDERS):
             bad.append(f"{name}: in no split, left out; move it into one of {OF_SPLITS}")
             continue
         ignored.append(f"{name}: beside {OF_SPLITS}")

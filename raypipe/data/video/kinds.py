@@ -12,9 +12,10 @@ import av
 from raypipe.common.errors import UserError
 from raypipe.data.video.images import is_film, opened
 
-Kind = Literal["video", "film", "image", "bad", "other"]
-"""video: FFmpeg reads it. film: Pillow reads several frames. image: Pillow reads one. bad: claims by its name to be one
-of these, or is unknown. other: not about pictures, such as text or sound."""
+Kind = Literal["video", "film", "image", "tar", "array", "table", "bad", "other"]
+"""video: FFmpeg reads it. film: Pillow reads several frames. image: Pillow reads one. tar, array, table: a tar file,
+NumPy's arrays, a Parquet or Arrow file; each may hold several clips. bad: claims by its name to be a video or
+image, or is unknown. other: not about pictures, such as text or sound."""
 
 VIDEO_SUFFIXES = frozenset(
     {".3gp", ".asf", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".mxf", ".ogv"}
@@ -26,6 +27,13 @@ IMAGE_SUFFIXES = frozenset(
 )
 PLAIN_IMAGES = frozenset({".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm"})
 """Usual suffixes of the images of a folder of frames."""
+HOLDER_SUFFIXES: dict[str, Kind] = {
+    ".tar": "tar",
+    ".npy": "array",
+    ".npz": "array",
+    ".parquet": "table",
+    ".arrow": "table",
+}
 TGA_SUFFIXES = frozenset({".icb", ".tga", ".vda", ".vst"})
 REFUSED = frozenset({"tty", "cdg", "concat", "hls", "image2"})
 """FFmpeg demuxers that take text or zeros for pictures, or read other files than the one given."""
@@ -45,6 +53,9 @@ def kind_of(path: str) -> Kind:
         return "image" if os.path.splitext(path)[1].lower() in IMAGE_SUFFIXES else _jpeg_kind(path)
     if head[:8] == b"\x89HDF\r\n\x1a\n":
         return "bad"  # perhaps shards of another name
+    holder = _holder(head, os.path.splitext(path)[1].lower())
+    if holder:
+        return holder
     try:
         with opened(path) as image:
             unsure = image.format == "TGA" and os.path.splitext(path)[1].lower() not in TGA_SUFFIXES
@@ -53,6 +64,17 @@ def kind_of(path: str) -> Kind:
             return kind if kind == "video" else "film" if is_film(image) else "image"
     except UserError:
         return _opened_by_ffmpeg(path, head)
+
+
+def _holder(head: bytes, suffix: str) -> Kind | None:
+    """Which kind of file of several clips a file is, by its first bytes; None if none."""
+    if head[257:262] == b"ustar":
+        return "tar"
+    if head[:6] == b"\x93NUMPY" or (head[:2] == b"PK" and suffix == ".npz"):
+        return "array"
+    if head[:4] == b"PAR1" or head[:6] == b"ARROW1" or (head[:4] == b"\xff\xff\xff\xff" and suffix == ".arrow"):
+        return "table"
+    return None
 
 
 def _is_usual_video(head: bytes) -> bool:
@@ -81,6 +103,8 @@ def _opened_by_ffmpeg(path: str, head: bytes) -> Kind:
         return "video"  # if it is damaged, the reader says how
     if suffix in IMAGE_SUFFIXES:
         return "bad"
+    if suffix in HOLDER_SUFFIXES:
+        return HOLDER_SUFFIXES[suffix]  # likewise
     if head and not _is_text(head):
         try:
             with av.open(ffmpeg_url(path)) as container:
