@@ -50,15 +50,18 @@ def start(experiment: Experiment) -> None:
     check_search(experiment)
 
 
+def stage_parser(component: Component, prog: str) -> cli.Parser:
+    """The parser of the search of one stage."""
+    parser = make_parser(prog, f"Search the {component} stage; run unfinished earlier stages first.")
+    parser.add_argument("--trials", type=cli.positive, metavar="N", help=f"number of trials in the {component} stage "
+                        f"(default: search.{component}.trials)")  # fmt: skip
+    return parser
+
+
 def search(component: Component, argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     """Search the stage of a component, after any earlier stage that is not finished; returns the exit code."""
     began = time.monotonic()
-    parser = make_parser(
-        prog or f"tune_{component}.py", f"Search the {component} stage; run unfinished earlier stages first."
-    )
-    parser.add_argument("--trials", type=cli.positive, metavar="N", help=f"number of trials in the {component} stage "
-                        f"(default: search.{component}.trials)")  # fmt: skip
-    args, overrides = cli.parse(parser, argv)
+    args, overrides = cli.parse(stage_parser(component, prog or f"tune_{component}.py"), argv)
     field = f"search.{component}.trials"
     if args.trials is not None:
         if field in overrides:

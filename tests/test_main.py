@@ -1,5 +1,6 @@
 """The command `raypipe VERB ...`: it finds the verb, imports nothing before, and hands its arguments over."""
 
+import shlex
 import subprocess
 import sys
 import tomllib
@@ -64,6 +65,58 @@ def test_every_verb_has_a_help(verb, capsys):
     with pytest.raises(SystemExit) as exit_:
         main([verb, "--help"])
     assert exit_.value.code == 0 and capsys.readouterr().out.startswith("usage: ")
+
+
+COMPLETIONS = {
+    "raypipe t": {"train", "tune"},
+    "raypipe --": {"--help", "--version", "--print-completion"},
+    "raypipe tune ": {"flow", "denoiser", "diffusion", "joint"},
+    "raypipe tune flow --tria": {"--trials"},
+    "raypipe train --run": {"--run-name"},
+    "raypipe evaluate --dataset.na": {"--dataset.name"},
+    "raypipe convert --fit ": {"crop", "pad"},
+    "raypipe checkpoint p": {"push"},
+    "raypipe checkpoint push --pri": {"--private"},
+    "raypipe generate --model be": {"best"},
+}
+"""What a user has typed, and what the shell offers."""
+TYPE = """
+complete_now() {
+    COMP_WORDS=("$@"); COMP_CWORD=$((${#COMP_WORDS[@]} - 1)); COMPREPLY=()
+    $(complete -p raypipe | sed 's/.*-F \\([^ ]*\\).*/\\1/')
+    echo "${COMPREPLY[@]}"
+}
+"""
+
+
+def test_bash_completes_verbs_and_flags(tmp_path, capsys):
+    assert main(["--print-completion", "bash"]) == 0
+    script = capsys.readouterr().out + TYPE
+    for typed in COMPLETIONS:
+        words = [*typed.split(), *([""] if typed.endswith(" ") else [])]
+        script += f"complete_now {' '.join(map(shlex.quote, words))}\n"
+    (tmp_path / "best").mkdir()
+    (tmp_path / "best.mp4").touch()
+    done = subprocess.run(["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+    offered = dict(zip(COMPLETIONS, map(str.split, done.stdout.splitlines()), strict=True))
+    assert {typed: set(words) for typed, words in offered.items()} == COMPLETIONS
+
+
+@pytest.mark.parametrize("shell", ["zsh", "tcsh"])
+def test_other_shells_get_a_script_too(shell, capsys):
+    assert main(["--print-completion", shell]) == 0
+    script = capsys.readouterr().out
+    assert all(verb in script for verb in VERBS)
+
+
+def test_a_completion_that_cannot_be_printed_is_one_line(monkeypatch, capsys):
+    assert main(["--print-completion", "cmd"]) == 2
+    assert capsys.readouterr().err.endswith("argument --print-completion: give one of bash, zsh, tcsh\n")
+    monkeypatch.setitem(sys.modules, "shtab", None)
+    assert main(["--print-completion", "bash"]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1 and "needs the package shtab" in err and "raypipe[completion]" in err
 
 
 def test_a_verb_gets_its_arguments(tmp_path, capsys):
