@@ -36,8 +36,8 @@ Each is searched at any depth for videos and animated or multi-page images (what
 file extension), folders of images (one folder per clip), existing shards, and what holds several clips: tar files of
 videos (WebDataset), .npy, .npz and zarr arrays [clips, T, H, W] or [clips, T, H, W, C] of uint8 or floats in [0, 1],
 and Parquet and Arrow files with a column of videos (Hugging Face datasets). If the folder has no such subfolders, use
---split to divide its clips, or --dataset for a standard split. Transparent pixels are shown over black. Everything
-that is left out or looks odd is named.
+--split to divide its clips, or --dataset for a standard split; files of several clips may be named after the splits, as
+train-0000.tar. Transparent pixels are shown over black. Everything that is left out or looks odd is named.
 
 Both folders may be URIs, such as s3://bucket/videos: videos are first copied to ~/.cache/raypipe, and shards are made
 there before they are written to the URI, by processes of this machine. The copies can be deleted afterwards.

@@ -15,7 +15,7 @@ from raypipe.data.conversion.holders import HOLDERS
 from raypipe.data.conversion.source import Found, Source
 from raypipe.data.splits import SPLITS
 from raypipe.data.video.folders import readable
-from raypipe.data.video.kinds import kind_of
+from raypipe.data.video.kinds import HOLDER_SUFFIXES, kind_of
 
 CLEVRER = {"train": "video_train", "val": "video_validation", "test": "video_test"}
 KTH_NAME = re.compile(r"person(\d{2})_([a-z]+)_d(\d)")
@@ -83,13 +83,7 @@ def find_splits(root: Path, division: Division, extension: str | None = None, ou
         raise UserError(f"{root}: no such folder; --data_dir must be a folder with train/, val/ or test/")
     folders = {} if division.dataset == "kth" else _clevrer(root) if division.dataset else split_folders(root)
     if division.fractions is None and not division.dataset and not folders:
-        below = [path for path in sorted(root.iterdir()) if path.is_dir() and split_folders(path)]
-        remedy = "move the clips into such folders"
-        if len(below) == 1:
-            remedy = f"{readable(str(below[0]))} does: give --data_dir this folder"
-        raise UserError(
-            f"{root}: contains none of train/, val/, test/; {remedy}, or divide the clips with --split 0.8,0.1,0.1"
-        )
+        _check_files(root)
     if division.fractions is not None and folders:
         _check_free(root, folders, division.fractions)
     places = folders or {"": root}
@@ -103,6 +97,8 @@ def find_splits(root: Path, division: Division, extension: str | None = None, ou
         if parts[whole]:
             shares = _by_share(parts.pop(whole), division.fractions, division.group_by)
             parts |= {split: sources for split, sources in shares.items() if sources}
+    elif not folders:
+        parts = _by_file_name(parts.pop(""), strangers)
     if not any(parts.values()):
         reasons = [*(line for part in found.values() for line in part.bad), *strangers]
         ignored = [line for part in found.values() for line in part.ignored]
@@ -127,6 +123,37 @@ def find_splits(root: Path, division: Division, extension: str | None = None, ou
         (*(() if division.dataset else _renamed(folders)), *(line for part in every for line in part.notes)),
         tuple(line for part in every for line in part.ignored),
     )
+
+
+def _check_files(root: Path) -> None:
+    """Raise UserError if no file of several clips is named after a split either, as in data/train-00000.parquet."""
+    if any(split_of_file(path) for pattern in ("*", "*/*") for path in root.glob(pattern)):
+        return
+    below = [path for path in sorted(root.iterdir()) if path.is_dir() and split_folders(path)]
+    remedy = "move the clips into such folders"
+    if len(below) == 1:
+        remedy = f"{readable(str(below[0]))} does: give --data_dir this folder"
+    raise UserError(
+        f"{root}: contains none of train/, val/, test/; {remedy}, or divide the clips with --split 0.8,0.1,0.1"
+    )
+
+
+def split_of_file(path: Path) -> str | None:
+    """The split that begins the name of a tar file, an array or a table, as WebDataset and Hugging Face name them."""
+    words = [word for word in re.split(r"[\W_\d]+", path.stem.lower()) if word]
+    return NAMES.get(words[0]) if words and path.suffix.lower() in HOLDER_SUFFIXES else None
+
+
+def _by_file_name(sources: Sequence[Source], strangers: list[str]) -> dict[str, Sequence[Source]]:
+    """strangers: to this list, a message is added for each file that is not named after a split."""
+    parts = defaultdict(list)
+    for source in sources:
+        split = split_of_file(source.path)
+        if split is not None:
+            parts[split].append(source)
+        elif not any(line.startswith(f"{source.path}: ") for line in strangers):
+            strangers.append(f"{source.path}: its name does not begin with train, val or test, left out")
+    return dict(parts)
 
 
 def split_folders(root: Path) -> dict[str, Path]:

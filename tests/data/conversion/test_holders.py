@@ -108,6 +108,22 @@ def test_clips_of_one_tar_are_divided(tmp_path):
         }
 
 
+def test_files_are_named_after_their_splits(tmp_path, capsys):
+    rows = [{"bytes": video(n=3), "path": f"{i}.mp4"} for i in range(2)]
+    table(tmp_path / "in/data/train-00000-of-00002.parquet", rows)
+    table(tmp_path / "in/data/train-00001-of-00002.parquet", rows)
+    tar(tmp_path / "in/validation_000.tar", {"a.mp4": video(n=4)})
+    save(tmp_path / "in/test.npy", CLIPS)
+    save(tmp_path / "in/more.npy", CLIPS)
+    assert convert(tmp_path / "in", tmp_path / "out") == 1
+    lengths = {split: open_shards(tmp_path / "out" / split).lengths.tolist() for split in ("train", "val", "test")}
+    assert lengths == {"train": [3] * 4, "val": [4], "test": [6] * 3}
+    err = capsys.readouterr().err
+    assert err.count("more.npy: its name does not begin with train, val or test, left out") == 1
+    assert convert(tmp_path / "in", tmp_path / "out2", "--split", "0.8,0.1,0.1") == 0
+    assert sum(len(open_shards(tmp_path / "out2" / split)) for split in lengths) == 11
+
+
 def test_what_lies_beside_the_splits_is_named(tmp_path, capsys):
     save(tmp_path / "in/train/b.npy", CLIPS)
     save(tmp_path / "in/c.npy", CLIPS)
