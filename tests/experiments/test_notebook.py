@@ -24,6 +24,7 @@ def test_it_is_stored_without_outputs():
 
 @pytest.mark.slow
 @pytest.mark.cluster
+@pytest.mark.long
 def test_its_cells_run_in_order(head, tmp_path):
     script = tmp_path / "notebook.py"
     script.write_text(
