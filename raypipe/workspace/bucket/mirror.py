@@ -27,7 +27,7 @@ from raypipe.workspace.bucket import snapshot
 from raypipe.workspace.bucket.snapshot import BASE, File, Index, Snapshot
 
 INDEX, FILES, COPIED = ".raypipe/index.json", ".raypipe/files", ".raypipe/copied.json"
-COPIES = ("config.yaml", "manifest.json", "trials.parquet", "best/", "evaluation/", "samples/")
+COPIES = ("config.yaml", "manifest.json", "trials.parquet", "report.html", "best/", "evaluation/", "samples/")
 """Files and folders of which the bucket has plain copies."""
 BEST = "best/manifest.json"
 """The file that makes `best/` a predictor; its copy is written last."""
