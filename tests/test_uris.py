@@ -180,7 +180,7 @@ def test_nobody_answers(bucket, capfd, monkeypatch):
             waiting.setblocking(False)
             waiting.connect_ex(full.getsockname())
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{full.getsockname()[1]}")
-        assert "cannot be read after 1 attempts" in refusal(bucket, capfd, "--model", "s3://mine/x")
+        assert "cannot be read after 1 attempt (" in refusal(bucket, capfd, "--model", "s3://mine/x")
 
 
 @pytest.mark.parametrize("flag", COMMANDS)

@@ -138,7 +138,7 @@ RELIABILITY = [
 TRIALS = [
     Column("trial", "trial", text, numeric=False),
     Column("status", "status", text, numeric=False),
-    Column("step", "step", short),
+    Column("step", "step", number(0)),
     Column("objective", "CRPS ratio", number(3), "on validation windows", "objective_se"),
     Column("difference", "Δ default", number(3), "difference from the default, paired by window", "difference_se"),
     Column("noise_std", "s", short, "noise level"),

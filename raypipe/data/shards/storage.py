@@ -204,7 +204,8 @@ class RemoteFolder:
                     raise known from None
                 silent = not self._answered and time.monotonic() - begin > PATIENCE
                 if attempt == self.attempts or silent:
-                    raise UserError(f"{uri}: cannot be read after {attempt} attempts ({first_line(error)})") from None
+                    tries = f"{attempt} attempt{'s' * (attempt > 1)}"
+                    raise UserError(f"{uri}: cannot be read after {tries} ({first_line(error)})") from None
                 log.warning("%s: attempt %d of %d failed (%s)", uri, attempt, self.attempts, first_line(error))
                 time.sleep(self.wait * 2 ** (attempt - 1))
         raise AssertionError("attempts must be at least 1")
