@@ -10,13 +10,13 @@ import torch
 from pydantic import TypeAdapter
 from torch import Tensor
 
-from raypipe import checkpoint, config
+from raypipe import checkpoint
 from raypipe.common.device import choose_device
 from raypipe.common.files import write_json
 from raypipe.data.frames import to_float
 from raypipe.data.splits import Split
 from raypipe.forecast.decoding import PLAIN, LastFrame, decode, decodings, frames_of
-from raypipe.forecast.windows import forecast_windows, true_frames
+from raypipe.forecast.windows import forecast_windows, training_windows, true_frames
 from raypipe.metrics.pixels import FrameErrors, best_of, frame_errors, pixels_of, score_frames
 from raypipe.workspace.dataset import ExperimentData
 from raypipe.workspace.layout import Workspace
@@ -97,10 +97,8 @@ class _Reconstructed:
     @classmethod
     @torch.no_grad()
     def read(cls, data: ExperimentData, split: Split, count: int) -> "_Reconstructed":
-        experiment = data.experiment
-        if split == "train":  # its clips may be too short for the horizon
-            experiment = config.replace(experiment, **{"evaluation.horizon": 1})
-        windows = forecast_windows(data.latents(split), experiment, count, experiment.evaluation.seed)
+        read = training_windows if split == "train" else forecast_windows
+        windows = read(data.latents(split), data.experiment, count, data.experiment.evaluation.seed)
         truth, last = (to_float(frames) for frames in true_frames(data, split, windows))
         autoencoder = checkpoint.load_autoencoder(data.workspace.autoencoder).to(choose_device())
         return cls(truth, decode(autoencoder, windows.truth), LastFrame(last, decode(autoencoder, windows.last)))

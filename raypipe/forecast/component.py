@@ -10,7 +10,7 @@ from raypipe import checkpoint
 from raypipe.common.device import choose_device
 from raypipe.config import Component, Evaluation, Experiment
 from raypipe.forecast import scoring
-from raypipe.forecast.windows import forecast_windows
+from raypipe.forecast.windows import forecast_windows, training_windows
 from raypipe.metrics.ensemble import Score
 from raypipe.models.components import Joint
 from raypipe.sde.dynamics import ConstantDiffusion, Dynamics
@@ -45,7 +45,7 @@ class ComponentScorer:
         evaluation = experiment.evaluation
         self._experiment = experiment
         self._held_out = forecast_windows(data.latents("val"), experiment, evaluation.windows, evaluation.seed)
-        self._fitting = forecast_windows(data.latents("train"), experiment, evaluation.fit_windows, evaluation.seed + 1)
+        self._fitting = training_windows(data.latents("train"), experiment, evaluation.fit_windows, evaluation.seed + 1)
         device = choose_device()
         self._flow = None if parents.flow is None else checkpoint.load_component(parents.flow).to(device)
         self._denoiser = None if parents.denoiser is None else checkpoint.load_component(parents.denoiser).to(device)

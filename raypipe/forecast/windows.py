@@ -7,6 +7,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from raypipe import config
 from raypipe.config import Experiment
 from raypipe.data.shards import Shards
 from raypipe.data.splits import Split
@@ -70,6 +71,14 @@ def forecast_windows(latents: Shards, experiment: Experiment, count: int, seed: 
     frames = np.stack([read_window(latents, c, s, given + horizon, stride) for c, s in zip(clips, starts, strict=True)])
     data = torch.from_numpy(frames).float()
     return Forecasts(data[:, :given], data[:, given:], tuple(clips), tuple(starts))
+
+
+def training_windows(latents: Shards, experiment: Experiment, count: int, seed: int) -> Forecasts:
+    """`forecast_windows` of training clips, which may be too short for the horizon: then H is smaller."""
+    given, stride = experiment.model.num_input_frames, experiment.dataset.frame_stride
+    longest = (int(latents.lengths.max()) - 1) // stride + 1 - given
+    horizon = min(experiment.evaluation.horizon, longest)
+    return forecast_windows(latents, config.replace(experiment, **{"evaluation.horizon": horizon}), count, seed)
 
 
 def read_window(shards: Shards, clip: int, start: int, count: int, stride: int) -> np.ndarray:

@@ -18,7 +18,7 @@ from raypipe.forecast.ceiling import (
     measure_ceiling,
     read_ceiling,
 )
-from raypipe.forecast.windows import forecast_windows, true_frames
+from raypipe.forecast.windows import forecast_windows, training_windows, true_frames
 from raypipe.workspace.dataset import frame_encoder
 
 STILL = Reached(1.0, 20.0, 0.9)
@@ -67,8 +67,12 @@ def test_training_clips_may_be_too_short_for_the_horizon_and_have_copies(own_dat
     finish(shards, data.cache("train"), key)
     with pytest.raises(ValueError, match="clip"):
         forecast_windows(data.latents("train"), data.experiment, 4, 0)
+    fitting = training_windows(
+        data.latents("train"), data.experiment, 4, 0
+    )  # on these, beta and multipliers are fitted
+    assert fitting.context.shape[:2] == (4, 2) and fitting.truth.shape[:2] == (4, 8)
     train = _Reconstructed.read(data, "train", 4)
-    assert train.truth.shape[:2] == (4, 1) and np.isfinite(train.reached("plain").psnr)
+    assert train.truth.shape[:2] == (4, 8) and np.isfinite(train.reached("plain").psnr)
 
 
 def test_the_rows_begin_with_the_last_frame():
