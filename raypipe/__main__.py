@@ -21,24 +21,22 @@ BAD_INPUT = 2
 
 @dataclass(frozen=True)
 class Verb:
-    """A command. module: name of the module in `raypipe` whose `main` takes its arguments. about: what it does."""
+    """A command. module: name of the module in `raypipe` with `main` and `make_parser`. about: what it does."""
 
     module: str
     about: str
-    parser: str = "make_parser"
-    """Name of the function in the module that makes its parser."""
 
 
 VERBS: Mapping[str, Verb] = MappingProxyType(
     {
-        "convert": Verb("convert_to_h5", "pack videos into HDF5 shards", "_parser"),
+        "convert": Verb("convert_to_h5", "pack videos into HDF5 shards"),
         "train": Verb("train", "train one network: a flow, denoiser, diffusion or joint network"),
         "tune": Verb("tune", "search one stage: tune flow, tune denoiser, tune diffusion or tune joint"),
         "evaluate": Verb("evaluate", "score the combinations of the best networks of a search, and keep the best"),
         "generate": Verb("generate", "predict what follows in a video"),
         "show": Verb("show", "how far a search is, and its best trials so far; --watch while it runs"),
         "checkpoint": Verb(
-            "checkpoint.__main__", "import and export checkpoints of other programs, push a model to a hub", "parser"
+            "checkpoint.__main__", "import and export checkpoints of other programs, push a model to a hub"
         ),
     }
 )
@@ -121,7 +119,7 @@ def _whole_parser(shtab: Any) -> ArgumentParser:
             stages = verbs.add_parser(name, help=verb.about).add_subparsers()
             made = {stage: (stages, tune.stage_parser(stage, stage)) for stage in config.COMPONENTS}
         else:
-            made = {name: (verbs, getattr(import_module(f"raypipe.{verb.module}"), verb.parser)())}
+            made = {name: (verbs, import_module(f"raypipe.{verb.module}").make_parser())}
         for key, (under, parser) in made.items():
             for action in parser._actions:
                 if action.metavar in PLACES:

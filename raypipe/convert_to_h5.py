@@ -54,7 +54,7 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(f"{message}; see --help")
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
     parser = _Parser(prog=f"python -m {PROG}", description=ABOUT, formatter_class=argparse.RawDescriptionHelpFormatter)
     add, more = parser.add_argument, cli.more_flags(parser)
     add("--data_dir", "--data-dir", type=to_place, required=True, metavar="DIR", help="folder or URI of the videos")
@@ -161,7 +161,7 @@ def _add_division(add: Callable[..., Any], more: Callable[..., Any]) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code: 0, 1 (unreadable sources), 2 (bad input) or 130 (interrupted)."""
     try:
-        return _run(_parser().parse_args(argv))
+        return _run(make_parser().parse_args(argv))
     except (UserError, OSError) as error:
         sys.stderr.write(f"{PROG}: error: {' '.join(str(error).split())}\n")
         return cli.BAD_INPUT

@@ -28,7 +28,7 @@ from raypipe.forecast.manifest import MANIFEST, find_best, read_manifest
 from raypipe.forecast.predictor import load_predictor
 from raypipe.workspace import bucket
 from raypipe.workspace.claims import latest
-from raypipe.workspace.dataset import has_shards, is_simulated, prepare_dataset
+from raypipe.workspace.dataset import has_shards, prepare_dataset
 from raypipe.workspace.layout import Workspace
 
 PROG = "raypipe.generate"
@@ -157,7 +157,7 @@ def _test_clips(model: Path) -> Folder:
     if workspace is None:
         raise ConfigError(f"--input: required, because {model} is not inside an experiment that has test clips")
     experiment = workspace.experiment()
-    if bucket.origin(workspace.storage) is not None and is_simulated(experiment):
+    if bucket.origin(workspace.storage) is not None and experiment.dataset.simulated:
         prepare_dataset(workspace, experiment, lambda done, total: None)  # which a bucket does not hold
     return workspace.dataset(experiment) / "test"
 

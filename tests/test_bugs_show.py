@@ -15,7 +15,7 @@ from raypipe.common.errors import ConfigError, UserError
         ("train", "make_parser", "list(zip([1], [1, 2], strict=True))"),
         ("evaluate", "make_parser", "min([])"),
         ("generate", "make_parser", "numpy.ones(2) + numpy.ones(3)"),
-        ("convert_to_h5", "_parser", "min([])"),
+        ("convert_to_h5", "make_parser", "min([])"),
     ],
 )
 def test_a_defect_shows_its_traceback(command, function, defect):

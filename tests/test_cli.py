@@ -243,7 +243,7 @@ def test_help_begins_with_the_flags_of_daily_use_and_leaves_the_fields_to_help_a
         (train.make_parser(), "--run-name", "--resume-step"),
         (tune.make_parser("tune_flow.py", ""), "--resume", "--warm-start"),
         (generate.make_parser(), "--input", "--solver"),
-        (convert_to_h5._parser(), "--data_dir", "--layout"),
+        (convert_to_h5.make_parser(), "--data_dir", "--layout"),
     ):
         text = help_text(parser, "--help", capsys)
         first, rest = text[text.index("flags of daily use:") :].split("\nmore flags:\n")

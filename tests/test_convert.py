@@ -444,6 +444,6 @@ def test_help_explains_every_flag(capsys):
         convert_to_h5.main(["--help"])
     assert stop.value.code == 0
     text = capsys.readouterr().out
-    for action in convert_to_h5._parser()._actions:
+    for action in convert_to_h5.make_parser()._actions:
         assert action.help
         assert all(option in text for option in action.option_strings)

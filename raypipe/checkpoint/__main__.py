@@ -19,7 +19,7 @@ from raypipe.common.errors import UserError
 PROG = "raypipe.checkpoint"
 
 
-def parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
     """The parser of the commands `import`, `export` and `push`."""
     root = cli.Parser(
         prog=PROG,
@@ -88,7 +88,7 @@ def _add_push(commands: Any, prog: str) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command. Returns exit code 0, or 2 after a UserError or OSError, printed as one line on stderr."""
-    arguments = parser().parse_args(argv)
+    arguments = make_parser().parse_args(argv)
     try:
         if arguments.command == "export":
             export_file(arguments.folder, arguments.out)

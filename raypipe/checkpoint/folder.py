@@ -31,7 +31,7 @@ from raypipe.checkpoint.tensors import (
     write_tree,
 )
 from raypipe.common.errors import UserError, first_line
-from raypipe.common.files import atomic_folder, standing
+from raypipe.common.files import atomic_folder, sha256, standing
 from raypipe.models.autoencoder import INPUT_RANGE, Autoencoder, build_network
 from raypipe.models.components import build_component
 
@@ -243,8 +243,7 @@ def autoencoder_hash(folder: str | Path) -> str:
 def weights_hash(folder: str | Path) -> str:
     """SHA-256 (hex) of `model.safetensors`."""
     read_meta(folder)
-    with (standing(Path(folder)) / MODEL).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return sha256(standing(Path(folder)) / MODEL)
 
 
 def read_meta(folder: str | Path) -> Meta:

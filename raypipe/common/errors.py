@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class UserError(ValueError):
@@ -26,6 +27,17 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """`; did you mean 'x'?` with the most similar known name, or an empty string if none is similar."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else ""
+
+
+@contextmanager
+def as_user_error(kinds: type[Exception] | tuple[type[Exception], ...], what: str) -> Iterator[None]:
+    """Convert exceptions of some kinds to a UserError, which begins with `what`; a UserError stays as it is."""
+    try:
+        yield
+    except UserError:
+        raise
+    except kinds as error:
+        raise UserError(f"{what} ({first_line(error)})") from None
 
 
 def first_line(error: BaseException) -> str:

@@ -18,7 +18,7 @@ from raypipe.evaluation.combinations import HeldOutSplit
 from raypipe.evaluation.protocol import in_words, read_protocol
 from raypipe.evaluation.samples import forecast_first
 from raypipe.evaluation.table import BASELINES, SPLIT_NAMES
-from raypipe.forecast.film import STRIP_FRAMES, enlarge, strip
+from raypipe.forecast.film import enlarge, spread, strip
 from raypipe.forecast.manifest import Manifest, read_manifest
 from raypipe.search.records import Row, is_finite
 from raypipe.workspace.dataset import ExperimentData
@@ -69,7 +69,9 @@ def _card(name: str, manifest: Manifest, rows: Sequence[Row], protocol: str, hor
     """The text of the card. rows: of one split, best first. protocol: in words."""
     split = rows[0]["split"]
     size, given = manifest.image_size, manifest.num_input_frames
-    parts = [f"flow {manifest.flow}", f"denoiser {manifest.denoiser}", f"diffusion {manifest.diffusion}"]
+    named = {"flow": manifest.flow, "denoiser": manifest.denoiser, "diffusion": manifest.diffusion}
+    parts = [f"{part} {name}" for part, name in named.items() if name is not None]
+    steps = f"{manifest.steps} step{'s' * (manifest.steps != 1)}"
     lost = "\n\nOn validation, repeating the last frame is better than this model's frames."
     warning = lost if manifest.last_frame_won else ""
     return f"""---
@@ -96,7 +98,7 @@ future = predictor.predict(frames, horizon={horizon}, members=4)  # [b, T, 3, {s
 
 {MEANING}
 
-Made of {", ".join(parts)}; alpha {manifest.alpha:g}, beta {manifest.beta:g}, {manifest.steps} steps a frame by
+Made of {", ".join(parts)}; alpha {manifest.alpha:g}, beta {manifest.beta:g}, {steps} a frame by
 {manifest.solver}, decoding {manifest.decoding}; `manifest.json` has the versions and seeds.
 """
 
@@ -140,7 +142,7 @@ def _cell(row: Row, key: str) -> str:
 def _strip(truth: Any, members: Any, given: int) -> bytes:
     """PNG of two rows, each after the last given frame: the true frames, and the first member's."""
     horizon = members.shape[1]
-    steps = np.unique(np.linspace(0, horizon - 1, min(horizon, STRIP_FRAMES)).round().astype(int))
+    steps = spread(horizon)
     last = truth[given - 1 : given]
     rows = [
         strip(np.concatenate([last, truth[given + steps]]), 1 + len(steps)),

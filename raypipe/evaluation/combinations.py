@@ -16,7 +16,7 @@ from raypipe.evaluation.perceptual.scores import PerceptualScorer, RealClips
 from raypipe.forecast import scoring
 from raypipe.forecast.decoding import PLAIN, LastFrame, decode, decodings, frames_of
 from raypipe.forecast.manifest import CONSTANT, JOINT
-from raypipe.forecast.windows import climatology, forecast_windows, true_frames
+from raypipe.forecast.windows import climatology, forecast_windows, training_windows, true_frames
 from raypipe.metrics import ensemble
 from raypipe.metrics.ensemble import Score
 from raypipe.metrics.fields import FieldScores, score_fields
@@ -26,7 +26,7 @@ from raypipe.sde.dynamics import ConstantDiffusion, Dynamics
 from raypipe.sde.solvers import SOLVERS
 from raypipe.search.finalists import NO_DENOISER, Finalist
 from raypipe.training.monitor import training_seconds
-from raypipe.workspace.dataset import ExperimentData, is_simulated
+from raypipe.workspace.dataset import ExperimentData
 
 HeldOutSplit = Literal["val", "test"]
 """Splits on which combinations are scored."""
@@ -191,7 +191,7 @@ class CombinationScorer:
             return combination
         experiment = self._data.experiment
         evaluation = experiment.evaluation
-        fitting = forecast_windows(self._data.latents("train"), experiment, evaluation.fit_windows, evaluation.seed + 1)
+        fitting = training_windows(self._data.latents("train"), experiment, evaluation.fit_windows, evaluation.seed + 1)
         made = self.dynamics(replace(combination, beta=1.0))
         candidates = evaluation.multipliers if combination.diffusion == CONSTANT else evaluation.betas
         fitted = scoring.fit_magnitude(
@@ -271,7 +271,7 @@ class CombinationScorer:
         """
         autoencoder = checkpoint.load_autoencoder(self._data.workspace.autoencoder).to(choose_device())
         truth, last = (to_float(frames) for frames in true_frames(self._data, self._split, self._held_out))
-        bodies = is_simulated(self._data.experiment)
+        bodies = self._data.experiment.dataset.simulated
 
         def score(window: int, shown: Tensor) -> WindowScore:
             if seen is not None:

@@ -3,7 +3,6 @@
 Frames are scored as a file holds them, rounded to 8 bits: so a model and its predictions in files score the same.
 """
 
-import hashlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ import numpy as np
 import torch
 
 from raypipe.common.errors import UserError
+from raypipe.common.files import sha256
 from raypipe.config import Experiment
 from raypipe.data.frames import to_float, to_uint8
 from raypipe.data.shards import ShardWriter
@@ -195,4 +195,4 @@ def as_json(task: Task, scored: Scored, what: Mapping[str, Any]) -> dict[str, An
 def hashes(model: Path) -> dict[str, str]:
     """sha256 of each file of weights in a model's folder."""
     files = sorted(model.rglob("*.safetensors"))
-    return {path.relative_to(model).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    return {path.relative_to(model).as_posix(): sha256(path) for path in files}

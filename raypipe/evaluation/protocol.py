@@ -15,7 +15,7 @@ from raypipe.evaluation.predictions import LAYOUT
 from raypipe.evaluation.table import SPLIT_NAMES
 from raypipe.forecast.windows import window_starts
 from raypipe.metrics.variogram import DISTANCES, GRID
-from raypipe.workspace.dataset import ExperimentData, dataset_preprocessing, is_simulated
+from raypipe.workspace.dataset import ExperimentData, dataset_preprocessing
 from raypipe.workspace.layout import Workspace
 from raypipe.workspace.manifest import dataset_hashes, manifest
 
@@ -57,7 +57,7 @@ METRICS = {
     "their own; frames are rounded to 8 bits before they are scored",
 }
 """Columns of combinations.parquet and scores.json. Each score is a mean over predicted frames and windows; given
-frames enter at most FVD, see `given_in_fvd`."""
+frames enter FVD and JEDi alone, see `given_in_fvd`."""
 
 NOT_COMPARED = ("versions", "metrics", "predictions", "root")
 """Entries in which two protocols of the same scores may differ: the code, its words, and where the dataset is."""
@@ -74,7 +74,7 @@ def protocol_of(data: ExperimentData) -> dict[str, Any]:
         "dataset": {
             "name": dataset.name,
             "root": dataset.root,
-            "demo": asdict(experiment.demo) if is_simulated(experiment) else None,
+            "demo": asdict(experiment.demo) if experiment.dataset.simulated else None,
             "content": dataset_hashes(root),
             "preprocessing": made and asdict(made),
         },

@@ -11,7 +11,7 @@ from raypipe.common.files import atomic_path
 from raypipe.data.frames import to_float, to_uint8
 from raypipe.evaluation.combinations import HeldOutSplit
 from raypipe.forecast.predictor import Predictor, load_predictor
-from raypipe.forecast.windows import choose_windows, read_window, window_starts
+from raypipe.forecast.windows import read_window, window_starts
 from raypipe.metrics.ensemble import Score
 from raypipe.workspace.dataset import ExperimentData
 
@@ -32,10 +32,9 @@ def save_samples(data: ExperimentData, score: Score | None) -> None:
     """
     experiment, evaluation = data.experiment, data.experiment.evaluation
     predictor, lengths = load_predictor(data.workspace.best), data.frames("test").lengths
-    frames = experiment.model.num_input_frames + evaluation.horizon
-    span = (frames - 1) * experiment.dataset.frame_stride + 1
     folder = data.workspace.folder / "samples"
-    for number, (clip, start) in enumerate(zip(*choose_windows(lengths, span, SAMPLES, evaluation.seed), strict=True)):
+    drawn = zip(*window_starts(lengths, experiment, SAMPLES, evaluation.seed), strict=True)
+    for number, (clip, start) in enumerate(drawn):
         _save(folder / f"sample-{number}.npz", _forecast(data, predictor, clip, start))
     if score is None:
         return
@@ -52,10 +51,8 @@ def save_samples(data: ExperimentData, score: Score | None) -> None:
 
 def forecast_first(data: ExperimentData, split: HeldOutSplit) -> dict[str, Any]:
     """The true and the predicted frames of a random window of a split, by the predictor in `best/`, see `_forecast`."""
-    experiment, evaluation = data.experiment, data.experiment.evaluation
-    frames = experiment.model.num_input_frames + evaluation.horizon
-    span = (frames - 1) * experiment.dataset.frame_stride + 1
-    (clip,), (start,) = choose_windows(data.frames(split).lengths, span, 1, evaluation.seed)
+    experiment = data.experiment
+    (clip,), (start,) = window_starts(data.frames(split).lengths, experiment, 1, experiment.evaluation.seed)
     return _forecast(data, load_predictor(data.workspace.best), clip, start, split=split)
 
 

@@ -118,14 +118,14 @@ def read_case(path: Path) -> Case:
         truth, members, given = kept["truth"], kept["prediction"], int(kept["given"])
         clip, start, windows = str(kept["clip"]), int(kept["start"]), int(kept["windows"])
         score, mean = float(kept["score"]), float(kept["mean"])
-    steps = _spread(members.shape[1])
+    steps = spread(members.shape[1])
     last = truth[given - 1 : given]
     rows = [("truth", np.concatenate([last, truth[given:][steps]]), len(steps) + 1)]
     rows += [(f"member {m}", np.concatenate([last, member[steps]]), 1) for m, member in enumerate(members, 1)]
     return Case(path.stem, clip, start, score, mean, windows, [_strip(*row) for row in rows])
 
 
-def _spread(horizon: int) -> NDArray[np.int64]:
+def spread(horizon: int) -> NDArray[np.int64]:
     """At most `STRIP_FRAMES` of the predicted frames, evenly spread, with the last one."""
     return np.unique(np.linspace(0, horizon - 1, min(horizon, STRIP_FRAMES)).round().astype(int))
 
@@ -143,7 +143,7 @@ def read_sample(path: Path) -> Sample:
     context, rest = truth[:given], truth[given : given + horizon]
     shown = members[:FILM_MEMBERS]
     moving = forecast_film(context, shown, truth=rest if len(rest) == horizon else None)
-    steps = _spread(horizon)
+    steps = spread(horizon)
     rows = [
         ("truth", np.concatenate([context[-1:], rest[steps[steps < len(rest)]]]), len(rest) + 1),
         ("predicted", np.concatenate([context[-1:], members[0, steps]]), 1),

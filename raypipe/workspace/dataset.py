@@ -130,7 +130,7 @@ def check_dataset(workspace: Workspace, experiment: Experiment) -> None:
 
     Fast, as it reads no frames. The built-in dataset is not checked, as it is simulated on first use.
     """
-    if not is_simulated(experiment):
+    if not experiment.dataset.simulated:
         root = workspace.dataset(experiment)
         _check_splits(root)
         _check_stride(root, experiment.dataset.frame_stride)
@@ -179,18 +179,13 @@ def prepare_dataset(workspace: Workspace, experiment: Experiment, progress: Call
     progress: called with the numbers of finished and of all clips. Raises ConfigError if a split has no shards.
     """
     root = workspace.dataset(experiment)
-    if is_simulated(experiment):
+    if experiment.dataset.simulated:
         assert isinstance(root, Path)
         root.parent.mkdir(parents=True, exist_ok=True)
         with file_lock(str(root) + ".lock"):
             make_demo(root, experiment.demo, experiment.dataset.image_size, progress)
     _check_splits(root)
     return root
-
-
-def is_simulated(experiment: Experiment) -> bool:
-    """Whether the dataset is the built-in one, which is simulated."""
-    return experiment.dataset.simulated
 
 
 def splits_of(root: Folder) -> tuple[Split, ...]:

@@ -10,14 +10,14 @@ import os
 import zipfile
 import zlib
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from raypipe.common.errors import UserError, first_line
+from raypipe.common.errors import UserError, as_user_error, first_line
 from raypipe.common.extras import need
 from raypipe.data.conversion.source import Found, Holder, Source
 from raypipe.data.video.fitting import Frames
@@ -118,15 +118,8 @@ class NumpyArray:
             yield np.frombuffer(content, self._dtype).reshape(self.shape[2:])
 
 
-@contextmanager
-def _damage() -> Iterator[None]:
-    """Convert what damaged files raise to UserError."""
-    try:
-        yield
-    except UserError:
-        raise
-    except DAMAGED as error:
-        raise UserError(f"damaged, or no array of numbers ({first_line(error)})") from None
+def _damage() -> AbstractContextManager[None]:
+    return as_user_error(DAMAGED, "damaged, or no array of numbers")
 
 
 def _header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:

@@ -12,7 +12,7 @@ from raypipe.common.errors import UserError
 from raypipe.data.conversion.arrays import is_zarr, zarr_stamp
 from raypipe.data.conversion.holders import HOLDERS, clips_in, holds_clips
 from raypipe.data.conversion.preprocessing import RECORD
-from raypipe.data.conversion.source import Found, Holder, Source
+from raypipe.data.conversion.source import Found, Holder, Source, listed
 from raypipe.data.conversion.tables import foreign_tables
 from raypipe.data.shards import open_shards
 from raypipe.data.shards.index import INDEX
@@ -29,8 +29,6 @@ SERVICE_FOLDERS = frozenset(
 SERVICE_FILES = frozenset({"thumbs.db", "desktop.ini"})
 LOOKED_AT = 16
 """Files of one usual image format in one folder that are opened to learn their kind; of more files, only the first."""
-SHOWN = 3
-"""Names of one file extension that a message lists."""
 
 
 def find_clips(folder: Path, extension: str | None = None, base: Path | None = None) -> Found:
@@ -110,7 +108,7 @@ class _Search:
         alone = not (films or shards or holders or (folder == self.root and folders))
         if stills and not alone:
             beside = "videos" if films or holders else "shards" if shards else "folders of clips"
-            self.bad.append(f"{folder}: {_listed([e.name for e in stills])}: images beside {beside}, left out")
+            self.bad.append(f"{folder}: {listed([e.name for e in stills])}: images beside {beside}, left out")
         elif stills or (alone and not folders and folder != self.root and len(self.bad) == told):
             self._add_frames(folder, stills)
         for entry in folders:
@@ -224,11 +222,11 @@ class _Search:
             names = frame_names(source.path, source.suffix)
             if names and all(os.path.splitext(name)[0] in named for name in names):
                 self.sources.remove(source)
-                self.bad.append(f"{source.path}: {_listed(names)}: images named like videos, left out")
+                self.bad.append(f"{source.path}: {listed(names)}: images named like videos, left out")
 
     def _ignore(self, folder: Path, names: Sequence[str], what: str) -> None:
         if names:
-            self.ignored.append(f"{folder}: {_listed(sorted(names))}: {what}")
+            self.ignored.append(f"{folder}: {listed(sorted(names))}: {what}")
 
     def _name(self, path: Path) -> str:
         return path.relative_to(self.root).as_posix()
@@ -282,18 +280,6 @@ def without_repeats(sources: Sequence[Source]) -> tuple[list[Source], list[str]]
         if first is not source:
             repeats.append(f"{source.place}: duplicate of {first.place} (same clip name); rename one of them")
     return list(taken.values()), repeats
-
-
-def _listed(names: Sequence[str]) -> str:
-    """Names for a message: of each file extension the first ones, and the number of the others."""
-    groups = defaultdict(list)
-    for name in names:
-        groups[os.path.splitext(name)[1]].append(name)
-    parts = []
-    for suffix, group in groups.items():
-        more = len(group) - SHOWN
-        parts.append(", ".join(group[:SHOWN]) + (f" and {more} more {suffix}".rstrip() if more > 0 else ""))
-    return ", ".join(parts)
 
 
 def _stamp(entries: Iterable[os.DirEntry[str]]) -> tuple[int, int, int]:

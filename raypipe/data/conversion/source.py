@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import os
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal
+
+SHOWN = 3
+"""Names of one file extension that a message lists."""
 
 
 @dataclass(frozen=True)
@@ -75,3 +81,15 @@ class Found:
     bad: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names for a message: of each file extension the first ones, and the number of the others."""
+    groups = defaultdict(list)
+    for name in names:
+        groups[os.path.splitext(name)[1]].append(name)
+    parts = []
+    for suffix, group in groups.items():
+        more = len(group) - SHOWN
+        parts.append(", ".join(group[:SHOWN]) + (f" and {more} more {suffix}".rstrip() if more > 0 else ""))
+    return ", ".join(parts)

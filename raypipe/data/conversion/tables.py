@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raypipe.common.errors import UserError, first_line
+from raypipe.common.errors import UserError, as_user_error
 from raypipe.data.conversion.source import Found, Holder, Source
 from raypipe.data.conversion.tars import copied
 
@@ -151,7 +151,7 @@ def row_file(table: Table, source: Source) -> Iterator[Path]:
 
 
 def foreign_tables(folder: Path, names: list[str]) -> list[str]:
-    """Those of the Arrow files of a folder that its `state.json` does not list, if it has one."""
+    """The Arrow files of a folder that its `state.json` does not list; none if there is no such file."""
     try:
         listed = {entry["filename"] for entry in json.loads((folder / STATE).read_text())["_data_files"]}
     except (OSError, ValueError, KeyError, TypeError):
@@ -159,12 +159,5 @@ def foreign_tables(folder: Path, names: list[str]) -> list[str]:
     return [name for name in names if name.endswith(".arrow") and name not in listed]
 
 
-@contextmanager
-def _damage() -> Iterator[None]:
-    """Convert what damaged files raise to UserError."""
-    try:
-        yield
-    except UserError:
-        raise
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise UserError(f"not a readable table ({first_line(error)})") from None
+def _damage() -> AbstractContextManager[None]:
+    return as_user_error((pa.ArrowException, OSError, ValueError), "not a readable table")

@@ -12,14 +12,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from raypipe.common.errors import UserError
-from raypipe.data.conversion.source import Found, Holder, Source
+from raypipe.data.conversion.source import Found, Holder, Source, listed
 from raypipe.data.video.folders import image_suffix, readable
 from raypipe.data.video.kinds import PLAIN_IMAGES, VIDEO_SUFFIXES, Kind, kind_of
 
 PIECE = 1 << 20
 """Bytes that are copied at a time."""
-SHOWN = 3
-"""Names that a message lists."""
 
 
 def tar_clips(tar: Holder) -> Found:
@@ -49,12 +47,8 @@ def tar_clips(tar: Holder) -> Found:
     except (tarfile.TarError, OSError, EOFError, ValueError) as error:
         bad.append(f"{tar.path}: not a readable tar file ({error})")
     if others["image"]:
-        bad.append(
-            f"{tar.path}: {_listed(others['image'])}: single images in a tar file, left out; unpack the tar file"
-        )
-    ignored = [
-        f"{tar.path}: {_listed(names)}: no videos or images" for kind, names in others.items() if kind == "other"
-    ]
+        bad.append(f"{tar.path}: {listed(others['image'])}: single images in a tar file, left out; unpack the tar file")
+    ignored = [f"{tar.path}: {listed(names)}: no videos or images" for kind, names in others.items() if kind == "other"]
     if not (sources or bad):
         bad.append(f"{tar.path}: no videos in this tar file")
     return Found(tuple(sources), tuple(bad), (), tuple(ignored))
@@ -134,8 +128,3 @@ def _kind(member: tarfile.TarInfo, tar: Holder) -> Kind:
     with copied(_pieces(tar.path, member.offset_data, member.size), member.name) as path:
         kind = kind_of(str(path))
     return kind if kind in ("video", "film", "image", "other") else "bad"
-
-
-def _listed(names: list[str]) -> str:
-    more = len(names) - SHOWN
-    return ", ".join(names[:SHOWN]) + (f" and {more} more" if more > 0 else "")

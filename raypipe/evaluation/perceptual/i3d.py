@@ -3,6 +3,8 @@
 from torch import Tensor, cat, nn
 from torch.nn import functional
 
+from raypipe.evaluation.perceptual.padding import same
+
 WIDTH = 400
 """Number of features of a clip: the logits of the classes."""
 SIZE = 224
@@ -73,19 +75,10 @@ class _Unit(nn.Module):
         self.bn = None if last else nn.BatchNorm3d(out, eps=1e-3)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.conv3d(_same(x, self.conv3d.kernel_size, self.conv3d.stride))
+        x = self.conv3d(same(x, self.conv3d.kernel_size, self.conv3d.stride))
         return x if self.bn is None else functional.relu(self.bn(x))
 
 
 def _pool(x: Tensor, kernel: tuple[int, ...], stride: tuple[int, ...]) -> Tensor:
     """Largest value; x is not negative, so the zeros of the padding do not count."""
-    return functional.max_pool3d(_same(x, kernel, stride), kernel, stride)
-
-
-def _same(x: Tensor, kernel: tuple[int, ...], stride: tuple[int, ...]) -> Tensor:
-    """Padded as TensorFlow's SAME: ceil(size / stride) outputs, the odd element of the padding at the end."""
-    pads: list[int] = []
-    for size, width, step in zip(x.shape[2:], kernel, stride, strict=True):
-        more = max((-(-size // step) - 1) * step + width - size, 0)
-        pads = [more // 2, more - more // 2, *pads]
-    return functional.pad(x, pads)
+    return functional.max_pool3d(same(x, kernel, stride), kernel, stride)

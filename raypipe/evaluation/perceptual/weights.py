@@ -1,6 +1,5 @@
 """The files of weights that a user gives for FVD, LPIPS and JEDi: what is accepted, checks, and the networks."""
 
-import hashlib
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from raypipe.common.errors import UserError, first_line
+from raypipe.common.files import sha256
 from raypipe.config import Evaluation, Experiment
 from raypipe.evaluation.perceptual import i3d, lpips, vjepa
 from raypipe.evaluation.perceptual.efflite0 import weights_file
@@ -82,7 +82,7 @@ def weights_hashes(evaluation: Evaluation) -> dict[str, str | None]:
     """sha256 of the weights of each network: null for a kind that is not given; the package's only if it is there."""
     given, bundled = weights_files(evaluation), weights_file()
     found: dict[str, str | None] = {kind: _hash(kind, given[kind]) if kind in given else None for kind in ACCEPTED}
-    return found | ({"efflite0": _sha256(bundled)} if bundled is not None else {})
+    return found | ({"efflite0": sha256(bundled)} if bundled is not None else {})
 
 
 def load_network(kind: Kind, path: Path) -> nn.Module:
@@ -200,9 +200,4 @@ def _hash(kind: Kind, path: Path) -> str:
     """sha256 of a file, and of the file that belongs to it."""
     probe = path.with_name(PROBE)
     files = [path, probe] if kind == "vjepa" and probe.is_file() else [path]
-    return "+".join(_sha256(file) for file in files)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return "+".join(sha256(file) for file in files)

@@ -36,7 +36,7 @@ class LockLostError(UserError):
 
 @dataclass(frozen=True)
 class Owner:
-    """Who holds a lock. since: time in UTC. machine: a random name of its local folder for this storage."""
+    """The process that holds a lock. since: time in UTC. machine: random name of its local folder for this storage."""
 
     process: int
     host: str

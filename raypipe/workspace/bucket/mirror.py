@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 
 from raypipe.common.errors import UserError
-from raypipe.common.files import atomic_path, write_atomic
+from raypipe.common.files import atomic_path, sha256, write_atomic
 from raypipe.data.remote import in_threads
 from raypipe.data.shards.connection import MissingFolderError
 from raypipe.data.shards.storage import RemoteFolder
@@ -106,7 +106,7 @@ class Mirror:
 
     def _store(self, taken: Snapshot, check: Callable[[], None]) -> None:
         hashed = {
-            path: File(snapshot.digest(place), place.stat().st_size, taken.files[path].mtime)
+            path: File(sha256(place), place.stat().st_size, taken.files[path].mtime)
             for path, place in taken.staged.items()
         }
         new = {file.sha256: (taken.staged[path], file.size) for path, file in hashed.items()}
@@ -127,7 +127,7 @@ class Mirror:
     def _store_content(self, key: str, path: Path) -> None:
         name = f"{FILES}/{key}"
         self.remote.write(name, path)
-        if snapshot.digest(path) != key:
+        if sha256(path) != key:
             self.remote.delete(name)
             raise snapshot.UnsteadyError(f"{self.folder}: a file changed while it was stored")
         self._contents[key] = path.stat().st_size
@@ -151,7 +151,7 @@ class Mirror:
             return
         places = {path: staged.get(path, self.folder / path) for path in left}
         for path, place in places.items():
-            if path not in staged and (not place.is_file() or snapshot.digest(place) != wanted[path]):
+            if path not in staged and (not place.is_file() or sha256(place) != wanted[path]):
                 raise snapshot.UnsteadyError(f"{place}: changed while it was stored")
         # First without what is about to change, so that an interrupted call does not leave it as it is.
         self._copied = {path: key for path, key in have.items() if path not in left | gone}
@@ -175,11 +175,10 @@ class Mirror:
 
     def _read_index(self) -> Index | None:
         def read() -> Index:
+            # It is also torn if it is replaced between the request for its size and that for its bytes.
             try:
                 return Index.from_json(b"".join(self.remote.read(INDEX)))
-            except (
-                ValueError
-            ) as error:  # also if it is replaced between the request for its size and that for its bytes
+            except ValueError as error:
                 raise OSError(f"it is damaged: {error}") from None
 
         try:

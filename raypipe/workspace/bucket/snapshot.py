@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -149,9 +148,3 @@ def _stage(source: Path, target: Path, stamp: Stamp) -> Path:
 
 def _steady(files: Mapping[str, Stamp]) -> dict[str, Stamp]:
     return {path: stamp for path, stamp in files.items() if not is_log(path)}
-
-
-def digest(path: Path) -> str:
-    """SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
