@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from raypipe import config
-from raypipe.common.errors import UserError
+from raypipe.common.errors import UserError, was_interrupted
 from raypipe.common.places import Place, to_place
 from raypipe.config import ConfigError, Experiment
 
@@ -214,8 +214,11 @@ def run(main: Callable[[Sequence[str] | None], int], prog: str, argv: Sequence[s
     except UserError as error:
         sys.stderr.write(f"{prog}: error: {' '.join(str(error).split())}\n")
         return BAD_INPUT
-    except KeyboardInterrupt as interrupt:
-        sys.stderr.write(f"{prog}: interrupted; {str(interrupt) or 'run the same command again'}\n")
+    except BaseException as error:
+        if not was_interrupted(error):
+            raise
+        resume = str(error) if isinstance(error, KeyboardInterrupt) else ""
+        sys.stderr.write(f"{prog}: interrupted; {resume or 'run the same command again'}\n")
         return INTERRUPTED
 
 

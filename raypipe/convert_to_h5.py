@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 from raypipe import cli
 from raypipe.common import terminal
-from raypipe.common.errors import UserError
+from raypipe.common.errors import UserError, was_interrupted
 from raypipe.common.locks import Timeout, file_lock
 from raypipe.common.places import to_place
 from raypipe.data.conversion import resuming
@@ -165,7 +165,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (UserError, OSError) as error:
         sys.stderr.write(f"{PROG}: error: {' '.join(str(error).split())}\n")
         return cli.BAD_INPUT
-    except KeyboardInterrupt:
+    except BaseException as error:
+        if not was_interrupted(error):
+            raise
         sys.stderr.write(f"\n{PROG}: interrupted; run the same command again to resume\n")
         return cli.INTERRUPTED
 

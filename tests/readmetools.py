@@ -116,8 +116,8 @@ def run_demo(user: User) -> Finished:
         assert process.popen.poll() is None, process.err[-4000:]
         process.interrupt()
         assert process.finish() != 0  # make dies of the signal too, or reports a failed recipe
-        assert "interrupted; run the same command with --resume to continue" in process.err
-        assert "Traceback" not in process.err
+        assert "interrupted; run the same command with --resume to continue" in process.err, process.err[-4000:]
+        assert "Traceback" not in process.err, process.err[-4000:]
         process.gone(60)
     with user.typing("raypipe show") as process:
         assert process.finish() == 0, process.err[-4000:]

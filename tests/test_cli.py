@@ -187,6 +187,27 @@ def test_run_answers_an_interrupt_with_130_and_how_to_go_on(capsys, tmp_path):
     assert is_experiment(tmp_path / "x")  # so that --resume finds it
 
 
+def test_an_interrupt_that_comes_out_as_another_error_is_an_interrupt(capsys, tmp_path):
+    class Interrupted:
+        def __set_name__(self, owner, name):
+            raise KeyboardInterrupt  # as a Ctrl-C would: Python 3.11 makes a RuntimeError of it
+
+    def interrupted_search(argv):
+        with hold(Workspace(tmp_path, "x")):
+            type("Imported", (), {"field": Interrupted()})
+
+    def interrupted_cleanup(argv):
+        try:
+            raise KeyboardInterrupt
+        finally:
+            raise OSError("connection lost")
+
+    assert cli.run(interrupted_search, "verb") == 130
+    assert capsys.readouterr().err == "verb: interrupted; run the same command with --resume to continue\n"
+    assert cli.run(interrupted_cleanup, "verb") == 130
+    assert capsys.readouterr().err == "verb: interrupted; run the same command again\n"
+
+
 def test_run_hands_over_arguments_and_exit_code_and_hides_no_bug():
     seen = []
     assert cli.run(lambda argv: seen.append(argv) or 7, "verb", ["--x"]) == 7

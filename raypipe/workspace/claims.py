@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from raypipe.common.errors import RESUME
+from raypipe.common.errors import RESUME, was_interrupted
 from raypipe.common.locks import Timeout, file_lock, is_locked
 from raypipe.config import ConfigError
 from raypipe.workspace import bucket
@@ -71,9 +71,9 @@ def resumable(folder: Path, busy: str, begun: Callable[[], bool], made: Sequence
         with locked(folder / LOCK, busy):
             try:
                 yield
-            except KeyboardInterrupt:
-                raise KeyboardInterrupt(RESUME) from None
-            except BaseException:
+            except BaseException as error:
+                if was_interrupted(error):
+                    raise KeyboardInterrupt(RESUME) from None
                 if not begun() and os.listdir(folder) in ([], [LOCK]):
                     (folder / LOCK).unlink(missing_ok=True)
                 raise
