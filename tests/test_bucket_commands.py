@@ -170,8 +170,12 @@ def test_a_killed_head_goes_on_elsewhere(here, server, monkeypatch, capfd):
     assert "finished" in capfd.readouterr().out
     assert outcome(generate.main, "generate", ["--storage", URI, "--frames", "2"]) == 0
     assert list(here.glob("*-prediction.mp4"))
+    monkeypatch.setenv("HOME", str(here / "d"))
+    view = raypipe.open_search(f"{URI}/e")
+    assert view.state == "finished" and view.trials.num_rows >= len(after)
+    assert view.predictor("flow-00").manifest.flow == "flow-00" and view.report().is_file()
 
     marked = (s3tools.KEY.encode(), s3tools.SECRET.encode())
-    homes = [path.read_bytes() for home in "abc" for path in (here / home).rglob("*") if path.is_file()]
+    homes = [path.read_bytes() for home in "abcd" for path in (here / home).rglob("*") if path.is_file()]
     everything = [*s3tools.contents(server), first.encode(), second.encode(), *homes]
     assert len(everything) > 100 and not any(mark in text for mark in marked for text in everything)

@@ -18,6 +18,7 @@ from raypipe.report.state import Overview, read_overview
 from raypipe.search import records
 from raypipe.search.configured import finalist_values, parse_refit_name, refit_config, trial_config
 from raypipe.search.records import Row
+from raypipe.training.monitor import METRICS
 from raypipe.workspace import bucket
 from raypipe.workspace.claims import LOCK, contents, latest
 from raypipe.workspace.layout import Workspace
@@ -58,11 +59,13 @@ COLUMNS: Mapping[str, pa.DataType] = MappingProxyType(
 def open_search(folder: str | Path) -> "SearchView":
     """Open a search for reading: nothing is written to its folder, and no Ray is started.
 
-    folder: that of an experiment, or a storage root, whose latest search is opened. Raises UserError if it holds none.
+    folder: that of an experiment, or a storage root, whose latest search is opened; a path, or a URI such as
+    s3://bucket/storage/demo, from which each method copies what it reads. Raises UserError if it holds none.
     """
     place = to_place(str(folder))
     if not isinstance(place, Path):
-        raise UserError(f"open_search: must be a folder, not the URI {place!r}; copy the folder of the search first")
+        found = bucket.find_experiment(place)
+        return SearchView(latest_search(bucket.open_storage(place)) if found is None else Workspace(*found))
     path = place.expanduser().resolve()
     if (path / "config.yaml").is_file():
         return SearchView(Workspace(path.parent, path.name))
@@ -98,7 +101,7 @@ class SearchView:
 
     @property
     def folder(self) -> Path:
-        """The folder of the search."""
+        """The folder of the search; of one in a bucket, the local folder with what has been copied of it."""
         return self._workspace.folder
 
     @property
@@ -154,6 +157,7 @@ class SearchView:
                 f"{trial}: a {row['stage']} makes no forecast without a flow; only flow and joint trials have a "
                 f"predictor, and raypipe.load_predictor({str(self.folder)!r}) loads the chosen combination"
             )
+        self._look(f"{row['stage']}/{trial}/", "autoencoder/")
         return _predictor(self._workspace, self._config(row), row)
 
     def report(self) -> Path:
@@ -161,6 +165,7 @@ class SearchView:
 
         Raises UserError if a table of the search cannot be read.
         """
+        self._look("evaluation/")
         written = self._workspace.evaluation / "report.html"
         if written.is_file():
             return written
@@ -174,7 +179,11 @@ class SearchView:
     def _repr_html_(self) -> str:
         return as_html(self._overview())
 
+    def _look(self, *names: str) -> None:
+        bucket.look(self._workspace.storage, self._workspace.name, METRICS, *names)
+
     def _overview(self) -> Overview:
+        self._look()
         return read_overview(self._workspace)
 
     def _written(self) -> list[Row]:

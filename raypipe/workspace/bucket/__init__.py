@@ -13,7 +13,7 @@ from raypipe.common.locks import Timeout
 from raypipe.data.remote import in_threads
 from raypipe.data.shards.storage import RemoteFolder
 from raypipe.workspace.bucket import lock, places, session
-from raypipe.workspace.bucket.mirror import OVERVIEW
+from raypipe.workspace.bucket.mirror import INDEX, OVERVIEW
 from raypipe.workspace.bucket.places import local_storage
 from raypipe.workspace.bucket.places import origin as origin
 from raypipe.workspace.bucket.session import stored as stored
@@ -28,15 +28,31 @@ def storage_root(args: argparse.Namespace, *, writes: bool = True) -> Path:
     first. Raises ConfigError if the storage root is not a folder, or the bucket cannot be read.
     """
     place = cli.storage_place(args)
-    if isinstance(place, Path):
-        return place
-    remote = RemoteFolder(place)
-    names = [name for name in remote.folders() if not name.startswith(".")]
-    storage = local_storage(place)
+    return place if isinstance(place, Path) else open_storage(place, writes=writes)
+
+
+def open_storage(uri: str, *, writes: bool = False) -> Path:
+    """The local folder of a storage root in a bucket. writes, errors: see `storage_root`."""
+    names = [name for name in RemoteFolder(uri).folders() if not name.startswith(".")]
+    storage = local_storage(uri)
     if writes:
         _store_the_rest(storage)
     in_threads([partial(look, storage, name) for name in names])
     return storage
+
+
+def find_experiment(uri: str) -> tuple[Path, str] | None:
+    """The experiment at a URI: the local folder of its storage root, with what tells how far it is, and its name.
+
+    None if there is none. Raises UserError if the bucket cannot be read.
+    """
+    root, _, name = uri.rstrip("/").rpartition("/")
+    folder, _, index = INDEX.rpartition("/")
+    if root.endswith(":/") or index not in ((RemoteFolder(root) / name / folder).files_or_none() or {}):
+        return None
+    storage = local_storage(root)
+    look(storage, name)
+    return storage, name
 
 
 def look(storage: Path, name: str, *more: str) -> None:
