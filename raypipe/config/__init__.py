@@ -1,6 +1,7 @@
 """The configuration of an experiment: frozen dataclasses, read from YAML and validated on construction."""
 
 from raypipe.common.errors import ConfigError
+from raypipe.config.dataset import Dataset, Demo, Latents
 from raypipe.config.experiment import (
     Experiment,
     differences,
@@ -28,10 +29,7 @@ from raypipe.config.sections import (
     Autoencoder,
     Backbone,
     Component,
-    Dataset,
-    Demo,
     Evaluation,
-    Latents,
     Model,
     Noise,
     Objective,

@@ -19,9 +19,10 @@ from pydantic import TypeAdapter, ValidationError
 
 from raypipe.common.errors import ConfigError, first_line, nearest
 from raypipe.config import old_names, reference
+from raypipe.config.dataset import Dataset, Demo, Latents
 from raypipe.config.fields import Section, option, require, section
 from raypipe.config.search import Axis, Search
-from raypipe.config.sections import RIVALS, Autoencoder, Dataset, Demo, Evaluation, Latents, Model, Rival, Sde, Train
+from raypipe.config.sections import RIVALS, Autoencoder, Evaluation, Model, Rival, Sde, Train
 
 
 @dataclass(frozen=True)
@@ -134,13 +135,13 @@ def from_dict(tree: Mapping[str, Any], source: str = "config") -> Experiment:
     """Validate a nested dict and make an Experiment of it.
 
     An experiment without a name gets the name of its dataset, and one without `rivals` all of them, unless its dataset
-    is the built-in one. Raises ConfigError with `source`, the dotted name of the field, what is wrong and the value.
+    is the built-in demo. Raises ConfigError with `source`, the dotted name of the field, what is wrong and the value.
     """
     tree = dict(old_names.translate(tree, source))
     if "name" not in tree and isinstance(tree.get("dataset"), Mapping) and "name" in tree["dataset"]:
         tree["name"] = tree["dataset"]["name"]
     experiment = _validate(tree, source)
-    if "rivals" not in tree and not experiment.dataset.simulated:
+    if "rivals" not in tree and not experiment.dataset.is_demo:
         experiment = dataclasses.replace(experiment, rivals=list(RIVALS))
     _check_space(experiment, source)
     return experiment

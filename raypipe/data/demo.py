@@ -1,4 +1,4 @@
-"""The built-in demo dataset: discs and polygons that collide in a box and get random kicks.
+"""The clips of the demo, the built-in dataset: discs and polygons that collide in a box and get random kicks.
 
 All bodies keep moving, so repeating the last frame is a bad prediction; the kicks are unpredictable, so the future is a
 distribution. Sizes and speeds are given for frames of 64 pixels and scale with the frame size.
@@ -7,22 +7,13 @@ distribution. Sizes and speeds are given for frames of 64 pixels and scale with 
 from __future__ import annotations
 
 import colorsys
-import json
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pymunk
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
-
-from raypipe.common.errors import UserError
-from raypipe.config import Demo
-from raypipe.data.shards import open_shards
-from raypipe.data.shards.writer import INDEX, ShardWriter
-from raypipe.data.splits import SPLITS
 
 BOX = 64.0
 """Side of the box in pixels."""
@@ -48,34 +39,6 @@ class Body:
     radius: float
     outline: NDArray[np.float64] | None
     color: tuple[int, int, int]
-
-
-def make_demo(root: Path, demo: Demo, image_size: int, progress: Callable[[int, int], None] | None = None) -> None:
-    """Write the splits `<root>/{train,val,test}/`. Equal arguments give equal bytes.
-
-    progress: called with (number of finished clips, total number of clips). A finished split is kept, an unfinished one
-    is written again. Raises UserError if a finished split was made with other settings.
-    """
-    counts = dict(zip(SPLITS, (demo.train_clips, demo.val_clips, demo.test_clips), strict=True))
-    seeds = dict(zip(SPLITS, np.random.SeedSequence(demo.seed).spawn(len(SPLITS)), strict=True))
-    done, total = 0, sum(counts.values())
-    for split, count in counts.items():
-        folder = root / split
-        settings = {"clips": count, "frames": demo.clip_frames, "kick": demo.kick_probability, "size": image_size}
-        key = f"demo {json.dumps({**settings, 'seed': demo.seed, 'split': split})}"
-        if (folder / INDEX).is_file():
-            found = open_shards(folder).key
-            if found != key:
-                raise UserError(f"{folder}: made with other settings ({found or 'videos'}) than {key}; delete it")
-            done += count
-            continue
-        with ShardWriter(folder, key=key) as writer:
-            for i, seed in enumerate(seeds[split].spawn(count)):
-                clip = make_clip(np.random.default_rng(seed), demo.clip_frames, image_size, demo.kick_probability)
-                writer.add(f"{split}_{i:05d}", clip, source="demo")
-                done += 1
-                if progress is not None:
-                    progress(done, total)
 
 
 def make_clip(rng: Generator, frames: int, image_size: int, kick_probability: float) -> NDArray[np.uint8]:

@@ -271,7 +271,7 @@ class CombinationScorer:
         """
         autoencoder = checkpoint.load_autoencoder(self._data.workspace.autoencoder).to(choose_device())
         truth, last = (to_float(frames) for frames in true_frames(self._data, self._split, self._held_out))
-        bodies = self._data.experiment.dataset.simulated
+        bodies = self._data.experiment.dataset.is_demo
 
         def score(window: int, shown: Tensor) -> WindowScore:
             if seen is not None:

@@ -45,7 +45,7 @@ class Window:
 class RuledDataset:
     """The dataset of a protocol. content: hash of each split; empty: of any content, as in named protocols.
 
-    root: where it was; demo: settings of the simulated one. Both are None if the protocol does not tell.
+    root: where it was; demo: settings of a built-in one. Both are None if the protocol does not tell.
     """
 
     name: str
@@ -186,7 +186,7 @@ class Task:
 
 
 def open_task(protocol: Protocol, storage: Path, changes: Mapping[str, Any]) -> Task:
-    """Open the dataset of a protocol; the demo is simulated below `storage` if needed.
+    """Open the dataset of a protocol; a built-in one is simulated below `storage` if needed.
 
     changes: fields `dataset.*` of the config by dotted name, of which dataset.root says where the dataset is, if it is
     not where the protocol says. Raises UserError if it is another dataset than that of the protocol.

@@ -21,13 +21,13 @@ from raypipe.data import augment
 from raypipe.data.batches import TrainBatch
 from raypipe.data.conversion.preprocessing import Preprocessing, check_strides, every, read_preprocessing
 from raypipe.data.copies import Copies
-from raypipe.data.demo import make_demo
 from raypipe.data.frames import to_float
 from raypipe.data.latents import Encode, open_latents
 from raypipe.data.shards import Shards, is_shard, open_shards
 from raypipe.data.shards.connection import MissingFolderError
 from raypipe.data.shards.index import INDEX
 from raypipe.data.shards.storage import Folder, list_files
+from raypipe.data.simulated import check_packages, make_simulated
 from raypipe.data.splits import SPLITS, Split
 from raypipe.models.autoencoder import Autoencoder
 from raypipe.workspace.layout import Workspace
@@ -128,9 +128,12 @@ def frame_encoder(autoencoder: Autoencoder, device: torch.device | None = None) 
 def check_dataset(workspace: Workspace, experiment: Experiment) -> None:
     """Raise ConfigError unless train and val have shards, converted with a stride that fits the config's.
 
-    Fast, as it reads no frames. The built-in dataset is not checked, as it is simulated on first use.
+    Fast, as it reads no frames. Of a built-in dataset, which is simulated on first use, the package that it needs is
+    checked; UserError.
     """
-    if not experiment.dataset.simulated:
+    if experiment.dataset.simulated:
+        check_packages(experiment.dataset.name)
+    else:
         root = workspace.dataset(experiment)
         _check_splits(root)
         _check_stride(root, experiment.dataset.frame_stride)
@@ -174,7 +177,7 @@ def dataset_preprocessing(root: Folder) -> Preprocessing | None:
 
 
 def prepare_dataset(workspace: Workspace, experiment: Experiment, progress: Callable[[int, int], None]) -> Folder:
-    """The folder of the dataset. The built-in dataset is simulated first if needed.
+    """The folder of the dataset. A built-in dataset is simulated first if needed.
 
     progress: called with the numbers of finished and of all clips. Raises ConfigError if a split has no shards.
     """
@@ -183,7 +186,8 @@ def prepare_dataset(workspace: Workspace, experiment: Experiment, progress: Call
         assert isinstance(root, Path)
         root.parent.mkdir(parents=True, exist_ok=True)
         with file_lock(str(root) + ".lock"):
-            make_demo(root, experiment.demo, experiment.dataset.image_size, progress)
+            name, size = experiment.dataset.name, experiment.dataset.image_size
+            make_simulated(root, name, experiment.demo, size, progress)
     _check_splits(root)
     return root
 

@@ -70,7 +70,7 @@ class Workspace:
         return self.folder / "latents" / key[:16]
 
     def dataset(self, experiment: Experiment) -> Folder:
-        """Folder of the dataset. The folder name of the built-in one contains a hash of its settings."""
+        """Folder of the dataset. The folder name of a built-in one contains a hash of its settings."""
         settings = experiment.dataset
         if settings.root is not None and is_uri(settings.root):
             cache = Cache(settings.cache, int(settings.cache_gb * 1e9))
@@ -88,7 +88,7 @@ class Workspace:
 
 
 def demo_key(experiment: Experiment) -> str:
-    """Hash of the settings on which the built-in dataset depends."""
+    """Hash of the settings on which a built-in dataset depends."""
     text = json.dumps([config.to_dict(experiment.demo), experiment.dataset.image_size])
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 

@@ -345,6 +345,12 @@ EXPECTED = {
         "dataset.image_size": 64,
         "search.finalist_seeds": 2,
     },
+    "smmnist": {
+        "dataset.image_size": 64,
+        "dataset.num_frames": 15,
+        "evaluation.horizon": 10,
+        "model.num_input_frames": 5,
+    },
     "kth": {
         **PUBLISHED,
         "dataset.image_size": 64,

@@ -6,8 +6,9 @@ import pytest
 
 from raypipe.config import Demo
 from raypipe.data import demo as module
-from raypipe.data.demo import BOX, SPEED, make_clip, make_demo
+from raypipe.data.demo import BOX, SPEED, make_clip
 from raypipe.data.shards import open_shards
+from raypipe.data.simulated import make_simulated
 
 SMALL = Demo(train_clips=5, val_clips=2, test_clips=3, clip_frames=6)
 
@@ -17,16 +18,16 @@ def contents(root):
 
 
 def test_equal_seeds_give_equal_bytes(tmp_path):
-    make_demo(tmp_path / "a", SMALL, 32)
-    make_demo(tmp_path / "b", SMALL, 32)
-    make_demo(tmp_path / "c", Demo(5, 2, 3, 6, seed=1), 32)
+    make_simulated(tmp_path / "a", "demo", SMALL, 32)
+    make_simulated(tmp_path / "b", "demo", SMALL, 32)
+    make_simulated(tmp_path / "c", "demo", Demo(5, 2, 3, 6, seed=1), 32)
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
     assert contents(tmp_path / "a") != contents(tmp_path / "c")
 
 
 def test_splits_shapes_and_progress(tmp_path):
     calls = []
-    make_demo(tmp_path, SMALL, 32, lambda done, total: calls.append((done, total)))
+    make_simulated(tmp_path, "demo", SMALL, 32, lambda done, total: calls.append((done, total)))
     assert calls == [(i, 10) for i in range(1, 11)]
     splits = {split: open_shards(tmp_path / split) for split in ("train", "val", "test")}
     assert [len(shards) for shards in splits.values()] == [5, 2, 3]
@@ -35,25 +36,25 @@ def test_splits_shapes_and_progress(tmp_path):
 
 
 def test_an_interrupted_split_is_made_anew_and_a_finished_one_kept(tmp_path):
-    make_demo(tmp_path / "whole", SMALL, 32)
+    make_simulated(tmp_path / "whole", "demo", SMALL, 32)
 
     def interrupt(done, total):
         if done == 6:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        make_demo(tmp_path / "a", SMALL, 32, interrupt)
+        make_simulated(tmp_path / "a", "demo", SMALL, 32, interrupt)
     assert sorted(contents(tmp_path / "a")) == ["train/index.parquet", "train/shard_0001.hdf5"]
     kept = (tmp_path / "a" / "train" / "shard_0001.hdf5").stat().st_mtime_ns
-    make_demo(tmp_path / "a", SMALL, 32)
+    make_simulated(tmp_path / "a", "demo", SMALL, 32)
     assert contents(tmp_path / "a") == contents(tmp_path / "whole")
     assert (tmp_path / "a" / "train" / "shard_0001.hdf5").stat().st_mtime_ns == kept
 
 
 def test_other_settings_are_not_mistaken_for_these(tmp_path):
-    make_demo(tmp_path, SMALL, 32)
+    make_simulated(tmp_path, "demo", SMALL, 32)
     with pytest.raises(ValueError, match="train: made with other settings"):
-        make_demo(tmp_path, SMALL, 64)
+        make_simulated(tmp_path, "demo", SMALL, 64)
 
 
 def test_nothing_rests_and_nothing_escapes():
