@@ -26,15 +26,15 @@ from raypipe.evaluation.combinations import (
     default_combination,
 )
 from raypipe.evaluation.perceptual.scores import RealClips, read_real_clips
+from raypipe.evaluation.predictor import predictor_manifest
 from raypipe.evaluation.protocol import keep_protocol
 from raypipe.evaluation.rivals import rival_combinations
 from raypipe.evaluation.samples import save_samples
 from raypipe.evaluation.table import SPLIT_NAMES, Table
-from raypipe.forecast.decoding import PLAIN
-from raypipe.forecast.manifest import CONSTANT, JOINT, MANIFEST, Manifest, model_folder, write_manifest
+from raypipe.forecast.manifest import JOINT, MANIFEST, model_folder, write_manifest
 from raypipe.search import records
 from raypipe.search.finalists import Finalist, read_finalists
-from raypipe.workspace.dataset import ExperimentData, dataset_preprocessing
+from raypipe.workspace.dataset import ExperimentData
 from raypipe.workspace.layout import Workspace
 from raypipe.workspace.manifest import manifest
 
@@ -110,7 +110,8 @@ def run_evaluation(experiment: Experiment, workspace: Workspace, top_k: int) -> 
     table.mark_chosen(chosen, default)
     keep_best(data, chosen, last_frame_won)
     write_card(data, table.rows, chosen.key)
-    save_samples(data, table.score("test", chosen))
+    best_rival = min(tested[: len(rivals)], key=lambda c: table.row("test", c).crps_ratio, default=None)
+    save_samples(data, table.score("test", chosen), best_rival)
     return table.rows
 
 
@@ -169,7 +170,7 @@ def keep_best(data: ExperimentData, chosen: Combination, last_frame_won: bool = 
 
     They are kept even if repeating the last frame was better on validation: the manifest says so.
     """
-    workspace, experiment = data.workspace, data.experiment
+    workspace = data.workspace
     with atomic_folder(workspace.best) as folder:
         shutil.copytree(workspace.autoencoder, folder / "autoencoder")
         for component, models in (
@@ -180,27 +181,8 @@ def keep_best(data: ExperimentData, chosen: Combination, last_frame_won: bool = 
             for number, model in enumerate(models, 1):
                 if model is not None:
                     shutil.copytree(workspace.folder / component / model, folder / model_folder(component, number))
-        assert chosen.beta is not None
-        constant = [s * chosen.beta for s in chosen.residual_std] if chosen.diffusion == CONSTANT else None
-        best = Manifest(
-            flow=chosen.flow,
-            denoiser=chosen.denoiser,
-            diffusion=chosen.diffusion,
-            alpha=chosen.alpha,
-            beta=1.0 if constant else chosen.beta,
-            steps=chosen.steps,
-            solver=chosen.solver,
-            constant_std=constant,
-            num_input_frames=experiment.model.num_input_frames,
-            image_size=experiment.dataset.image_size,
-            frame_stride=experiment.dataset.frame_stride,
-            dataset=experiment.dataset.name,
-            preprocessing=dataset_preprocessing(workspace.dataset(experiment)),
-            models=1 + len(chosen.more_models),
-            decoding=chosen.decoding or PLAIN,
-            last_frame_won=last_frame_won,
-        )
-        write_manifest(folder / MANIFEST, best, ran=manifest(experiment))
+        best = replace(predictor_manifest(data, chosen), last_frame_won=last_frame_won)
+        write_manifest(folder / MANIFEST, best, ran=manifest(data.experiment))
 
 
 def is_searched(workspace: Workspace) -> bool:

@@ -9,7 +9,8 @@ import torch
 
 from raypipe.common.files import atomic_path
 from raypipe.data.frames import to_float, to_uint8
-from raypipe.evaluation.combinations import HeldOutSplit
+from raypipe.evaluation.combinations import Combination, HeldOutSplit
+from raypipe.evaluation.predictor import joint_predictor
 from raypipe.forecast.predictor import Predictor, load_predictor
 from raypipe.forecast.windows import read_window, window_starts
 from raypipe.metrics.ensemble import Score
@@ -23,8 +24,8 @@ SAMPLE_INTERPOLATE = 4
 """Frames per frame interval of a forecast, in-between frames included."""
 
 
-def save_samples(data: ExperimentData, score: Score | None) -> None:
-    """Forecast a few test clips with the predictor in `best/`.
+def save_samples(data: ExperimentData, score: Score | None, rival: Combination | None = None) -> None:
+    """Forecast a few test clips with the predictor in `best/`, and with a rival if there is one.
 
     Writes `samples/sample-N.npz` of random windows, and `samples/cases/` with the `worst`, the `median` and the `best`
     window by the CRPS that the chosen combination has there. score: its score on the test windows; without it (None)
@@ -34,8 +35,13 @@ def save_samples(data: ExperimentData, score: Score | None) -> None:
     predictor, lengths = load_predictor(data.workspace.best), data.frames("test").lengths
     folder = data.workspace.folder / "samples"
     drawn = zip(*window_starts(lengths, experiment, SAMPLES, evaluation.seed), strict=True)
+    other = None if rival is None else joint_predictor(data, rival)
     for number, (clip, start) in enumerate(drawn):
-        _save(folder / f"sample-{number}.npz", _forecast(data, predictor, clip, start))
+        made = _forecast(data, predictor, clip, start)
+        if rival is not None and other is not None:
+            made |= {"rival": _forecast(data, other, clip, start)["prediction"]}
+            made |= {"rival_name": str(rival.baseline), "rival_steps": rival.steps}
+        _save(folder / f"sample-{number}.npz", made)
     if score is None:
         return
     clips, starts = window_starts(lengths, experiment, evaluation.test_windows, evaluation.seed)

@@ -1,6 +1,6 @@
 """Images of a forecast: films of truth and ensemble members side by side, and strips of frames.
 
-Known frames have a green border, predicted ones an orange border.
+Known frames have a green border, predicted ones an orange border, and those that a rival predicted a blue one.
 """
 
 import base64
@@ -15,26 +15,32 @@ from PIL import Image
 
 from raypipe.data.video.io import Frames
 
-KNOWN, PREDICTED, PAPER = (58, 158, 103), (224, 134, 54), (34, 36, 40)
-"""RGB colors of the two borders and of the background."""
+KNOWN, PREDICTED, RIVAL, PAPER = (58, 158, 103), (224, 134, 54), (72, 126, 214), (34, 36, 40)
+"""RGB colors of the borders and of the background."""
 GAP = 2
 """Width of the background between and around the panels, in pixels before enlargement."""
 FILM_MEMBERS, STRIP_FRAMES, FILM_FPS = 3, 10, 5
 """For samples in the report: members in a film, predicted frames in a strip, and frames per second of a film."""
 
 
-def forecast_film(context: Frames, members: Frames, interpolate: int = 1, truth: Frames | None = None) -> Frames:
+def forecast_film(
+    context: Frames,
+    members: Frames,
+    interpolate: int = 1,
+    truth: Frames | None = None,
+    color: tuple[int, int, int] = PREDICTED,
+) -> Frames:
     """Film with one panel for the truth, if given, and one for each member, side by side.
 
     context: uint8 [K, H, W, 3], given frames. members: uint8 [M, n * interpolate, H, W, 3], predicted frames.
     truth: uint8 [n, H, W, 3], true frames. The film has `interpolate` frames per frame interval, in which each given
-    and true frame is repeated.
+    and true frame is repeated. color: RGB, of the border of predicted frames.
 
     Returns uint8 [(K - 1 + n) * interpolate + 1, H', W', 3], enlarged by an integer factor.
     """
     shape, lead = members.shape[2:], (len(context) - 1) * interpolate + 1
     known = _hold(context, interpolate)
-    panels = [[*_rim(known, KNOWN), *_rim(member, PREDICTED)] for member in members]
+    panels = [[*_rim(known, KNOWN), *_rim(member, color)] for member in members]
     if truth is not None:
         panels.insert(0, _rim(_hold(np.concatenate([context, truth]), interpolate), KNOWN))
     factor = max(1, min(192 // shape[0], 1920 // (shape[1] * len(panels))))
@@ -90,12 +96,17 @@ class Strip:
 
 @dataclass(frozen=True)
 class Sample:
-    """The images of a forecast for the report. film: data URI of a GIF. members: members in the film."""
+    """The images of a forecast for the report.
+
+    film: data URI of a GIF. members: members in the film. rival: name and integration steps of the rival whose members
+    are shown below them; None if none is.
+    """
 
     name: str
     film: str
     members: int
     strips: list[Strip]
+    rival: tuple[str, int] | None
 
 
 @dataclass(frozen=True)
@@ -139,10 +150,15 @@ def read_sample(path: Path) -> Sample:
     with np.load(path, allow_pickle=False) as kept:
         truth, members, between = kept["truth"], kept["prediction"], kept["interpolated"]
         given, interpolate = int(kept["given"]), int(kept["interpolate"])
+        others = kept.get("rival")
+        rival = None if others is None else (str(kept["rival_name"]), int(kept["rival_steps"]))
     horizon = members.shape[1]
     context, rest = truth[:given], truth[given : given + horizon]
-    shown = members[:FILM_MEMBERS]
-    moving = forecast_film(context, shown, truth=rest if len(rest) == horizon else None)
+    shown, future = members[:FILM_MEMBERS], rest if len(rest) == horizon else None
+    moving = forecast_film(context, shown, truth=future)
+    if others is not None:
+        below = forecast_film(context, others[: len(shown)], truth=future, color=RIVAL)
+        moving = np.concatenate([moving, below], axis=1)
     steps = spread(horizon)
     rows = [
         ("truth", np.concatenate([context[-1:], rest[steps[steps < len(rest)]]]), len(rest) + 1),
@@ -150,7 +166,7 @@ def read_sample(path: Path) -> Sample:
     ]
     if interpolate > 1:
         rows.append((f"every 1/{interpolate} frame", np.concatenate([context[-1:], between[: len(steps)]]), 1))
-    return Sample(path.stem, _gif(moving), len(shown), [_strip(*row) for row in rows])
+    return Sample(path.stem, _gif(moving), len(shown), [_strip(*row) for row in rows], rival)
 
 
 def _png(image: Frames) -> str:

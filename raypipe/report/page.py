@@ -63,6 +63,7 @@ def write_report(workspace: Workspace, path: Path | None = None) -> Path:
         horizon=horizon_plot(combinations),
         reliability=reliability(combinations),
         samples=[film.read_sample(path) for path in sorted((workspace.folder / "samples").glob("*.npz"))[:SAMPLES]],
+        rival_in_words=lambda name, steps: with_steps(IN_WORDS[name], steps),
         cases=[film.read_case(path) for path in _cases(workspace.folder / "samples" / "cases")],
         stages=[stage(workspace, trials, name, experiment.search) for name in experiment.search.searched],
         ran=flat(json.loads(manifest.read_text())) if manifest.is_file() else [],

@@ -1,12 +1,16 @@
 """The page: what it says, that it needs nothing else, and what it does without parts of a search."""
 
+import base64
 import json
 import re
+import shutil
 from html.parser import HTMLParser
+from io import BytesIO
 
 import numpy as np
 import pytest
 import yaml
+from PIL import Image
 
 from raypipe.config import ConfigError
 from raypipe.data.demo import make_clip
@@ -136,7 +140,7 @@ def write_search(workspace):
         path.write_text(json.dumps(shares))
 
 
-def write_samples(workspace, interpolate=4, count=2):
+def write_samples(workspace, interpolate=4, count=2, **more):
     (workspace.folder / "samples").mkdir()
     for i in range(count):
         clip = make_clip(np.random.default_rng(i), GIVEN + HORIZON, 64, 0.03)
@@ -148,6 +152,7 @@ def write_samples(workspace, interpolate=4, count=2):
             interpolated=clip[GIVEN:].repeat(interpolate, axis=0),
             given=GIVEN,
             interpolate=interpolate,
+            **more,
         )
 
 
@@ -239,8 +244,17 @@ def test_the_whole_page(finished):
         "train.noise_std",
     ):
         assert words in page.text, words
-    assert source.index("<h2>Test") < source.index("<h2>Validation") < source.index("<h2>Over the horizon")
-    assert source.index("<h2>Video") < source.index("<h2>The search") < source.index("<h2>Versions and seeds")
+    parts = (
+        "Forecasts",
+        "Test",
+        "Validation",
+        "Over the horizon",
+        "More forecasts",
+        "The search",
+        "Versions and seeds",
+    )
+    places = [source.index(f"<h2>{part}") for part in parts]
+    assert places == sorted(places)
 
 
 def test_with_rivals_quality_against_cost_comes_first(finished):
@@ -481,8 +495,8 @@ def test_the_page_shows_whether_the_ensembles_are_reliable(begun):
     records.write_rows(begun.evaluation / "combinations.parquet", rows)
     source = report(begun)
     text = Page(source).text
-    assert source.index("<h2>Over the horizon") < source.index("<h2>Reliability") < source.index("<h2>Video")
-    section = source[source.index("<h2>Reliability") : source.index("<h2>Video")]
+    assert source.index("<h2>Over the horizon") < source.index("<h2>Reliability") < source.index("<h2>The search")
+    section = source[source.index("<h2>Reliability") : source.index("<h2>The search")]
     assert section.count("<svg") == 1 and all(f"var(--series-{i})" in section for i in (1, 2, 3))
     assert "chosen, pixels" in section and "default" in section
     assert "An ensemble of 4 says nothing of its central 80% and 90%" in text and "test_members 19 would" in text
@@ -516,6 +530,29 @@ def test_columns_and_values_that_are_missing(begun):
 def test_samples_without_in_between_frames(begun):
     write_samples(begun, interpolate=1, count=1)
     assert len(Page(report(begun)).references) == 1 + 2
+
+
+def test_the_first_film_shows_the_best_rival_too(begun):
+    clip = make_clip(np.random.default_rng(9), HORIZON, 64, 0.03)
+    write_samples(begun, count=1)
+    (alone,) = films(begun)
+    shutil.rmtree(begun.folder / "samples")
+    write_samples(begun, count=1, rival=np.stack([clip, clip[::-1]]), rival_name="flow_matching", rival_steps=25)
+    (both,) = films(begun)
+    assert both.width == alone.width and both.height == 2 * alone.height and both.n_frames == alone.n_frames
+    both.seek(GIVEN + 2)
+    alone.seek(GIVEN + 2)
+    upper, lower = (np.asarray(film.convert("RGB")) for film in (alone, both))
+    assert np.abs(upper.astype(int) - lower[: alone.height]).mean() < 4  # a GIF has 256 colors in all
+    text = Page(report(begun)).text
+    assert "predicted by the best rival on test, flow matching with 25 steps" in text
+    assert "below, those of flow matching with 25 steps" in text
+
+
+def films(workspace):
+    """The films of the report."""
+    found = re.findall(r"data:image/gif;base64,([^\"]+)", report(workspace))
+    return [Image.open(BytesIO(base64.b64decode(film))) for film in found]
 
 
 def test_the_worst_the_median_and_the_best_forecast(begun):
