@@ -2,7 +2,6 @@
 
 import logging
 import shutil
-import signal
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig
 
 from raypipe.common.device import train_backend
+from raypipe.common.interrupts import interrupts_restored
 from raypipe.common.terminal import progress_bar
 from raypipe.distributed.capacity import check_training
 from raypipe.distributed.failures import plain_errors
@@ -56,7 +56,7 @@ def train_jobs(jobs: Sequence[Job], settings: Settings) -> None:
             checkpoint_config=CheckpointConfig(num_to_keep=KEEP_CHECKPOINTS),
         ),
     )
-    with _progress_line(left, settings), _sigint_restored(), plain_errors():
+    with _progress_line(left, settings), interrupts_restored(), plain_errors():
         result: Any = trainer.fit()
     if result.return_value is not None:
         raise DivergedError(result.return_value)
@@ -110,14 +110,3 @@ def _progress_line(jobs: Sequence[Job], settings: Settings) -> Iterator[None]:
         stopped.set()
         watcher.join()
         bar.close()
-
-
-@contextmanager
-def _sigint_restored() -> Iterator[None]:
-    """Restore the handler of Ctrl-C, which a training replaces."""
-    before = signal.getsignal(signal.SIGINT)
-    try:
-        yield
-    finally:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, before)

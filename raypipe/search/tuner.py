@@ -14,6 +14,7 @@ from ray import tune
 from ray.tune.stopper import CombinedStopper
 
 from raypipe.common.files import disk_is_full, write_json
+from raypipe.common.interrupts import interrupts_restored
 from raypipe.config import Axis, ConfigError, Experiment
 from raypipe.distributed.capacity import alive
 from raypipe.distributed.connection import scales_up
@@ -192,7 +193,8 @@ def _run_trials(
 def _fit(tuner: tune.Tuner) -> None:
     """Run the trials. At the end Tune lists them, and fails if it has stopped one that had not started."""
     try:
-        tuner.fit()
+        with interrupts_restored():
+            tuner.fit()
     except RuntimeError as error:
         if "trial_dir_name" not in str(error):
             raise

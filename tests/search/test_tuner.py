@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import signal
 import urllib.request
 from functools import partial
 
@@ -226,6 +227,11 @@ def failing(two_cpus, storage, values):
     study.ask(space)
     run_search(stage)
     return stage
+
+
+@pytest.mark.slow
+def test_after_a_search_ctrl_c_is_not_taken_for_one_to_the_search(failing):
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 @pytest.mark.slow
