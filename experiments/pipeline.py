@@ -7,6 +7,8 @@ from raypipe import cli, tune
 from raypipe.evaluation.protocol import check_protocol
 from raypipe.report import summary
 from raypipe.report.live_page import live_page
+from raypipe.report.mlflow_log import search_in_mlflow
+from raypipe.report.mlflow_store import check_tracking
 from raypipe.search import opening, pipeline, progress
 from raypipe.search.budget import Budget
 from raypipe.workspace.claims import hold
@@ -18,9 +20,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         "pipeline.py", "Search flow, denoiser, diffusion and joint, then evaluate their combinations."
     )
     args, overrides = cli.parse(parser, argv)
+    if args.mlflow:
+        check_tracking()
     source = opening.warm_start(args)
     experiment, workspace = opening.open_workspace(args, overrides, progress.is_unfinished, check=tune.start)
-    with hold(workspace, break_lock=args.break_lock), live_page(workspace):
+    with hold(workspace, break_lock=args.break_lock), live_page(workspace), search_in_mlflow(workspace, args.mlflow):
         budget, stages = Budget(experiment.search.minutes, began), experiment.search.searched
         pipeline.run_stages(
             experiment, workspace, stages, budget=budget, evaluates=True, check=check_protocol, warm_start=source,

@@ -20,6 +20,8 @@ from raypipe.distributed.jobs import ComponentJob
 from raypipe.distributed.named_run import begun, find_parents, keep_aside, plan_run
 from raypipe.distributed.prepare import prepare
 from raypipe.distributed.trainer import train_jobs
+from raypipe.report.mlflow_log import training_in_mlflow
+from raypipe.report.mlflow_store import check_tracking
 from raypipe.training.early_stopping import kept_early
 from raypipe.workspace import bucket
 from raypipe.workspace.dataset import check_dataset
@@ -46,6 +48,8 @@ def make_parser() -> cli.Parser:
     parser.add_argument("--resume", action="store_true", help="continue the interrupted run of this name")
     parser.add_argument("--wandb", action="store_true", help="also log to Weights & Biases (WANDB_MODE=offline: "
                         "without a network connection)")  # fmt: skip
+    parser.add_argument("--mlflow", action="store_true", help="also log to MLflow: to MLFLOW_TRACKING_URI, else to "
+                        "mlruns/mlflow.db in the experiment's folder; needs the extra mlflow")  # fmt: skip
     more = cli.more_flags(parser)
     more.add_argument("--component", choices=config.COMPONENTS, help="component to train (default: that of the run "
                         "name, else train.component)")  # fmt: skip
@@ -65,6 +69,8 @@ def make_parser() -> cli.Parser:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = make_parser()
     args, overrides = cli.parse(parser, argv)
+    if args.mlflow:
+        check_tracking()
     experiment = cli.experiment(args, {**_fields_from_flags(args, overrides), **overrides})
     train = experiment.train
     name = args.run_name or run_name(train.component, train.noise_std, train.loss)
@@ -93,7 +99,8 @@ def _train(args: argparse.Namespace, experiment: Experiment, workspace: Workspac
         settings = keep_aside(settings, workspace.run(train.component, name))
         parents = find_parents(experiment, workspace, args.flow, use_gpu)
         job = ComponentJob(experiment, workspace, name, parents)
-        train_jobs([job], settings)
+        with training_in_mlflow(workspace, train.component, name, settings.name, experiment, args.mlflow):
+            train_jobs([job], settings)
     last = checkpoint.read_meta(job.folder)
     terminal.say(
         f"trained {train.component} {name}: {last.step} steps, s = {train.noise_std:g}, loss {last.loss or 'denoising'}"

@@ -14,6 +14,8 @@ from raypipe.config import COMPONENTS, Component, ConfigError, Experiment, Searc
 from raypipe.distributed.capacity import check_search
 from raypipe.distributed.connection import start_ray
 from raypipe.report.live_page import live_page
+from raypipe.report.mlflow_log import search_in_mlflow
+from raypipe.report.mlflow_store import check_tracking
 from raypipe.search.budget import Budget
 from raypipe.search.opening import open_workspace, warm_start
 from raypipe.search.pipeline import run_stages
@@ -41,6 +43,9 @@ def make_parser(prog: str, text: str) -> cli.Parser:
     more.add_argument(
         "--wandb", action="store_true", help="also log every training to Weights & Biases, grouped by stage"
     )
+    more.add_argument("--mlflow", action="store_true", help="also log every training to MLflow, as a child run of "
+                        "the search: to MLFLOW_TRACKING_URI, else to mlruns/mlflow.db in the experiment's folder; "
+                        "needs the extra mlflow")  # fmt: skip
     return parser
 
 
@@ -63,6 +68,8 @@ def search(component: Component, argv: Sequence[str] | None = None, prog: str | 
     began = time.monotonic()
     args, overrides = cli.parse(stage_parser(component, prog or f"tune_{component}.py"), argv)
     field = f"search.{component}.trials"
+    if args.mlflow:
+        check_tracking()
     if args.trials is not None:
         if field in overrides:
             raise ConfigError(f"--trials: sets the same field as --{field}; give only one of them")
@@ -86,7 +93,7 @@ def search(component: Component, argv: Sequence[str] | None = None, prog: str | 
     experiment, workspace = open_workspace(
         args, overrides, unfinished, ready if earlier else None, check=check, extend="--trials"
     )
-    with hold(workspace, break_lock=args.break_lock), live_page(workspace):
+    with hold(workspace, break_lock=args.break_lock), live_page(workspace), search_in_mlflow(workspace, args.mlflow):
         budget, stages = Budget(experiment.search.minutes, began), [*earlier, component]
         run_stages(experiment, workspace, stages, budget=budget, warm_start=source, wandb=args.wandb)
     if (line := budget.overrun()) is not None:

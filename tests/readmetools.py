@@ -35,7 +35,7 @@ SHORT = TINY | {
 }
 APPENDED = {
     "make demo": [],  # takes its flags by the variable DEMO_FLAGS
-    "python experiments/pipeline.py --resume": ["--wandb"],
+    "python experiments/pipeline.py --resume": ["--wandb", "--mlflow"],
     "python experiments/tune_flow.py": flags({k: v for k, v in SHORT.items() if k != "search.flow.trials"}),
     "python -m raypipe.train": flags(SHORT),
     "python experiments/pipeline.py --dataset.root": flags(
@@ -79,7 +79,7 @@ class User:
         if command == "make demo":
             # The environment that runs the tests stands for .venv, and make takes it for up to date.
             venv = Path(sys.executable).parents[1]
-            small = "DEMO_FLAGS=" + " ".join(map(quote, ["--wandb", *flags(DEMO)]))
+            small = "DEMO_FLAGS=" + " ".join(map(quote, ["--wandb", "--mlflow", *flags(DEMO)]))
             make = ["make", f"VENV={venv}", f"--old-file={venv}/installed", small, "demo"]
             return ["-c", f"import os; os.execvp('make', {make!r})"]
         beginning = max((known for known in APPENDED if command.startswith(known)), key=len, default=None)

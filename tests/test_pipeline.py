@@ -17,7 +17,7 @@ from raypipe.search.finalists import read_finalists
 from raypipe.search.first_points import default_point
 from raypipe.training.monitor import log_folder, read_metrics
 from raypipe.workspace.layout import Workspace
-from tests import raytools
+from tests import mlflowtools, raytools
 from tests.raytools import TINY, flags, outcome, tiny
 from tests.readmetools import DEMO
 from tests.videotools import read_video
@@ -159,6 +159,20 @@ def test_wandb_has_the_training_of_the_autoencoder(workspace):
     (run,) = read_runs(workspace.autoencoder)
     assert (run.name, run.group, run.settings["width"]) == ("autoencoder", "demo/autoencoder", 8)
     assert run.loss
+
+
+def test_mlflow_has_every_training_below_the_one_run_of_the_search_that_was_interrupted_and_resumed(workspace, trials):
+    """Without MLFLOW_TRACKING_URI: in the folder of the experiment."""
+    runs = mlflowtools.read_runs(f"sqlite:///{workspace.folder / 'mlruns' / 'mlflow.db'}")
+    assert set(runs) == {"demo", "autoencoder", *(row["trial"] for row in trials)}
+    assert (runs["demo"].parent, runs["demo"].status) == (None, "FINISHED")
+    for row in records.last_rows(trials):
+        run, folder = runs[row["trial"]], workspace.run(row["stage"], row["trial"])
+        assert (run.parent, run.status) == ("demo", "KILLED" if row["status"] == "stopped" else "FINISHED")
+        assert run.metrics["loss"] == [(logged["step"], logged["loss"]) for logged in read_metrics(folder)]
+        scored = [(rung["step"], rung["objective"]) for rung in trials if rung["trial"] == row["trial"]]
+        assert (run.metrics["objective"], run.metrics["final_objective"]) == (sorted(scored), [max(scored)])
+        assert row["refit"] or run.params == {name: str(value) for name, value in json.loads(row["values"]).items()}
 
 
 def test_the_test_split_is_touched_by_the_chosen_the_four_baselines_and_the_reconstruction_alone(combinations):

@@ -31,7 +31,7 @@ from raypipe.training.loop import DivergedError
 from raypipe.training.monitor import read_metrics
 from raypipe.workspace.layout import Workspace
 from raypipe.workspace.run_names import RunName, parse_run_name, run_name
-from tests import raytools
+from tests import mlflowtools, raytools
 from tests.raytools import TINY, difference, flags, outcome, same_weights, started, tiny, wait_for
 
 pytestmark = pytest.mark.cluster
@@ -446,7 +446,8 @@ def test_ctrl_c_leaves_a_run_that_resume_takes_to_the_same_end(
     cluster, storage, values, long_reference, tmp_path, capfd
 ):
     folder = Workspace(storage, "interrupted").run("flow", "f-01-nll")
-    argv = ["-m", "raypipe.train", "--name", "interrupted", "--run-name", "f-01-nll", "--wandb", *flags(values | LONG)]
+    argv = ["-m", "raypipe.train", "--name", "interrupted", "--run-name", "f-01-nll", *flags(values | LONG)]
+    argv += ["--wandb", "--mlflow"]
     there = {"RAY_ADDRESS": cluster.address}
     with started(tmp_path / "first", argv, storage, **there) as process:
         wait_for(lambda: process.popen.poll() is not None or len(read_metrics(folder)) >= 8, 240)
@@ -468,4 +469,7 @@ def test_ctrl_c_leaves_a_run_that_resume_takes_to_the_same_end(
     log = folder.with_name("f-01-nll.log")
     assert list(log.glob("events.out.tfevents.*"))
     assert len(list(log.glob("wandb/offline-run-*/run-*.wandb"))) == 2  # one of each process
+    (run,) = mlflowtools.read_runs(f"sqlite:///{storage / 'interrupted' / 'mlruns' / 'mlflow.db'}").values()
+    assert (run.name, run.status) == ("interrupted/f-01-nll", "FINISHED")
+    assert run.metrics["loss"] == [(row["step"], row["loss"]) for row in read_metrics(folder)]
     raytools.check_files(storage / "interrupted")
