@@ -1,5 +1,6 @@
 """Training one component: run names, refusals, and what Ray Train must not change about the result."""
 
+import itertools
 import os
 import re
 import shutil
@@ -17,6 +18,7 @@ import ray.cloudpickle
 from hypothesis import given
 from hypothesis import strategies as st
 from ray.cluster_utils import Cluster
+from ray.util.metrics import Gauge
 
 from raypipe import checkpoint, config, train
 from raypipe.config import ConfigError
@@ -142,10 +144,18 @@ def settings(workspace, name, **more):
 
 
 @pytest.fixture(scope="module")
-def reference(workspace, values):
+def speeds():
+    """What the gauge of the steps per second was set to while the reference was trained, with its tags."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def reference(workspace, values, speeds):
     """Three jobs, one after the other, on one worker that nobody disturbs."""
     jobs = make_jobs(workspace, values, "reference")
-    train_jobs([*jobs, long_job(workspace, values)], settings(workspace, "reference"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Gauge, "set", lambda gauge, value, tags=None: speeds.append((gauge.info, value)))
+        train_jobs([*jobs, long_job(workspace, values)], settings(workspace, "reference", show_progress=True))
     return jobs
 
 
@@ -175,6 +185,15 @@ def test_jobs_are_trained_to_their_end_and_finished_ones_are_skipped(workspace, 
     train_jobs(reference, settings(workspace, "reference"))
     assert time.monotonic() - began < 3  # no workers were started
     assert [(job.folder / "model.safetensors").stat().st_mtime_ns for job in reference] == written
+
+
+@pytest.mark.slow
+def test_a_training_tells_its_speed_to_ray_metrics_until_it_ends(workspace, values, reference, speeds):
+    mine = [value for info, value in speeds if info["name"] == "raypipe_steps_per_second"]
+    assert all(info["default_tags"] == {"experiment": "reference", "stage": "flow"} for info, _ in speeds)
+    rows = itertools.pairwise(read_metrics(long_job(workspace, values).folder))
+    seen = {(after["step"] - before["step"]) / after["seconds"] for before, after in rows}
+    assert any(value in seen for value in mine) and mine[-1] == 0.0
 
 
 @pytest.mark.slow

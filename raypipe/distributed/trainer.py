@@ -15,12 +15,13 @@ from raypipe.common.interrupts import interrupts_restored
 from raypipe.common.terminal import progress_bar
 from raypipe.distributed.capacity import check_training
 from raypipe.distributed.failures import plain_errors
+from raypipe.distributed.gauges import speed_gauge
 from raypipe.distributed.ray_internals import LeanTorchTrainer
 from raypipe.distributed.training_job import Job, Settings, finished
 from raypipe.distributed.waiting import Waiting, waiting_for
 from raypipe.distributed.worker import work
 from raypipe.training.loop import DivergedError
-from raypipe.training.monitor import read_metrics
+from raypipe.training.monitor import read_metrics, steps_per_second
 
 logger = logging.getLogger(__name__)
 
@@ -76,6 +77,8 @@ def _workers(settings: Settings) -> str:
 def _progress_line(jobs: Sequence[Job], settings: Settings) -> Iterator[None]:
     """Show progress over the steps of all jobs, read from the metrics files that the workers write."""
     stopped = threading.Event()
+    gauge = speed_gauge(*jobs[0].label.group.rsplit("/", 1)) if settings.show_progress else None
+    earlier = {job.folder: read_metrics(job.folder)[-1:] for job in jobs}
     bar = progress_bar("train", sum(job.steps for job in jobs), "step", disable=not settings.show_progress)
     waiting = Waiting(lambda: waiting_for(_workers(settings), _resources(settings)))
 
@@ -86,10 +89,13 @@ def _progress_line(jobs: Sequence[Job], settings: Settings) -> Iterator[None]:
                 waiting.look(bar.n)
 
     def update() -> None:
-        done, latest = 0, None
+        done, latest, speed = 0, None, 0.0
         for job in jobs:
-            last = read_metrics(job.folder)[-1:]
+            rows = read_metrics(job.folder)
+            last = rows[-1:]
             ended = finished(job)  # perhaps before its last step
+            if not ended and last != earlier[job.folder]:
+                speed += steps_per_second(rows)
             done += job.steps if ended else last[0]["step"] if last else 0
             if last and (latest is None or not ended):
                 latest = (job.folder.name, last[0])
@@ -98,6 +104,8 @@ def _progress_line(jobs: Sequence[Job], settings: Settings) -> Iterator[None]:
             bar.set_description_str(f"train {name}", refresh=False)
             bar.set_postfix_str(f"loss {row['loss']:.4g}, {row['windows_per_second']:.0f} windows/s", refresh=False)
         bar.update(done - bar.n)
+        if gauge is not None:
+            gauge.set(speed)
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
@@ -109,4 +117,6 @@ def _progress_line(jobs: Sequence[Job], settings: Settings) -> Iterator[None]:
     finally:
         stopped.set()
         watcher.join()
+        if gauge is not None:
+            gauge.set(0.0)
         bar.close()

@@ -17,7 +17,7 @@ from raypipe.search.gauges import Gauges
 from raypipe.search.live import SHOWN, Live, Running
 from raypipe.search.searcher import EndedTrial
 from raypipe.search.stage import Stage
-from raypipe.training.monitor import read_metrics
+from raypipe.training.monitor import read_metrics, steps_per_second
 
 
 class TrialLog(tune.Callback):
@@ -78,7 +78,7 @@ class TrialLog(tune.Callback):
         if self._live.terminal:
             self._live.show([self._running(trial) for trial in running])
         assert self._gauges is not None
-        self._gauges.show(self._rows, len(running))
+        self._gauges.show(self._rows, len(running), sum(map(self._speed, running)))
         self._trials = running or [trial for trial in trials if trial.status == "PENDING"]
         self._waiting.look((self.ended, self.busy))
 
@@ -94,6 +94,9 @@ class TrialLog(tune.Callback):
         shown = [self._running(trial) for trial in self._trials[:SHOWN] if trial.status == "RUNNING"]
         steps = ", ".join(f"{run.trial} at step {run.step} of {run.steps}" for run in shown)
         return waiting_for(what, each) + (f"; {steps}" if steps else "")
+
+    def _speed(self, trial: Any) -> float:
+        return steps_per_second(read_metrics(self._stage.workspace.run(self._stage.component, trial.config["trial"])))
 
     def _running(self, trial: Any) -> Running:
         stage, name = self._stage, trial.config["trial"]

@@ -142,6 +142,15 @@ def training_seconds(folders: Sequence[Path]) -> float | None:
     return sum(float(row["seconds"]) for rows in logged for row in rows)
 
 
+def steps_per_second(rows: Sequence[Mapping[str, Any]]) -> float:
+    """Speed of a training at the last of its rows of metrics.jsonl; 0 without a row, or if it does not tell it."""
+    last, before = rows[-1:], rows[-2:-1]
+    if not last or not last[0].get("seconds"):
+        return 0.0
+    steps: int = last[0]["step"] - (before[0]["step"] if before else 0)
+    return steps / float(last[0]["seconds"])
+
+
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """The rows of metrics.jsonl; an incomplete last line is ignored."""
     path = log_folder(folder) / METRICS

@@ -1,17 +1,20 @@
 """What a search shows on a terminal, and in a log file."""
 
 import io
+import json
 import sys
 from types import SimpleNamespace
 
 import pytest
 import ray
+from ray.util.metrics import Gauge
 
 from raypipe.config import Experiment
 from raypipe.search import records
 from raypipe.search.live import Live, Running
 from raypipe.search.stage import Stage
 from raypipe.search.trial_log import TrialLog
+from raypipe.training.monitor import METRICS, log_folder
 from raypipe.workspace.layout import Workspace
 
 
@@ -62,6 +65,24 @@ def test_the_line_says_the_best_and_how_many_failed(tmp_path, monkeypatch):
     log.close()
     assert "4/8" in sys.stderr.getvalue()
     assert "best 0.600 (flow-01: s 0.1 mse), 2 failed" in sys.stderr.getvalue()
+
+
+def test_the_speed_that_is_shown_is_that_of_the_running_trials_together(tmp_path, monkeypatch):
+    shown = []
+    monkeypatch.setattr(Gauge, "set", lambda gauge, value, tags=None: shown.append((gauge.info, value)))
+    place = Workspace(tmp_path, "demo")
+    trials = []
+    for name, status, step in (("flow-00", "RUNNING", 20), ("flow-01", "RUNNING", 6), ("flow-02", "PAUSED", 50)):
+        path = log_folder(place.run("flow", name)) / METRICS
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps({"step": step, "loss": 0.5, "seconds": 4.0}) + "\n")
+        trials.append(SimpleNamespace(status=status, config={"trial": name, "values": {}}, last_result={}))
+    log = TrialLog(Stage(Experiment(), place, "flow"), 8, 0)
+    log.setup()
+    log.on_step_end(0, trials)
+    log.close()
+    speeds = [(info["default_tags"], value) for info, value in shown if info["name"] == "raypipe_steps_per_second"]
+    assert speeds == [({"experiment": "demo", "stage": "flow"}, 6.5), ({"experiment": "demo", "stage": "flow"}, 0.0)]
 
 
 @pytest.mark.parametrize("status", ["PENDING", "RUNNING"])

@@ -26,6 +26,7 @@ from raypipe.search import finalists, records
 from raypipe.search.changes import adapt_study
 from raypipe.search.finalists import read_finalists
 from raypipe.search.first_points import default_point
+from raypipe.search.gauges import Gauges
 from raypipe.search.space import decode, distribution
 from raypipe.search.stage import Stage
 from raypipe.search.study import known_trials
@@ -266,19 +267,26 @@ def test_optuna_dashboard_and_tensorboard_have_what_a_trial_was_and_cost(failing
 
 
 @pytest.mark.slow
-def test_ray_metrics_have_the_best_score_and_the_trials_by_state(failing):
+def test_ray_metrics_have_the_best_score_the_trials_by_state_and_the_speed(failing):
     """The agent of a node, which Prometheus asks, hears of them within some ten seconds."""
+    Gauges("fast", "flow").show([], 2, 12.5)  # as while trials run
     address = f"http://127.0.0.1:{ray.nodes()[0]['MetricsExportPort']}/metrics"
 
     def shown():
         with urllib.request.urlopen(address, timeout=10) as answer:
             lines = answer.read().decode().splitlines()
+        speeds = {
+            re.search('experiment="(.*?)"', line)[1]: float(line.split()[-1])
+            for line in lines
+            if "raypipe_steps_per_second{" in line and 'stage="flow"' in line
+        }
         found = [line for line in lines if "raypipe_" in line and 'experiment="failing"' in line]
         states = {
             re.search('[{,]state="(.*?)"', line)[1]: float(line.split()[-1]) for line in found if "_trials" in line
         }
         best = [float(line.split()[-1]) for line in found if "_best_" in line]
-        return best and states == {"running": 0, "finished": 1, "stopped": 0, "failed": 1} and best[0]
+        fast = (speeds.get("failing"), speeds.get("fast")) == (0.0, 12.5)
+        return fast and best and states == {"running": 0, "finished": 1, "stopped": 0, "failed": 1} and best[0]
 
     rows = records.read_rows(failing.workspace.trials)
     assert wait_for(shown, 60) == pytest.approx(min(row["objective"] for row in rows if row["objective"] is not None))

@@ -9,7 +9,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import metadata
 
-from raypipe.training.monitor import METRICS, Label, Monitor, log_folder, read_metrics
+from raypipe.training.monitor import METRICS, Label, Monitor, log_folder, read_metrics, steps_per_second
 from tests.wandbtools import Run, read_runs
 
 
@@ -80,6 +80,12 @@ def test_a_torn_last_line_is_ignored(folder):
     assert all(json.loads(line) for line in path.read_text().splitlines())
     path.write_text("")
     assert steps(folder) == []
+
+
+def test_the_speed_is_that_between_the_last_two_rows():
+    rows = [{"step": 10, "seconds": 4.0}, {"step": 30, "seconds": 5.0}]
+    assert [steps_per_second(rows[:count]) for count in range(3)] == [0.0, 2.5, 4.0]
+    assert steps_per_second([{"step": 10, "loss": 1.0}]) == 0.0  # as an earlier version logged it
 
 
 def test_tensorboard_reads_the_same(folder):
