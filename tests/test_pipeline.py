@@ -4,6 +4,7 @@ import json
 from types import SimpleNamespace
 
 import numpy as np
+import optuna
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -15,6 +16,8 @@ from raypipe.config import LOSSES, REFERENCE_COMPONENTS, ConfigError
 from raypipe.search import opening, progress, records
 from raypipe.search.finalists import read_finalists
 from raypipe.search.first_points import default_point
+from raypipe.search.optuna_internals import artifacts
+from raypipe.search.study import read_only, trial_name
 from raypipe.training.monitor import log_folder, read_metrics
 from raypipe.workspace.layout import Workspace
 from tests import mlflowtools, raytools
@@ -256,8 +259,26 @@ def test_the_report_names_the_chosen_trials(workspace, combinations):
     assert f"{chosen['crps_ratio']:.3f}" in page
 
 
+def films(workspace):
+    """The artifacts of each trial in the studies of the search, and those that have a file."""
+    storage = read_only(workspace.study)
+    studies = [optuna.load_study(study_name=component, storage=storage) for component in REFERENCE_COMPONENTS]
+    trials = [(study, trial) for study in studies for trial in study.get_trials()]
+    found = {trial_name(study.study_name, trial.number): artifacts(study, trial) for study, trial in trials}
+    return found, {path.name for path in workspace.artifacts.iterdir() if path.read_bytes()[:6] == b"GIF89a"}
+
+
+def test_each_finalist_has_a_film_in_the_study(workspace, combinations):
+    rows = [row for row in combinations if row["split"] == "validation" and row["baseline"] is None]
+    finalists = {row[component] for row in rows for component in REFERENCE_COMPONENTS}
+    found, files = films(workspace)
+    assert {name for name, keys in found.items() if keys} == finalists & found.keys() and files
+    assert all(len(keys) <= 1 for keys in found.values()) and set().union(*found.values()) == files
+
+
 def test_evaluating_again_keeps_what_is_scored(two_cpus, workspace, combinations, capfd):
-    """A row that was scored anew would show in its seconds_per_frame."""
+    """A row that was scored anew would show in its seconds_per_frame; a film takes the place of the earlier one."""
+    filmed = films(workspace)
     protocol = (workspace.evaluation / "protocol.json").read_bytes()
     clips = {name: len({w["clip"] for w in windows}) for name, windows in json.loads(protocol)["windows"].items()}
     assert outcome(evaluate.main, evaluate.PROG, ["--storage", workspace.storage]) == 0
@@ -270,6 +291,7 @@ def test_evaluating_again_keeps_what_is_scored(two_cpus, workspace, combinations
     ]
     assert f"evaluating {workspace.folder}" in out
     assert "score on" not in err and "decode on" not in err
+    assert films(workspace) == filmed
 
 
 def test_an_extension_that_could_not_be_evaluated_is_refused_before_it_searches(two_cpus, workspace, capfd):

@@ -1,10 +1,15 @@
 """The predictor that a combination makes."""
 
+import torch
+from torch import nn
+
 from raypipe import checkpoint
+from raypipe.config import Component
 from raypipe.evaluation.combinations import Combination
 from raypipe.forecast.decoding import PLAIN
-from raypipe.forecast.manifest import CONSTANT, JOINT, Manifest
+from raypipe.forecast.manifest import CONSTANT, Manifest
 from raypipe.forecast.predictor import Predictor
+from raypipe.sde.dynamics import ConstantDiffusion
 from raypipe.workspace.dataset import ExperimentData, dataset_preprocessing
 
 
@@ -32,9 +37,21 @@ def predictor_manifest(data: ExperimentData, combination: Combination) -> Manife
     )
 
 
-def joint_predictor(data: ExperimentData, combination: Combination) -> Predictor:
-    """The predictor of a combination whose flow is a joint network or a rival's, with the models of the search."""
-    assert combination.diffusion == JOINT
-    flow, *more = (checkpoint.load_component(data.workspace.run(*model)) for model in combination.models)
-    autoencoder = checkpoint.load_autoencoder(data.workspace.autoencoder)
-    return Predictor(predictor_manifest(data, combination), autoencoder, flow, more_flows=more)
+def combination_predictor(data: ExperimentData, combination: Combination) -> Predictor:
+    """The predictor of a combination whose beta is fitted, with the models of the search."""
+    manifest = predictor_manifest(data, combination)
+
+    def load(component: Component, name: str | None) -> nn.Module | None:
+        return None if name is None else checkpoint.load_component(data.workspace.run(component, name))
+
+    flows = [load(combination.flow_component, name) for name in (combination.flow_model, *combination.more_models)]
+    first, *more = (flow for flow in flows if flow is not None)
+    constant, diffusion = manifest.constant_std, load("diffusion", combination.diffusion_model)
+    return Predictor(
+        manifest,
+        checkpoint.load_autoencoder(data.workspace.autoencoder),
+        first,
+        load("denoiser", combination.denoiser_model),
+        diffusion if constant is None else ConstantDiffusion(torch.tensor(constant)),
+        more_flows=more,
+    )

@@ -25,6 +25,7 @@ from raypipe.evaluation.combinations import (
     combinations,
     default_combination,
 )
+from raypipe.evaluation.films import keep_films
 from raypipe.evaluation.perceptual.scores import RealClips, read_real_clips
 from raypipe.evaluation.predictor import predictor_manifest
 from raypipe.evaluation.protocol import keep_protocol
@@ -98,6 +99,7 @@ def run_evaluation(experiment: Experiment, workspace: Workspace, top_k: int) -> 
         persistence,
         replace(nothing, baseline="reconstruction", decoding=chosen.decoding),
     ]
+    keep_films(data, [table.fitted("val", c) for c in ranked])
     last_frame_won = loses(asdict(table.row("val", chosen)))
     if "test" not in data.splits:
         keep_best(data, chosen, last_frame_won)

@@ -10,7 +10,7 @@ import torch
 from raypipe.common.files import atomic_path
 from raypipe.data.frames import to_float, to_uint8
 from raypipe.evaluation.combinations import Combination, HeldOutSplit
-from raypipe.evaluation.predictor import joint_predictor
+from raypipe.evaluation.predictor import combination_predictor
 from raypipe.forecast.predictor import Predictor, load_predictor
 from raypipe.forecast.windows import read_window, window_starts
 from raypipe.metrics.ensemble import Score
@@ -35,7 +35,7 @@ def save_samples(data: ExperimentData, score: Score | None, rival: Combination |
     predictor, lengths = load_predictor(data.workspace.best), data.frames("test").lengths
     folder = data.workspace.folder / "samples"
     drawn = zip(*window_starts(lengths, experiment, SAMPLES, evaluation.seed), strict=True)
-    other = None if rival is None else joint_predictor(data, rival)
+    other = None if rival is None else combination_predictor(data, rival)
     for number, (clip, start) in enumerate(drawn):
         made = _forecast(data, predictor, clip, start)
         if rival is not None and other is not None:
@@ -55,11 +55,14 @@ def save_samples(data: ExperimentData, score: Score | None, rival: Combination |
         _save(folder / "cases" / f"{name}.npz", _forecast(data, predictor, clip, start, window) | about)
 
 
-def forecast_first(data: ExperimentData, split: HeldOutSplit) -> dict[str, Any]:
-    """The true and the predicted frames of a random window of a split, by the predictor in `best/`, see `_forecast`."""
+def forecast_first(data: ExperimentData, split: HeldOutSplit, predictor: Predictor | None = None) -> dict[str, Any]:
+    """The true and the predicted frames of a random window of a split, see `_forecast`.
+
+    predictor: None for the one in `best/`.
+    """
     experiment = data.experiment
     (clip,), (start,) = window_starts(data.frames(split).lengths, experiment, 1, experiment.evaluation.seed)
-    return _forecast(data, load_predictor(data.workspace.best), clip, start, split=split)
+    return _forecast(data, predictor or load_predictor(data.workspace.best), clip, start, split=split)
 
 
 def _forecast(

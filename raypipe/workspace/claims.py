@@ -97,10 +97,28 @@ def locked(path: Path, busy: str) -> Iterator[None]:
         owner = path.read_text().strip() if path.is_file() else ""
         raise ConfigError(f"{path.parent}: {owner or 'another process'} {busy}") from None
     try:
-        path.write_text(f"process {os.getpid()} on {socket.gethostname()}\n")
+        path.write_text(_this_process())
         yield
     finally:
         lock.release()
+
+
+@contextmanager
+def alone(workspace: Workspace) -> Iterator[None]:
+    """Lock an experiment for the duration of a `with` block, unless this process has locked it.
+
+    Raises ConfigError if another process has.
+    """
+    path = workspace.folder / LOCK
+    if is_locked(path) and path.read_text() == _this_process():
+        yield
+        return
+    with locked(path, "is running this search; wait until it ends"):
+        yield
+
+
+def _this_process() -> str:
+    return f"process {os.getpid()} on {socket.gethostname()}\n"
 
 
 def is_experiment(folder: Path) -> bool:

@@ -32,6 +32,11 @@ class Workspace:
         return self.folder / "study.log"
 
     @property
+    def artifacts(self) -> Path:
+        """Folder of the artifacts of the Optuna studies."""
+        return self.folder / "artifacts"
+
+    @property
     def trials(self) -> Path:
         return self.folder / "trials.parquet"
 

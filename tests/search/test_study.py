@@ -13,6 +13,7 @@ import optuna
 from optuna.distributions import FloatDistribution
 from optuna.trial import TrialState
 
+from raypipe.search.artifacts import store_artifacts
 from raypipe.search.study import (
     OTHER_AXES,
     REASON,
@@ -24,6 +25,7 @@ from raypipe.search.study import (
     open_storage,
     rung_scores,
 )
+from raypipe.workspace.layout import Workspace
 from tests.raytools import wait_for
 
 SPACE = {"x": FloatDistribution(0, 1)}
@@ -75,7 +77,8 @@ def dashboard(path: Path) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [Path(sys.executable).with_name("optuna-dashboard"), path, "--host", "127.0.0.1", "--port", str(port)]
+    command = [Path(sys.executable).with_name("optuna-dashboard"), path, "--artifact-dir", path.with_name("artifacts")]
+    command += ["--host", "127.0.0.1", "--port", str(port)]
     log = path.with_name("dashboard.log")
     with log.open("wb") as out:
         process = subprocess.Popen(command, stdout=out, stderr=out)
@@ -106,10 +109,17 @@ def test_optuna_dashboard_opens_the_journal(tmp_path):
     study.tell(trials[1], 0.4)
     drop_running(study, study.get_trials(deepcopy=False)[2:], "the loss is nan")
     optuna.create_study(study_name="denoiser", storage=open_storage(path))
+    (tmp_path / "forecast.gif").write_bytes(b"GIF89a of flow-01")
+    store_artifacts(Workspace(tmp_path.parent, tmp_path.name), {("flow", "flow-01"): tmp_path / "forecast.gif"})
     whole = path.read_bytes()
     with dashboard(path) as address:
         studies = {found["study_name"]: found for found in get(address)["study_summaries"]}
         shown = get(f"{address}/{studies['flow']['study_id']}")
+        (film,) = shown["trials"][1]["artifacts"]
+        place = f"artifacts/{studies['flow']['study_id']}/{shown['trials'][1]['trial_id']}/{film['artifact_id']}"
+        with urlopen(address.replace("api/studies", place), timeout=20) as answer:
+            assert (answer.headers["Content-Type"], answer.read()) == ("image/gif", b"GIF89a of flow-01")
+    assert film["filename"] == "forecast.gif" and shown["trials"][0]["artifacts"] == []
     assert sorted(studies) == ["denoiser", "flow"]
     assert studies["flow"]["directions"] == ["minimize"]
     assert [trial["state"] for trial in shown["trials"]] == ["Complete", "Complete", "Fail"]
