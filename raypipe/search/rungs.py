@@ -1,7 +1,7 @@
 """The rungs of a stage: the numbers of training steps at which its trials are scored and compared."""
 
 from raypipe.config import SCORES, Component, Experiment
-from raypipe.search.schedulers import spaced
+from raypipe.search.schedulers import passing, spaced
 
 
 def stage_rungs(experiment: Experiment, component: Component) -> list[int]:
@@ -19,3 +19,17 @@ def stage_rungs(experiment: Experiment, component: Component) -> list[int]:
     share = experiment.train.score_share if axis is None else min(axis.choices or [axis.low])
     velocity_steps = (1 - share) * stage.steps
     return [rung for rung in rungs if rung >= 2 * velocity_steps] or rungs[-1:]
+
+
+def mean_trial(experiment: Experiment, component: Component, trials: int) -> tuple[float, float]:
+    """Training steps and scores of a trial, in the mean over `trials` of them, of which a scheduler stops some.
+
+    If the scores of trials do not depend on when they run. Later ones are better where the sampler has learned: then a
+    scheduler stops fewer.
+    """
+    rungs = stage_rungs(experiment, component)
+    left, before, steps, scores = float(trials), 0, 0.0, 0.0
+    for rung in rungs:
+        steps, scores, before = steps + left * (rung - before), scores + left, rung
+        left *= passing(experiment.search, max(1, round(left)))
+    return (steps / trials, scores / trials) if trials else (0.0, 0.0)

@@ -1,32 +1,50 @@
 """How many training steps and scores a search still needs, for `budget.Budget`. Estimates, from the config alone."""
 
+import math
+
 from raypipe.config import REFERENCE_COMPONENTS, Component, Experiment
 from raypipe.search.budget import StageWork, Work
 
-START_UP = 15.0
-"""Seconds of a worker group under Ray Train beyond its training steps, about as measured on two CPUs."""
+PROCESS = 5.0
+"""Seconds until a process of Ray trains or scores, about as measured on two CPUs."""
+GROUP = 2 * PROCESS
+"""Seconds of a worker group under Ray Train beyond its training steps."""
+START_UP = GROUP + PROCESS
+"""Seconds of the retraining of finalists beyond its training steps and scores."""
 RIVAL_STEPS = (1, 2, 4, 8, 25)
 """Integration steps per frame, and so network evaluations, at which rivals are scored."""
 
 
-def stage_work(experiment: Experiment, component: Component, trials: int, places: int) -> StageWork:
-    """What is left of a stage. trials: number of trials that have not ended. places: what runs concurrently."""
-    from raypipe.search.rungs import stage_rungs  # imports ray, for which a reader of the tables must not wait
+def stage_work(
+    experiment: Experiment, component: Component, trials: int, places: int, workers: int | None = None
+) -> StageWork:
+    """What is left of a stage. trials: number of trials that have not ended. places, workers: see `refit_work`."""
+    from raypipe.search.rungs import (
+        mean_trial,
+        stage_rungs,
+    )  # imports ray, for which a reader of the tables must not wait
 
-    stage = experiment.search.stages[component]
-    at_once = max(1, min(places, trials))
-    rungs = len(stage_rungs(experiment, component))
-    return StageWork(
-        Work(trials * stage.steps / at_once, trials * rungs / at_once), refit_work(experiment, component, places)
-    )
+    steps, scores = mean_trial(experiment, component, trials)
+    rounds, rungs = math.ceil(trials / max(1, min(places, trials))), stage_rungs(experiment, component)
+    work = Work()
+    if trials:  # one of them is never stopped, and the stage lasts as long
+        work = Work(max(rounds * steps, rungs[-1]), max(rounds * scores, len(rungs)), PROCESS)
+    return StageWork(work, refit_work(experiment, component, places, workers))
 
 
-def refit_work(experiment: Experiment, component: Component, places: int) -> Work:
-    """The retraining of the finalists of a stage. places: what runs concurrently."""
+def refit_work(experiment: Experiment, component: Component, places: int, workers: int | None = None) -> Work:
+    """The retraining of the finalists of a stage.
+
+    places: number of concurrent trials and scores. workers: number of training workers for which the cluster has room;
+    None: as many as `places`. If there are as many trainings, each worker trains its own, else some train all together.
+    """
     jobs = refit_jobs(experiment, component)
-    together = max(1, min(places, jobs))
+    workers = max(1, places if workers is None else workers)
+    together = min(experiment.train.num_workers, workers)
+    rounds = math.ceil(jobs / workers) if jobs >= workers else jobs / together
     steps = experiment.search.stages[component].refit_steps
-    return Work(jobs * steps / together, jobs / together, START_UP)
+    scored = jobs + (component == "denoiser")  # "no denoiser" is scored too
+    return Work(rounds * steps, math.ceil(scored / max(1, places)), START_UP if jobs else 0.0)
 
 
 def refit_jobs(experiment: Experiment, component: Component) -> int:
@@ -48,8 +66,23 @@ def _finalists(experiment: Experiment, component: Component) -> int:
 
 
 def evaluation_work(experiment: Experiment, places: int) -> Work:
-    """The training of the rivals, and the scores of the evaluation: all combinations on validation, then the best of
-    them, and five on test, decoded; the rivals on both.
+    """The training of the rivals, and the scores of the evaluation."""
+    rivals = rival_work(experiment, places)
+    return Work(rivals.steps, evaluation_scores(experiment) / max(1, places), rivals.fixed)
+
+
+def rival_work(experiment: Experiment, places: int) -> Work:
+    """The training of the rivals."""
+    search, rivals = experiment.search, len(experiment.rivals)
+    seeds = search.finalist_seeds if experiment.evaluation.models == "all" else 1
+    stages: tuple[Component, ...] = ("joint",) if "joint" in search.searched else ("flow", "diffusion")
+    steps = seeds * sum(search.stages[stage].refit_steps for stage in stages)
+    return Work(rivals * steps / max(1, min(places, seeds)), 0.0, rivals * START_UP)
+
+
+def evaluation_scores(experiment: Experiment) -> float:
+    """Number of scores of the evaluation: all combinations on validation, then the best of them, and five on test,
+    decoded; the rivals on both.
 
     A decoded score counts as two, and one of a rival as much as it has network evaluations.
     """
@@ -61,12 +94,5 @@ def evaluation_work(experiment: Experiment, places: int) -> Work:
     if "joint" in search.searched:
         found += k * denoised * settings * (2 if evaluation.models == "all" else 1)
     decoded = evaluation.finalists + 1 + len(REFERENCE_COMPONENTS) + 2
-    rivals, seeds = len(experiment.rivals), search.finalist_seeds if evaluation.models == "all" else 1
-    found += 2 * rivals * (sum(RIVAL_STEPS) + len(RIVAL_STEPS))
-    stages: tuple[Component, ...] = ("joint",) if "joint" in search.searched else ("flow", "diffusion")
-    steps = seeds * sum(search.stages[stage].refit_steps for stage in stages)
-    return Work(
-        rivals * steps / max(1, min(places, seeds)),
-        (found + len(evaluation.steps) + 2 * decoded) / max(1, places),
-        rivals * START_UP,
-    )
+    found += 2 * len(experiment.rivals) * (sum(RIVAL_STEPS) + len(RIVAL_STEPS))
+    return found + len(evaluation.steps) + 2 * decoded

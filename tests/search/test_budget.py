@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raypipe.search.budget import UNMEASURED, Budget, Pace, StageWork, Work, divide
-from raypipe.search.workload import START_UP, evaluation_work, stage_work
+from raypipe.search.workload import PROCESS, START_UP, evaluation_work, stage_work
 from tests.raytools import tiny
 
 SECONDS = st.floats(0.1, 1e4)
@@ -94,8 +94,14 @@ def test_an_overrun_is_said_with_what_the_search_needs_at_least():
 
 
 def test_the_work_of_a_stage_is_that_of_its_trials_and_refits():
-    experiment = tiny()  # three trials of 18 steps with two rungs; two losses, the default, and two seeds
-    assert stage_work(experiment, "flow", 3, 2) == StageWork(Work(27, 3), Work(3 * 2 * 24 / 2, 3, START_UP))
+    """Three trials of 18 steps with rungs at 6 and 18; two losses, the default, and two seeds."""
+    experiment = tiny(**{"search.scheduler": "none"})
+    trials, refits = Work(2 * 18, 2 * 2, PROCESS), Work(3 * 2 * 24 / 2, 3, START_UP)
+    assert stage_work(experiment, "flow", 3, 2) == StageWork(trials, refits)  # the third trial runs alone
+    assert stage_work(experiment, "flow", 3, 2, workers=8).refits.steps == 6 * 24  # by one worker, one after another
+    halving = tiny(**{"search.scheduler": "halving"})
+    assert stage_work(halving, "flow", 6, 2).trials == Work(pytest.approx(3 * (6 + 12 / 3)), pytest.approx(4), PROCESS)
+    assert stage_work(halving, "flow", 3, 3).trials == Work(18, 2, PROCESS)  # as long as the one that goes on
     assert stage_work(experiment, "flow", 0, 2).trials == Work(0, 0)
     assert stage_work(experiment, "joint", 2, 1).refits.steps == 0  # no trials in the config, so no finalists
 

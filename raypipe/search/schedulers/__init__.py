@@ -43,6 +43,11 @@ def spaced(search: Search, steps: int) -> list[int]:
     return _KINDS[search.scheduler].spaced(search, steps)
 
 
+def passing(search: Search, trials: int) -> float:
+    """The share of `trials` that reach a rung of which a scheduler lets more go on, if all orders are as likely."""
+    return _KINDS[search.scheduler].passing(search, trials)
+
+
 @dataclass(frozen=True)
 class _Options:
     """The arguments of `make_scheduler`."""
@@ -105,18 +110,39 @@ def _even(search: Search, steps: int) -> list[int]:
     return sorted({max(1, steps * (i + 1) // search.rungs) for i in range(search.rungs)})
 
 
+def _all(search: Search, trials: int) -> float:
+    return 1.0
+
+
+def _best(search: Search, trials: int) -> float:
+    return 1 / search.reduction_factor
+
+
+def _above_median(search: Search, trials: int) -> float:
+    return 0.5
+
+
+def _best_so_far(search: Search, trials: int) -> float:
+    """Of ASHA: the n-th trial goes on if it is above the (1 - 1/k) quantile, as numpy interpolates it, of the n - 1
+    before it. A new one of n is above the value at position p of the others with probability 1 - (p + 1) / n.
+    """
+    share = 1 - 1 / search.reduction_factor
+    return sum(1.0 if n == 1 else 1 - ((n - 2) * share + 1) / n for n in range(1, trials + 1)) / trials
+
+
 @dataclass(frozen=True)
 class _Kind:
-    """A scheduler: how to make it, and how its rungs are spaced."""
+    """A scheduler: how to make it, how its rungs are spaced, and the share of trials that it lets pass a rung."""
 
     make: Callable[[_Options], TrialScheduler | None]
     spaced: Callable[[Search, int], list[int]] = _geometric
+    passing: Callable[[Search, int], float] = _all
 
 
 _KINDS: Mapping[config.Scheduler, _Kind] = {
-    "asha": _Kind(_asha),
-    "halving": _Kind(_halving),
-    "median": _Kind(_median),
+    "asha": _Kind(_asha, passing=_best_so_far),
+    "halving": _Kind(_halving, passing=_best),
+    "median": _Kind(_median, passing=_above_median),
     "pbt": _Kind(_pbt, _even),
     "none": _Kind(_none),
 }
