@@ -39,7 +39,7 @@ def make_simulated(
                 raise UserError(f"{folder}: made with other settings ({found or 'videos'}) than {key}; delete it")
             done += count
             continue
-        make_clip = _clip_maker(name, split, settings, image_size)
+        make_clip = clip_maker(name, split, settings, image_size)
         with ShardWriter(folder, key=key) as writer:
             for i, seed in enumerate(seeds[split].spawn(count)):
                 writer.add(f"{split}_{i:05d}", make_clip(np.random.default_rng(seed)), source=name)
@@ -61,7 +61,8 @@ def _key(name: str, split: Split, count: int, settings: Demo, image_size: int) -
     return f"{name} {json.dumps({**of, 'seed': settings.seed, 'split': split})}"
 
 
-def _clip_maker(name: str, split: Split, settings: Demo, image_size: int) -> MakeClip:
+def clip_maker(name: str, split: Split, settings: Demo, image_size: int) -> MakeClip:
+    """What simulates the clips of a split of the built-in dataset `name`."""
     frames = settings.clip_frames
     if name == "smmnist":
         digits = moving_mnist.read_digits(split)

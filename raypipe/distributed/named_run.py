@@ -12,7 +12,7 @@ from raypipe import checkpoint, config
 from raypipe.config import Component, ConfigError, Experiment
 from raypipe.distributed.jobs import ComponentJob, run_settings
 from raypipe.distributed.trainer import train_jobs
-from raypipe.distributed.training_job import Settings, finished
+from raypipe.distributed.training_job import Settings
 from raypipe.workspace.claims import contents, resumable, some
 from raypipe.workspace.layout import ParentModels, Workspace
 from raypipe.workspace.run_names import run_name
@@ -101,31 +101,45 @@ def _checkpoint_at(storage: Path, ray_name: str, folder: Path, step: int) -> Pat
     return found[step]
 
 
+def steps_done(settings: Settings) -> int:
+    """Number of training steps that a resumed run does not make again."""
+    found = [*(settings.storage / settings.name).glob(f"checkpoint_*/{settings.name}")]
+    if settings.start_from is not None:
+        found = [settings.start_from]
+    return max((checkpoint.read_meta(path).step for path in found if (path / "config.json").is_file()), default=0)
+
+
 def find_parents(experiment: Experiment, workspace: Workspace, flow: str | None, use_gpu: bool) -> ParentModels:
-    """The flow that a diffusion is trained on; none for other components.
+    """The flow that a diffusion is trained on, trained now if it is to be; none for other components.
+
+    Raises ConfigError as `flow_job` does.
+    """
+    if experiment.train.component != "diffusion":
+        return ParentModels()
+    job = flow_job(experiment, workspace, flow)
+    if not (job.folder / "config.json").is_file():
+        name = f"flow-{job.name}"
+        train_jobs([job], run_settings(job.experiment, workspace, name, use_gpu=use_gpu, keep_checkpoints=True))
+    return ParentModels(flow=job.folder)
+
+
+def flow_job(experiment: Experiment, workspace: Workspace, flow: str | None) -> ComponentJob:
+    """The training of the flow that a diffusion is trained on, whose model may be there.
 
     The flow is the one named by `flow` or train.flow, else the best one of the flow stage of the search, else one
-    that is trained now, at the noise level of the diffusion. Raises ConfigError if the chosen flow does not exist.
+    that is to be trained at the noise level of the diffusion. Raises ConfigError if the chosen flow does not exist.
     """
     train = experiment.train
-    if train.component != "diffusion":
-        return ParentModels()
     flow = flow or train.flow
     handed_on = workspace.finalists("flow")
     if flow is None and handed_on.is_file():
         flow = json.loads(handed_on.read_text())[0]["model"]
     name = flow or run_name("flow", train.noise_std, "nll")
     folder = workspace.run("flow", name)
-    if not (folder / "config.json").is_file():
-        if flow is not None:
-            raise ConfigError(
-                f"--flow: no flow {name!r} in {folder.parent}; train it first with --run-name {name}, or import a "
-                f"released checkpoint: python -m raypipe.checkpoint import FILE.pth --out {folder}"
-            )
-        needed = config.replace(
-            experiment, **{"train.component": "flow", "train.loss": "nll", "train.noise_std": train.noise_std}
+    if flow is not None and not (folder / "config.json").is_file():
+        raise ConfigError(
+            f"--flow: no flow {name!r} in {folder.parent}; train it first with --run-name {name}, or import a "
+            f"released checkpoint: python -m raypipe.checkpoint import FILE.pth --out {folder}"
         )
-        job = ComponentJob(needed, workspace, name)
-        assert not finished(job)
-        train_jobs([job], run_settings(needed, workspace, f"flow-{name}", use_gpu=use_gpu, keep_checkpoints=True))
-    return ParentModels(flow=folder)
+    needed = {"train.component": "flow", "train.loss": "nll", "train.noise_std": train.noise_std}
+    return ComponentJob(config.replace(experiment, **needed), workspace, name)

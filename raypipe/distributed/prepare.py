@@ -17,6 +17,7 @@ from raypipe.distributed.capacity import check_nodes
 from raypipe.distributed.encoding import prepare_latents
 from raypipe.distributed.jobs import AutoencoderJob, run_settings
 from raypipe.distributed.trainer import train_jobs
+from raypipe.workspace.clips import check_clips, clips_of, window_frames
 from raypipe.workspace.dataset import ExperimentData, prepare_dataset
 from raypipe.workspace.layout import Workspace
 from raypipe.workspace.manifest import begin, dataset_hashes
@@ -36,14 +37,14 @@ def prepare(
     data = ExperimentData(experiment, workspace)
     _check_frames(data)
     begin(workspace, experiment)
-    _check_dataset(data)
+    check_same_dataset(data)
     with file_lock(f"{workspace.autoencoder}.lock"):  # a concurrent training waits here, then uses the autoencoder
         _prepare_autoencoder(data, use_gpu, wandb)
     prepare_latents(data, use_gpu=use_gpu)
     return data
 
 
-def _check_dataset(data: ExperimentData) -> None:
+def check_same_dataset(data: ExperimentData) -> None:
     """Raise ConfigError if the experiment started with another dataset."""
     experiment, workspace = data.experiment, data.workspace
     began = json.loads((workspace.folder / "manifest.json").read_text()).get("dataset")
@@ -56,26 +57,11 @@ def _check_dataset(data: ExperimentData) -> None:
 
 
 def _check_frames(data: ExperimentData) -> None:
-    """Raise ConfigError if the frames do not have dataset.image_size, or if all clips of a split are too short."""
+    """Raise ConfigError if the frames do not fit the config, and name clips that are too short in a warning."""
     experiment, workspace = data.experiment, data.workspace
-    height, width = data.frames("train").frame_shape[:2]
-    if (height, width) != (experiment.dataset.image_size,) * 2:
-        raise ConfigError(
-            f"dataset.image_size: must be {height}, the size of the frames in {workspace.dataset(experiment)}, "
-            f"not {experiment.dataset.image_size}"
-        )
-    given, stride = experiment.model.num_input_frames, experiment.dataset.frame_stride
+    check_clips(experiment, workspace.dataset(experiment), clips_of(workspace, experiment))
     for split in data.splits:
-        frames = given + (1 if split == "train" else experiment.evaluation.horizon)
-        shards = data.frames(split)
-        span, longest = (frames - 1) * stride + 1, int(shards.lengths.max())
-        if longest < span:
-            field = "model.num_input_frames" if split == "train" else "evaluation.horizon"
-            raise ConfigError(
-                f"{field}: a window of {frames} frames at stride {stride} spans {span} frames, but the longest clip of "
-                f"{split} has {longest}; lower {field} or dataset.frame_stride, or convert longer clips"
-            )
-        warn_of_short_clips(shards, frames, stride)
+        warn_of_short_clips(data.frames(split), window_frames(experiment, split), experiment.dataset.frame_stride)
 
 
 def _advance(bar: Any, done: int, total: int) -> None:
@@ -94,16 +80,9 @@ def _prepare_autoencoder(data: ExperimentData, use_gpu: bool, wandb: bool) -> No
         except UserError as error:
             raise ConfigError(f"autoencoder.path: {error}") from None
         return
-    recipe = {
-        "autoencoder": config.to_dict(experiment.autoencoder),
-        "data": data.frames("train").content_hash(),
-        "seed": experiment.train.random_seed,
-    }
-    for other in sorted(workspace.storage.glob("*/autoencoder.log/recipe.json")):
-        trained = other.parent.with_name("autoencoder")
-        if json.loads(other.read_text()) == recipe and (trained / "config.json").is_file():
-            take_autoencoder(trained, folder)  # another experiment trained the same autoencoder
-            break
+    trained = trained_elsewhere(data)
+    if trained is not None:
+        take_autoencoder(trained, folder)
     else:
         train_jobs(
             [AutoencoderJob(experiment, workspace)],
@@ -116,4 +95,23 @@ def _prepare_autoencoder(data: ExperimentData, use_gpu: bool, wandb: bool) -> No
                 wandb=wandb,
             ),
         )
-    write_json(folder.with_name("autoencoder.log") / "recipe.json", recipe)
+    write_json(folder.with_name("autoencoder.log") / "recipe.json", _recipe(data))
+
+
+def trained_elsewhere(data: ExperimentData) -> Path | None:
+    """Folder of the same autoencoder that another experiment in the storage root has trained; None if none has."""
+    recipe = _recipe(data)
+    for other in sorted(data.workspace.storage.glob("*/autoencoder.log/recipe.json")):
+        trained = other.parent.with_name("autoencoder")
+        if json.loads(other.read_text()) == recipe and (trained / "config.json").is_file():
+            return trained
+    return None
+
+
+def _recipe(data: ExperimentData) -> dict[str, Any]:
+    """What the weights of an autoencoder that is trained depend on."""
+    return {
+        "autoencoder": config.to_dict(data.experiment.autoencoder),
+        "data": data.frames("train").content_hash(),
+        "seed": data.experiment.train.random_seed,
+    }

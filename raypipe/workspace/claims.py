@@ -33,6 +33,12 @@ def claim(storage: Path, name: str) -> Workspace:
     raise AssertionError
 
 
+def unclaimed(storage: Path, name: str) -> Workspace:
+    """The workspace that `claim` would create the folder of."""
+    named = (Workspace(storage, name if number == 1 else f"{name}-{number}") for number in itertools.count(1))
+    return next(workspace for workspace in named if not workspace.folder.exists())
+
+
 def runner(workspace: Workspace) -> str | None:
     """The process that runs a search in the experiment, such as `process 17 on host`; None if none does."""
     path = workspace.folder / LOCK
