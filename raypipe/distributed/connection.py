@@ -7,6 +7,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import ray
@@ -25,6 +26,8 @@ SETTINGS: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": F
 """Arguments of `ray.init`, whether it joins or starts Ray."""
 SCALING_CONFIG = Path("~/ray_bootstrap_config.yaml")
 """The config of a cluster made by `ray up`, on its head."""
+TORCH_CACHE = "TORCHINDUCTOR_CACHE_DIR"
+"""Environment variable: a folder that torch creates as soon as it counts the parameters of a network."""
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(2**25), "MALLOC_TRIM_THRESHOLD_": str(2**28)}
 """glibc settings that keep the memory of freed tensors for the next step. By default glibc returns it to the system and
 requests it again, which takes a third of the time of a forecast on a CPU (experiments/benchmarks/allocator.py).
@@ -87,8 +90,11 @@ def _answers(address: str) -> bool:
     return True
 
 
-def start_ray(*, dashboard: bool = False) -> None:
-    """Join a running cluster (`join`), or start Ray on this machine. Keeps an existing connection of this process."""
+def start_ray(*, dashboard: bool = False, folder: Path | None = None) -> None:
+    """Join a running cluster (`join`), or start Ray on this machine. Keeps an existing connection of this process.
+
+    folder: where a Ray that is started here keeps its logs and sockets; None: where Ray does by default.
+    """
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")  # reports are collected at this polling interval
     # Trainings save checkpoints at all times, so they need no process that announces the end of a spot machine.
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
@@ -102,12 +108,32 @@ def start_ray(*, dashboard: bool = False) -> None:
     if ray.is_initialized() or join():
         return
     try:
-        ray.init("local", num_cpus=cpu_count(), include_dashboard=dashboard, **SETTINGS)
+        place: dict[str, Any] = {} if folder is None else {"_temp_dir": str(folder)}
+        ray.init("local", num_cpus=cpu_count(), include_dashboard=dashboard, **place, **SETTINGS)
     except Exception as error:  # Ray raises different types when CPU time, memory or disk space run out
         reason = " ".join(str(error).split())
         raise ConfigError(
             f"Ray did not start on this machine ({reason}); free memory and disk space, or try again later"
         ) from None
+
+
+@contextmanager
+def passing_ray() -> Iterator[Path]:
+    """The folder for the Ray that a block starts: it ends with the block, and its folder is deleted.
+
+    A cluster that the block has joined is left; an earlier connection of this process stays. What torch would keep of
+    compiled code in the folder for temporary files is there too.
+    """
+    before, cache = ray.is_initialized(), os.environ.get(TORCH_CACHE)
+    with TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
+        os.environ[TORCH_CACHE] = cache or folder
+        try:
+            yield Path(folder)
+        finally:
+            if cache is None:
+                del os.environ[TORCH_CACHE]
+            if not before:
+                ray.shutdown()
 
 
 def scales_up() -> bool:
