@@ -7,7 +7,7 @@ import math
 import re
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -17,6 +17,7 @@ from raypipe.common.errors import UserError, was_interrupted
 from raypipe.common.locks import Timeout, file_lock
 from raypipe.common.places import to_place
 from raypipe.data.conversion import resuming
+from raypipe.data.conversion.preview import Preview, preview
 from raypipe.data.conversion.remote import check_target, publish, source_folder, target_folder
 from raypipe.data.conversion.shard import LAYOUTS, Options, plan
 from raypipe.data.conversion.splits import DATASETS, Division, Split, find_splits, split_folders
@@ -80,6 +81,11 @@ def make_parser() -> argparse.ArgumentParser:
         default="crop",
         help="how a frame is made square: crop keeps the central square, pad keeps the whole frame and adds black bars"
         " (default: crop)",
+    )
+    add(
+        "--dry-run",
+        action="store_true",
+        help="only print how many clips and bytes would be converted, from a few of them; leaves nothing behind",
     )
     _add_selection(add, more.add_argument)
     _add_division(add, more.add_argument)
@@ -175,6 +181,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(args: argparse.Namespace) -> int:
     options = _options(args)
     remote = [place for place in (args.data_dir, args.out_dir) if isinstance(place, str)]
+    if args.dry_run and isinstance(args.data_dir, str):
+        raise UserError("--dry-run: the videos of a URI would first be copied; give --data_dir a folder")
     if isinstance(args.out_dir, str):
         check_target(args.out_dir)
     data, out = source_folder(args.data_dir), target_folder(args.out_dir)
@@ -187,6 +195,9 @@ def _run(args: argparse.Namespace) -> int:
     tasks = {split.name: plan(out / split.name, split.sources, options) for split in splits if split.sources}
     # Inspect every split before any work, so that a mistake in the last one is reported at once.
     states = {name: resuming.look(out / name, tasks[name]) for name in tasks}
+    if args.dry_run:
+        _say_preview({name: preview(tasks[name], states[name]) for name in tasks})
+        return 0
     out.mkdir(parents=True, exist_ok=True)
     try:
         with file_lock(out / LOCK, blocking=False):
@@ -208,6 +219,16 @@ def _run(args: argparse.Namespace) -> int:
     _say_next(args, made)
     emptied = any(split.name not in made for split in splits)
     return 1 if emptied else code
+
+
+def _say_preview(splits: Mapping[str, Preview]) -> None:
+    rows = [
+        (name, p.clips, round(p.source_bytes / 1e6, 1), p.left, p.frames, round(p.bytes / 1e6, 1))
+        for name, p in splits.items()
+    ]
+    terminal.say(terminal.table(rows, ("split", "clips", "MB", "to convert", "to frames, about", "of MB, about")))
+    for line in (line for p in splits.values() for line in p.bad):
+        sys.stderr.write(f"unreadable: {' '.join(readable(line).split())}\n")
 
 
 def _options(args: argparse.Namespace) -> Options:

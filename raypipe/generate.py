@@ -53,6 +53,7 @@ def make_parser() -> cli.Parser:
     parser.add_argument("--output", type=Path, metavar="OUT", help="output file, to which the suffix of the format is "
                         "added, or folder of shards (default: <input>-prediction in the working directory or, for a "
                         "test clip, in the experiment's samples/)")  # fmt: skip
+    parser.add_argument("--dry-run", action="store_true", help="only print what would be predicted and written")
     cli.add_storage(parser)
     more = cli.more_flags(parser)
     more.add_argument("--clip", type=int, metavar="I", help="number of the clip, if the input is a folder of "
@@ -91,9 +92,18 @@ def _generate(args: argparse.Namespace) -> int:
         sys.stderr.write(f"note: {note}\n")
     if manifest.last_frame_won:
         sys.stderr.write("note: on validation, repeating the last frame is better than this model's frames\n")
-    predictor = load_predictor(model)
     context, rest = clip.frames[: manifest.num_input_frames], clip.frames[manifest.num_input_frames :]
     horizon = args.frames or len(rest) or MOST_FRAMES
+    base = _base(args, model, clip)
+    if args.dry_run:
+        terminal.say(
+            f"would predict {horizon} frames from {len(context)} given frames of {source}: {args.members} member(s), "
+            f"{args.steps or manifest.steps} integration step(s) per frame, {args.interpolate} output frame(s) each"
+        )
+        for path in _paths(base, formats).values():
+            terminal.say(f"would write  {path}")
+        return 0
+    predictor = load_predictor(model)
     predicted = predictor.predict(
         to_float(torch.from_numpy(context))[None],
         horizon,
@@ -105,7 +115,6 @@ def _generate(args: argparse.Namespace) -> int:
     )
     members = to_uint8(predicted[0]).numpy()
 
-    base = _base(args, model, clip)
     truth = rest if len(rest) == horizon else None
     written = _write(base, formats, context, members, args.interpolate, truth, clip)
     terminal.say(
@@ -185,6 +194,11 @@ def _base(args: argparse.Namespace, model: Path, clip: Clip) -> Path:
     return (workspace.folder / "samples" if workspace else Path()) / f"{clip.name}-prediction"
 
 
+def _paths(base: Path, formats: Sequence[str]) -> dict[str, Path]:
+    """The path of the output in each format."""
+    return {kind: base if kind == "shards" else base.with_name(f"{base.name}.{kind}") for kind in formats}
+
+
 def _write(
     base: Path,
     formats: Sequence[str],
@@ -205,7 +219,7 @@ def _write(
         return [base]
     film = forecast_film(context, members, interpolate, truth)
     writers = {"mp4": write_video, "gif": write_gif}
-    paths = {kind: base.with_name(f"{base.name}.{kind}") for kind in formats}
+    paths = _paths(base, formats)
     for kind, path in paths.items():
         writers[kind](path, film, clip.fps * interpolate)
     return list(paths.values())
