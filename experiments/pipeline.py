@@ -2,8 +2,11 @@
 
 import time
 from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
 
 from raypipe import cli, tune
+from raypipe.config import Experiment
 from raypipe.evaluation.protocol import check_protocol
 from raypipe.report import summary
 from raypipe.report.live_page import live_page
@@ -12,6 +15,7 @@ from raypipe.report.mlflow_store import check_tracking
 from raypipe.search import opening, pipeline, progress
 from raypipe.search.budget import Budget
 from raypipe.workspace.claims import hold
+from raypipe.workspace.layout import Workspace
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -23,7 +27,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.mlflow:
         check_tracking()
     source = opening.warm_start(args)
-    experiment, workspace = opening.open_workspace(args, overrides, progress.is_unfinished, check=tune.start)
+
+    def opened(folder: Path | None) -> tuple[Experiment, Workspace]:
+        check = partial(tune.start, folder=folder)
+        return opening.open_workspace(args, overrides, progress.is_unfinished, check=check)
+
+    if args.dry_run:
+        return tune.dry_run(opened, lambda found: found.search.searched, evaluates=True, check=check_protocol)
+    experiment, workspace = opened(None)
     with hold(workspace, break_lock=args.break_lock), live_page(workspace), search_in_mlflow(workspace, args.mlflow):
         budget, stages = Budget(experiment.search.minutes, began), experiment.search.searched
         pipeline.run_stages(

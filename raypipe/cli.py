@@ -102,6 +102,16 @@ def add_break_lock(parser: Any) -> None:
     )
 
 
+def add_dry_run(parser: Any) -> None:
+    """Add the flag of a command that only says what it would do."""
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="only print what would be done, how long it would take and what it needs, measured on a few steps; leaves "
+        "nothing behind",
+    )
+
+
 def parse(parser: Parser, argv: Sequence[str] | None) -> tuple[argparse.Namespace, dict[str, Any]]:
     """Parse a command line into the parser's own flags and the overrides `--section.field value`, by dotted name.
 

@@ -14,24 +14,29 @@ from typing import Any
 from raypipe import cli, config
 from raypipe.common import terminal
 from raypipe.common.files import write_json
-from raypipe.common.places import to_place
+from raypipe.common.places import Place, to_place
 from raypipe.config import ConfigError, Evaluation, Experiment
 from raypipe.data.video.fitting import Frames
 from raypipe.distributed.capacity import check_evaluation, check_nodes
-from raypipe.distributed.connection import start_ray
+from raypipe.distributed.connection import passing_ray, start_ray
 from raypipe.evaluation import external, rules
+from raypipe.evaluation.combinations import combinations
 from raypipe.evaluation.perceptual.scores import Networks
 from raypipe.evaluation.perceptual.weights import ACCEPTED, Kind, check_weights, weights_hashes
 from raypipe.evaluation.predictions import LAYOUT, open_predictions
-from raypipe.evaluation.protocol import in_words
+from raypipe.evaluation.protocol import check_protocol, in_words
 from raypipe.evaluation.run import StageFinalists, is_searched
 from raypipe.forecast.manifest import find_best
 from raypipe.forecast.predictor import load_predictor
+from raypipe.report.dry_run import plan_text
 from raypipe.report.live_page import LivePage
 from raypipe.report.summary import evaluated_rows, finish, protocol_table
+from raypipe.search.dry_run import plan_evaluation
+from raypipe.search.progress import is_evaluated
 from raypipe.search.rivals import train_rivals
 from raypipe.workspace import bucket
 from raypipe.workspace.claims import latest
+from raypipe.workspace.dataset import ExperimentData
 from raypipe.workspace.layout import Workspace
 
 PROG = "raypipe.evaluate"
@@ -66,6 +71,7 @@ def make_parser() -> cli.Parser:
         action="store_true",
         help="delete earlier scores and score everything again, including the test split",
     )
+    cli.add_dry_run(parser)
     cli.add_break_lock(parser)
     under = parser.add_argument_group("scores under a protocol")
     under.add_argument(
@@ -93,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args, overrides = cli.parse(make_parser(), argv)
     files = {name: getattr(args, f"{kind}_weights") for kind, name in zip(ACCEPTED, WEIGHTS, strict=True)}
     overrides |= {name: path for name, path in files.items() if path is not None}
-    storage = bucket.storage_root(args)
+    storage = bucket.storage_root(args, writes=not args.dry_run)
     if args.protocol is not None:
         _check_flags(args, overrides)
         return _under_protocol(args, overrides, storage)
@@ -115,16 +121,43 @@ def main(argv: Sequence[str] | None = None) -> int:
     StageFinalists.read(workspace)
     check_weights(experiment)
     bucket.check_free(storage, workspace.name, break_lock=args.break_lock)
-    start_ray()
-    check_evaluation(experiment)
-    check_nodes(workspace)
+    top_k = args.top_k or experiment.search.top_k
+    if args.dry_run:
+        return _dry_run(experiment, workspace, top_k, again=args.again)
+    _begin(experiment, workspace)
     with bucket.stored(storage, workspace.name, break_lock=args.break_lock):
         if args.again:
             shutil.rmtree(workspace.evaluation, ignore_errors=True)
         terminal.say(f"evaluating {workspace.folder}")
         train_rivals(experiment, workspace)
-        finish(experiment, workspace, args.top_k or experiment.search.top_k)
+        finish(experiment, workspace, top_k)
         LivePage(workspace).write()
+    return 0
+
+
+def _begin(experiment: Experiment, workspace: Workspace, folder: Path | None = None) -> None:
+    start_ray(folder=folder)
+    check_evaluation(experiment)
+    check_nodes(workspace)
+
+
+def _dry_run(experiment: Experiment, workspace: Workspace, top_k: int, *, again: bool) -> int:
+    terminal.say(f"would be evaluated: {bucket.shown(workspace.storage, workspace.folder)}\n")
+    if not again:
+        check_protocol(ExperimentData(experiment, workspace))
+        if is_evaluated(workspace, experiment.search):
+            terminal.say("all of it is scored already; --again scores it anew")
+            return 0
+    with passing_ray() as folder:
+        _begin(experiment, workspace, folder)
+        plan = plan_evaluation(config.replace(experiment, **{"search.top_k": top_k}), workspace)
+        handed = StageFinalists.read(workspace)
+        found = combinations(handed.flows, handed.denoisers, handed.diffusions, handed.joints, experiment, top_k)
+        evaluation = experiment.evaluation
+        terminal.say(f"{len(found)} combinations on {evaluation.windows} validation windows, the best of them on test")
+        if experiment.rivals:
+            terminal.say(f"rivals   {', '.join(experiment.rivals)}")
+        terminal.say(plan_text(plan, workspace.storage))
     return 0
 
 
@@ -153,6 +186,9 @@ def _under_protocol(args: argparse.Namespace, overrides: Mapping[str, Any], stor
     if args.model is None and args.predictions is None:
         if args.out is None:
             raise ConfigError("--protocol: needs --model or --predictions to score, or --out for its windows by name")
+        if args.dry_run:
+            terminal.say(f"would write  {args.out}: {len(task.windows)} windows")
+            return 0
         _write(args.out, lambda: write_json(args.out, external.protocol_for(task)))
         terminal.say(f"wrote  {args.out}: {len(task.windows)} windows")
         terminal.say(f"next   python -m raypipe.evaluate --protocol {args.out} --predictions DIR; DIR is {LAYOUT}")
@@ -161,9 +197,16 @@ def _under_protocol(args: argparse.Namespace, overrides: Mapping[str, Any], stor
     folder = args.predictions
     what: dict[str, Any] = {"weights": weights_hashes(evaluation)}
     frames: Iterable[Frames]
+    if args.dry_run:
+        if args.model is not None:
+            external.check_model(load_predictor(find_best(_local(args.model))), task, str(args.model))
+        else:
+            open_predictions(folder, task)
+        terminal.say(f"would score {args.model or folder} on {len(task.windows)} windows of {task.protocol.name}")
+        return 0
     with terminal.progress_bar("score", len(task.windows), "window") as bar:
         if args.model is not None:
-            model = find_best(args.model.expanduser() if isinstance(args.model, Path) else args.model)
+            model = find_best(_local(args.model))
             predictor = load_predictor(model)
             external.check_model(predictor, task, str(args.model))
             what |= {"model": external.hashes(model)}
@@ -183,6 +226,10 @@ def _under_protocol(args: argparse.Namespace, overrides: Mapping[str, Any], stor
     if out is not None:
         terminal.say(f"\nscores   {out}")
     return 0
+
+
+def _local(place: Place) -> Place:
+    return place.expanduser() if isinstance(place, Path) else place
 
 
 def _checked_weights(task: rules.Task, files: Mapping[str, Any]) -> Evaluation:

@@ -15,13 +15,16 @@ from raypipe.common import terminal
 from raypipe.config import ConfigError, Experiment
 from raypipe.config.reference import is_published
 from raypipe.distributed.capacity import check_training
-from raypipe.distributed.connection import start_ray
+from raypipe.distributed.connection import passing_ray, start_ray
 from raypipe.distributed.jobs import ComponentJob
-from raypipe.distributed.named_run import begun, find_parents, keep_aside, plan_run
+from raypipe.distributed.named_run import begun, find_parents, flow_job, keep_aside, plan_run, steps_done
 from raypipe.distributed.prepare import prepare
 from raypipe.distributed.trainer import train_jobs
+from raypipe.distributed.training_job import Settings
+from raypipe.report.dry_run import plan_text
 from raypipe.report.mlflow_log import training_in_mlflow
 from raypipe.report.mlflow_store import check_tracking
+from raypipe.search.dry_run import plan_training
 from raypipe.training.early_stopping import kept_early
 from raypipe.workspace import bucket
 from raypipe.workspace.dataset import check_dataset
@@ -46,6 +49,7 @@ def make_parser() -> cli.Parser:
         "--num-gpus", type=cli.positive, metavar="N", help="number of Ray Train workers with one GPU each"
     )
     parser.add_argument("--resume", action="store_true", help="continue the interrupted run of this name")
+    cli.add_dry_run(parser)
     parser.add_argument("--wandb", action="store_true", help="also log to Weights & Biases (WANDB_MODE=offline: "
                         "without a network connection)")  # fmt: skip
     parser.add_argument("--mlflow", action="store_true", help="also log to MLflow: to MLFLOW_TRACKING_URI, else to "
@@ -74,26 +78,50 @@ def main(argv: Sequence[str] | None = None) -> int:
     experiment = cli.experiment(args, {**_fields_from_flags(args, overrides), **overrides})
     train = experiment.train
     name = args.run_name or run_name(train.component, train.noise_std, train.loss)
-    workspace = Workspace(bucket.storage_root(args), experiment.name)
+    workspace = Workspace(bucket.storage_root(args, writes=not args.dry_run), experiment.name)
+    if args.dry_run:
+        return _dry_run(args, experiment, workspace, name)
     with bucket.stored(workspace.storage, workspace.name, break_lock=args.break_lock):
         return _train(args, experiment, workspace, name)
 
 
-def _train(args: argparse.Namespace, experiment: Experiment, workspace: Workspace, name: str) -> int:
-    train, use_gpu = experiment.train, bool(args.num_gpus)
+def _dry_run(args: argparse.Namespace, experiment: Experiment, workspace: Workspace, name: str) -> int:
+    train = experiment.train
+    with passing_ray() as folder:
+        settings = _begin(args, experiment, workspace, name, folder)
+        runs = {name: (experiment, train.steps - steps_done(settings))}
+        if train.component == "diffusion":
+            flow = flow_job(experiment, workspace, args.flow)
+            if not (flow.folder / "config.json").is_file():
+                runs = {flow.name: (flow.experiment, flow.steps)} | runs
+        plan = plan_training(experiment, workspace, runs, use_gpu=settings.use_gpu)
+        terminal.say(f"would be trained in {bucket.shown(workspace.storage, workspace.folder)}\n")
+        terminal.say(plan_text(plan, workspace.storage))
+    return 0
+
+
+def _begin(
+    args: argparse.Namespace, experiment: Experiment, workspace: Workspace, name: str, folder: Path | None = None
+) -> Settings:
+    """Settings of the Ray run, with Ray started; changes nothing in the storage. folder: see `start_ray`."""
     settings = plan_run(
         experiment,
         workspace,
         name,
         resume=args.resume,
         resume_step=args.resume_step,
-        use_gpu=use_gpu,
+        use_gpu=bool(args.num_gpus),
         wandb=args.wandb,
     )
-
     check_dataset(workspace, experiment)
-    start_ray()
+    start_ray(folder=folder)
     check_training(settings)
+    return settings
+
+
+def _train(args: argparse.Namespace, experiment: Experiment, workspace: Workspace, name: str) -> int:
+    train, use_gpu = experiment.train, bool(args.num_gpus)
+    settings = _begin(args, experiment, workspace, name)
     with begun(settings):
         prepare(experiment, workspace, use_gpu=use_gpu, wandb=args.wandb)
         settings = keep_aside(settings, workspace.run(train.component, name))

@@ -6,20 +6,25 @@ and ranked by their mean score over seeds. ``experiments/tune_*.py`` run the sam
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 from raypipe import cli
 from raypipe.common import terminal
 from raypipe.config import COMPONENTS, Component, ConfigError, Experiment, Search
 from raypipe.distributed.capacity import check_search
-from raypipe.distributed.connection import start_ray
+from raypipe.distributed.connection import passing_ray, start_ray
+from raypipe.report.dry_run import plan_text
 from raypipe.report.live_page import live_page
 from raypipe.report.mlflow_log import search_in_mlflow
 from raypipe.report.mlflow_store import check_tracking
 from raypipe.search.budget import Budget
+from raypipe.search.dry_run import plan_search
 from raypipe.search.opening import open_workspace, warm_start
 from raypipe.search.pipeline import run_stages
 from raypipe.search.progress import is_searched
+from raypipe.workspace import bucket
 from raypipe.workspace.claims import hold
 from raypipe.workspace.layout import Workspace
 
@@ -31,6 +36,7 @@ def make_parser(prog: str, text: str) -> cli.Parser:
     parser = cli.experiment_parser(prog, text)
     parser.add_argument("--resume", action="store_true", help="continue the latest unfinished search, or extend it "
                         "to a larger number of trials")  # fmt: skip
+    cli.add_dry_run(parser)
     more = cli.more_flags(parser)
     more.add_argument("--seed", type=int, metavar="S", help="seed of the sampler (search.seed) and of the trainings "
                         "(train.random_seed)")  # fmt: skip
@@ -49,10 +55,30 @@ def make_parser(prog: str, text: str) -> cli.Parser:
     return parser
 
 
-def start(experiment: Experiment) -> None:
-    """Start or join Ray for a search. Raises UserError if its trials or trainings do not fit on the cluster."""
-    start_ray(dashboard=experiment.search.workers_per_trial > 1)
+def start(experiment: Experiment, folder: Path | None = None) -> None:
+    """Start or join Ray for a search. Raises UserError if its trials or trainings do not fit on the cluster.
+
+    folder: see `start_ray`.
+    """
+    start_ray(dashboard=experiment.search.workers_per_trial > 1, folder=folder)
     check_search(experiment)
+
+
+def dry_run(
+    opened: Callable[[Path], tuple[Experiment, Workspace]],
+    stages: Callable[[Experiment], Sequence[Component]],
+    **options: Any,
+) -> int:
+    """Print what a search would do; returns the exit code.
+
+    opened: opens the experiment with a Ray in this folder. stages, options: see `plan_search`.
+    """
+    with passing_ray() as folder:
+        experiment, workspace = opened(folder)
+        plan = plan_search(experiment, workspace, stages(experiment), **options)
+        terminal.say(f"would be done in {bucket.shown(workspace.storage, workspace.folder)}\n")
+        terminal.say(plan_text(plan, workspace.storage))
+    return 0
 
 
 def stage_parser(component: Component, prog: str) -> cli.Parser:
@@ -84,15 +110,18 @@ def search(component: Component, argv: Sequence[str] | None = None, prog: str | 
         begun = workspace.finalists(component).is_file()
         return not begun and all(workspace.finalists(stage).is_file() for stage in earlier)
 
-    def check(experiment: Experiment) -> None:
-        if experiment.search.stages[component].trials == 0:
-            raise ConfigError(f"{field}: 0, so there is nothing to search; give --trials N")
-        start(experiment)
+    def opened(folder: Path | None) -> tuple[Experiment, Workspace]:
+        def check(experiment: Experiment) -> None:
+            if experiment.search.stages[component].trials == 0:
+                raise ConfigError(f"{field}: 0, so there is nothing to search; give --trials N")
+            start(experiment, folder)
+
+        return open_workspace(args, overrides, unfinished, ready if earlier else None, check=check, extend="--trials")
 
     source = warm_start(args)
-    experiment, workspace = open_workspace(
-        args, overrides, unfinished, ready if earlier else None, check=check, extend="--trials"
-    )
+    if args.dry_run:
+        return dry_run(opened, lambda experiment: [*earlier, component])
+    experiment, workspace = opened(None)
     with hold(workspace, break_lock=args.break_lock), live_page(workspace), search_in_mlflow(workspace, args.mlflow):
         budget, stages = Budget(experiment.search.minutes, began), [*earlier, component]
         run_stages(experiment, workspace, stages, budget=budget, warm_start=source, wandb=args.wandb)

@@ -12,7 +12,7 @@ from raypipe.config import ConfigError, Experiment, Search
 from raypipe.data.remote import fetch_file
 from raypipe.search.changes import check_changes
 from raypipe.workspace import bucket
-from raypipe.workspace.claims import claim, contents, is_experiment, latest
+from raypipe.workspace.claims import claim, contents, is_experiment, latest, unclaimed
 from raypipe.workspace.dataset import check_dataset
 from raypipe.workspace.layout import Workspace
 
@@ -38,15 +38,15 @@ def open_workspace(
 
     ready: without --resume, --name and --config, the latest experiment that meets this condition is continued. check:
     refuses what cannot run. extend: the flag that extends a finished search. The folder of a new experiment is created
-    here, so that no concurrent command takes it; nothing else is written. Raises ConfigError if --resume finds no
-    experiment or only a finished search, if --name names an existing experiment that cannot be extended, or if the
-    settings of an experiment cannot change as requested.
+    here, so that no concurrent command takes it, but not with --dry-run; nothing else is written. Raises ConfigError
+    if --resume finds no experiment or only a finished search, if --name names an existing experiment that cannot be
+    extended, or if the settings of an experiment cannot change as requested.
     """
     values = dict(overrides)
     if args.seed is not None:
         values = {"train.random_seed": args.seed, "search.seed": args.seed, **values}
     experiment = cli.experiment(args, values)
-    storage = bucket.storage_root(args)
+    storage = bucket.storage_root(args, writes=not args.dry_run)
     stated = {**(config.stated(args.config) if args.config else {}), **values}
     stated.pop("name", None)
 
@@ -74,7 +74,7 @@ def open_workspace(
         bucket.check_free(storage, workspace.name, break_lock=args.break_lock)
     check_dataset(workspace or Workspace(storage, experiment.name), experiment)
     check(experiment)
-    workspace = workspace or claim(storage, experiment.name)
+    workspace = workspace or (unclaimed if args.dry_run else claim)(storage, experiment.name)
     return config.replace(experiment, name=workspace.name), workspace
 
 

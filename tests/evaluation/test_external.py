@@ -85,6 +85,18 @@ def as_arrays(folder, members):
         np.savez_compressed(folder / f"{name}.npz", anything=frames)
 
 
+def test_a_dry_run_reads_what_it_would_score_and_writes_nothing(evaluated, tmp_path, capsys):
+    as_videos(tmp_path / "made", written(evaluated))
+    before = sorted(tmp_path.rglob("*"))
+    for flags in (("--predictions", tmp_path / "made"), ("--model", evaluated.workspace.folder)):
+        assert run(*flags, "--out", tmp_path / "s", "--dry-run", protocol=protocol_path(evaluated)) == 0
+        assert f"would score {flags[1]} on 5 windows" in capsys.readouterr().out
+    assert run("--predictions", tmp_path / "nowhere", "--dry-run", protocol=protocol_path(evaluated)) == 2
+    assert run("--out", tmp_path / "s", "--dry-run", protocol=protocol_path(evaluated)) == 0
+    assert "would write" in capsys.readouterr().out
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 @pytest.mark.parametrize("write", [as_videos, as_mp4, as_images, as_arrays])
 def test_frames_that_other_code_wrote_score_as_those_of_the_model(evaluated, tmp_path, write, capsys):
     write(tmp_path / "made", written(evaluated))
