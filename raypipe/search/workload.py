@@ -19,10 +19,8 @@ def stage_work(
     experiment: Experiment, component: Component, trials: int, places: int, workers: int | None = None
 ) -> StageWork:
     """What is left of a stage. trials: number of trials that have not ended. places, workers: see `refit_work`."""
-    from raypipe.search.rungs import (
-        mean_trial,
-        stage_rungs,
-    )  # imports ray, for which a reader of the tables must not wait
+    # Imports ray, for which a reader of the tables must not wait.
+    from raypipe.search.rungs import mean_trial, stage_rungs
 
     steps, scores = mean_trial(experiment, component, trials)
     rounds, rungs = math.ceil(trials / max(1, min(places, trials))), stage_rungs(experiment, component)
