@@ -138,10 +138,8 @@ def test_kill_9_of_the_driver(head, two_cpus, storage, values, tmp_path):
     assert ended and set(before) > set(ended)  # one was cut off on its way
 
     page = workspace.folder / "report.html"
-    left = page.read_text()
-    assert (
-        "ended or was killed" in left and "--name demo --resume" in left and all(f">{name}<" in left for name in ended)
-    )
+    left = page.read_text()  # up to ten seconds older than the kill, so trials may be missing
+    assert "ended or was killed" in left and "--name demo --resume" in left and "</html>" in left
 
     with hold(workspace), live_page(workspace):
         run_search(make_stage(storage, values))
