@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from raypipe import config
-from raypipe.common.errors import UserError, was_interrupted
+from raypipe.common.errors import UserError
+from raypipe.common.interrupts import was_interrupted
 from raypipe.common.places import Place, to_place
 from raypipe.config import ConfigError, Experiment
 

@@ -13,7 +13,8 @@ from typing import Any, NoReturn
 
 from raypipe import cli
 from raypipe.common import terminal
-from raypipe.common.errors import UserError, was_interrupted
+from raypipe.common.errors import UserError
+from raypipe.common.interrupts import was_interrupted
 from raypipe.common.locks import Timeout, file_lock
 from raypipe.common.places import to_place
 from raypipe.data.conversion import resuming

@@ -19,7 +19,6 @@ from raypipe.config import ConfigError, Evaluation, Experiment
 from raypipe.data.video.fitting import Frames
 from raypipe.distributed.capacity import check_evaluation, check_nodes
 from raypipe.distributed.connection import passing_ray, start_ray
-from raypipe.distributed.training_job import finished
 from raypipe.evaluation import external, rules
 from raypipe.evaluation.combinations import combinations
 from raypipe.evaluation.perceptual.scores import Networks
@@ -34,7 +33,7 @@ from raypipe.report.live_page import LivePage
 from raypipe.report.summary import evaluated_rows, finish, protocol_table
 from raypipe.search.dry_run import plan_evaluation
 from raypipe.search.progress import is_evaluated
-from raypipe.search.rivals import rival_jobs, train_rivals
+from raypipe.search.rivals import are_trained, train_rivals
 from raypipe.workspace import bucket
 from raypipe.workspace.claims import latest
 from raypipe.workspace.dataset import ExperimentData
@@ -146,8 +145,7 @@ def _dry_run(experiment: Experiment, workspace: Workspace, top_k: int, *, again:
     terminal.say(f"would be evaluated: {bucket.shown(workspace.storage, workspace.folder)}\n")
     if not again:
         check_protocol(ExperimentData(experiment, workspace))
-        jobs = [job for rival in experiment.rivals for job in rival_jobs(experiment, workspace, rival)]
-        if is_evaluated(workspace, experiment.search) and all(map(finished, jobs)):
+        if is_evaluated(workspace, experiment.search) and are_trained(experiment, workspace):
             terminal.say("all of it is scored already; --again scores it anew")
             return 0
     with passing_ray() as folder:

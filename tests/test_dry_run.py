@@ -116,6 +116,9 @@ def test_an_evaluation(two_cpus, known_pace, tmp_path, capfd):
     argv = ["--storage", tmp_path / "storage", "--name", workspace.name]
     again = printed(capfd, evaluate.main, evaluate.PROG, *argv, "--again")
     assert "combinations on 6 validation windows" in again and "evaluation" in again
+    with_rival = printed(capfd, evaluate.main, evaluate.PROG, *argv, "--rivals", "[flow_matching]")
+    assert "rivals   flow_matching" in with_rival and "scored already" not in with_rival
+    assert "scored already" in printed(capfd, evaluate.main, evaluate.PROG, *argv)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
 
 

@@ -19,24 +19,6 @@ ConfigError = UserError
 """Alias of `UserError` for errors in a config or a flag."""
 
 
-RESUME = "run the same command with --resume to continue"
-"""Message of a KeyboardInterrupt after which `--resume` continues; commands print it on Ctrl-C."""
-
-
-def was_interrupted(error: BaseException) -> bool:
-    """Whether an exception is a KeyboardInterrupt, or was raised in the place of one.
-
-    Python 3.11 raises a RuntimeError for a Ctrl-C that arrives while it creates a class (in `__set_name__`), and so
-    does a library that is interrupted while it starts or cleans up.
-    """
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, KeyboardInterrupt):
-            return True
-        cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
-    return False
-
-
 def nearest(name: str, known: Iterable[str]) -> str:
     """`; did you mean 'x'?` with the most similar known name, or an empty string if none is similar."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)

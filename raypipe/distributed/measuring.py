@@ -58,7 +58,9 @@ class Steps:
 
 @dataclass(frozen=True)
 class Measured:
-    """Of one training. trial, worker: steps with the threads of a trial, and of a worker of another training.
+    """What was measured of one training.
+
+    trial, worker: steps with the threads of a trial, and of a worker of another training.
 
     score: seconds of a score of the model; 0 for an autoencoder. encode: seconds to encode a frame; 0 for a component.
     memory: bytes that the training adds to its process, on a GPU if it runs on one; process: bytes of the process.

@@ -13,7 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from raypipe.common import terminal
-from raypipe.common.errors import first_line, was_interrupted
+from raypipe.common.errors import first_line
+from raypipe.common.interrupts import was_interrupted
 from raypipe.config import Component, Experiment
 from raypipe.report.live import Logs
 from raypipe.report.mlflow_runs import Run, logged_metrics, search_runs, training_run

@@ -71,7 +71,7 @@ class Plan:
 
     @property
     def seconds(self) -> float | None:
-        """Of everything; None if something could not be measured."""
+        """Seconds of all that would be done; None if something could not be measured."""
         parts = [*(p for t in self.trainings for p in (t.search, t.refit)), *self.other.values()]
         return None if any(part is None for part in parts) else sum(part or 0.0 for part in parts)
 

@@ -51,6 +51,11 @@ def train_rivals(experiment: Experiment, workspace: Workspace, *, wandb: bool = 
             forget_training(stage, job.name)
 
 
+def are_trained(experiment: Experiment, workspace: Workspace) -> bool:
+    """Whether all rivals of the config are trained. Raises ConfigError if a stage is not finished."""
+    return all(finished(job) for rival in experiment.rivals for job in rival_jobs(experiment, workspace, rival))
+
+
 def rival_jobs(experiment: Experiment, workspace: Workspace, rival: Rival) -> list[ComponentJob]:
     """The trainings of a rival, one for each seed, named after it and the finalist whose network and budget it has.
 

@@ -9,6 +9,7 @@ from raypipe.distributed.capacity import Resources, alive, amount
 from raypipe.distributed.rehearsal import node_memory
 from raypipe.distributed.trainer import KEEP_CHECKPOINTS
 from raypipe.search.dry_run import Plan, Training
+from raypipe.search.sizes import BYTES
 
 TRAINED_ON = 4
 """Copies of the weights in the checkpoint of a training that goes on: weights, their average, and two of AdamW."""
@@ -27,7 +28,7 @@ def disk_needs(plan: Plan) -> dict[str, int]:
 
 def _kept(experiment: Experiment, training: Training) -> int:
     """Bytes of the models of a stage that stay when it is over."""
-    keep, weights = experiment.search.keep, 4 * max(training.parameters)
+    keep, weights = experiment.search.keep, BYTES * max(training.parameters)
     if training.name == "autoencoder":
         return 3 * weights  # with the two copies of its optimizer
     kept = training.trials if keep == "all" else min(training.trials, keep if isinstance(keep, int) else 1)
@@ -36,7 +37,7 @@ def _kept(experiment: Experiment, training: Training) -> int:
 
 def _passing(plan: Plan, training: Training) -> int:
     """Bytes of models that are deleted in the end: of trials that go on or are ranked, and checkpoints of Ray Train."""
-    weights = 4 * max(training.parameters)
+    weights = BYTES * max(training.parameters)
     running = min(max(1, plan.places), max(1, training.trials)) * TRAINED_ON
     return weights * max(
         training.trials + running, min(max(1, plan.places), training.refits) * KEEP_CHECKPOINTS * TRAINED_ON

@@ -55,12 +55,6 @@ class StageNetworks:
     smallest: Network
     largest: Network
 
-    @property
-    def distinct(self) -> list[Network]:
-        """From the smallest to the largest; one, if the axes do not change the size."""
-        found = {each.parameters: each for each in (self.largest, self.smallest, self.default)}
-        return [found[count] for count in sorted(found)]
-
 
 def stage_networks(experiment: Experiment, component: Component, channels: int) -> StageNetworks:
     """The networks among which a stage searches. channels: C, of the latents."""

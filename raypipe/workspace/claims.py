@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from raypipe.common.errors import RESUME, was_interrupted
+from raypipe.common.interrupts import RESUME, was_interrupted
 from raypipe.common.locks import Timeout, file_lock, is_locked
 from raypipe.config import ConfigError
 from raypipe.workspace import bucket

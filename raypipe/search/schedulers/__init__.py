@@ -123,8 +123,10 @@ def _above_median(search: Search, trials: int) -> float:
 
 
 def _best_so_far(search: Search, trials: int) -> float:
-    """Of ASHA: the n-th trial goes on if it is above the (1 - 1/k) quantile, as numpy interpolates it, of the n - 1
-    before it. A new one of n is above the value at position p of the others with probability 1 - (p + 1) / n.
+    """The share that ASHA lets pass.
+
+    The n-th trial goes on if it is above the (1 - 1/k) quantile, as numpy interpolates it, of the n - 1 before it. A
+    new one of n is above the value at position p of the others with probability 1 - (p + 1) / n.
     """
     share = 1 - 1 / search.reduction_factor
     return sum(1.0 if n == 1 else 1 - ((n - 2) * share + 1) / n for n in range(1, trials + 1)) / trials
