@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 from raypipe import config
 from raypipe.common.errors import UserError
-from raypipe.common.interrupts import was_interrupted
+from raypipe.common.interrupts import interrupts_kept, was_interrupted
 from raypipe.common.places import Place, to_place
 from raypipe.config import ConfigError, Experiment
 
@@ -221,7 +221,8 @@ def run(main: Callable[[Sequence[str] | None], int], prog: str, argv: Sequence[s
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
-        return main(argv)
+        with interrupts_kept():
+            return main(argv)
     except UserError as error:
         sys.stderr.write(f"{prog}: error: {' '.join(str(error).split())}\n")
         return BAD_INPUT

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 from raypipe import cli
 from raypipe.common import terminal
 from raypipe.common.errors import UserError
-from raypipe.common.interrupts import was_interrupted
+from raypipe.common.interrupts import interrupts_kept, was_interrupted
 from raypipe.common.locks import Timeout, file_lock
 from raypipe.common.places import to_place
 from raypipe.data.conversion import resuming
@@ -168,7 +168,8 @@ def _add_division(add: Callable[..., Any], more: Callable[..., Any]) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code: 0, 1 (unreadable sources), 2 (bad input) or 130 (interrupted)."""
     try:
-        return _run(make_parser().parse_args(argv))
+        with interrupts_kept():
+            return _run(make_parser().parse_args(argv))
     except (UserError, OSError) as error:
         sys.stderr.write(f"{PROG}: error: {' '.join(str(error).split())}\n")
         return cli.BAD_INPUT

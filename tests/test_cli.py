@@ -1,6 +1,9 @@
 """What every command line shares: flags, overrides, precedence, one-line errors, exit codes, tables."""
 
 import argparse
+import signal
+import sys
+import time
 
 import pytest
 import yaml
@@ -206,6 +209,38 @@ def test_an_interrupt_that_comes_out_as_another_error_is_an_interrupt(capsys, tm
     assert capsys.readouterr().err == "verb: interrupted; run the same command with --resume to continue\n"
     assert cli.run(interrupted_cleanup, "verb") == 130
     assert capsys.readouterr().err == "verb: interrupted; run the same command again\n"
+
+
+def test_an_interrupt_in_a_finalizer_is_not_lost(capsys):
+    class Freed:
+        def __del__(self):
+            signal.raise_signal(signal.SIGINT)  # as a Ctrl-C at that moment: Python ignores the exception
+
+    def interrupted(argv):
+        Freed()
+        time.sleep(20)
+
+    begin = time.monotonic()
+    assert cli.run(interrupted, "verb") == 130
+    assert time.monotonic() - begin < 5
+    assert capsys.readouterr().err == "verb: interrupted; run the same command again\n"
+
+
+def test_other_errors_in_finalizers_are_shown_as_ever(monkeypatch):
+    seen = []
+    monkeypatch.setattr(sys, "unraisablehook", seen.append)
+
+    class Freed:
+        def __del__(self):
+            raise ValueError("a bug")
+
+    def buggy(argv):
+        Freed()
+        return 0
+
+    assert cli.run(buggy, "verb") == 0
+    assert [ignored.exc_type for ignored in seen] == [ValueError]
+    assert sys.unraisablehook == seen.append
 
 
 def test_run_hands_over_arguments_and_exit_code_and_hides_no_bug():
